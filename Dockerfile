@@ -1,0 +1,24 @@
+# One image for webserver, daemon and code server. `make image` builds the wheel first.
+FROM python:3.11-slim-bookworm AS build
+RUN pip install --no-cache-dir uv==0.13.8
+COPY requirements.lock /build/requirements.lock
+RUN uv venv /opt/venv && \
+    uv pip sync --python /opt/venv/bin/python --require-hashes --compile-bytecode --no-cache /build/requirements.lock
+COPY dist/cem_assets-*.whl /build/
+RUN uv pip install --python /opt/venv/bin/python --no-deps --compile-bytecode --no-cache /build/cem_assets-*.whl
+
+FROM python:3.11-slim-bookworm
+RUN useradd --create-home --uid 10001 cem && mkdir -p /opt/dagster /opt/cem_assets && chown cem /opt/dagster /opt/cem_assets
+COPY --from=build /opt/venv /opt/venv
+COPY workspace.yaml /opt/cem_assets/workspace.yaml
+ENV PATH=/opt/venv/bin:$PATH \
+    DAGSTER_HOME=/opt/dagster \
+    DAGSTER_DISABLE_TELEMETRY=1 \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    PYTHONUNBUFFERED=1
+USER cem
+WORKDIR /opt/cem_assets
+EXPOSE 3000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:3000/server_info', timeout=4)"]
+CMD ["dagster-webserver", "--host", "0.0.0.0", "--port", "3000", "--workspace", "/opt/cem_assets/workspace.yaml"]

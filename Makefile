@@ -1,0 +1,64 @@
+# Every target makes the environment it needs; `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+PYTHON := .venv/bin/python
+STAMP := .venv/.installed
+export UV_LINK_MODE ?= hardlink
+# A venv that happens to be active must not receive our packages.
+unexport VIRTUAL_ENV
+
+.PHONY: help install demo dev test check format soak bench image wheel lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## make .venv from the lock file, nothing else
+
+$(STAMP): requirements-dev.lock pyproject.toml
+	@command -v $(UV) >/dev/null 2>&1 || { python3 -m venv .uv && .uv/bin/python -m pip install --quiet uv; }
+	$(UV) venv --quiet --allow-existing --python '>=3.11,<3.13' .venv
+	$(UV) pip sync --quiet --compile-bytecode --python $(PYTHON) --require-hashes requirements-dev.lock
+	$(UV) pip install --quiet --python $(PYTHON) --no-deps --editable .
+	@touch $@
+
+demo: $(STAMP)  ## from inbox to release on the embedded defaults, no network needed
+	$(PYTHON) -m cem_assets.cli demo
+
+dev: $(STAMP)  ## open the Dagster UI, with MLflow beside it
+	$(PYTHON) -m cem_assets.cli dev
+
+test: $(STAMP)  ## every test a bare machine can run (starts its own S3 server)
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP)  ## lint, types, import contracts
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(PYTHON) -m cem_assets_tests.tree_rules
+
+format: $(STAMP)  ## let ruff rewrite what it can
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+soak: $(STAMP)  ## the long faults and scales (about an hour)
+	$(PYTHON) -m pytest -m soak --timeout 7200 $(PYTEST_ARGS)
+
+bench: $(STAMP)  ## measure, as ratios in one run; writes perf/results/latest.json
+	$(PYTHON) -m perf
+
+wheel: $(STAMP)  ## build dist/*.whl
+	$(UV) build --quiet --wheel --python $(PYTHON) --out-dir dist .
+
+image: wheel  ## build the container image (needs a container engine)
+	docker build --tag cem-assets:latest .
+
+lock:  ## resolve pyproject.toml again into the two lock files (they name no host)
+	$(UV) pip compile --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header --quiet $(LOCK_ARGS) pyproject.toml -o requirements.lock
+	$(UV) pip compile --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header --quiet $(LOCK_ARGS) -c requirements.lock pyproject.toml --group dev -o requirements-dev.lock
+
+clean:  ## remove build products; the store in .cem_assets stays
+	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,34 @@
+"""The front door: what `workspace.yaml` names and Dagster loads.
+
+Definitions are listed, not discovered, so that they load from an installed wheel as well.
+"""
+
+import dagster as dg
+
+from cem_assets.defs.cem import CHAIN
+from cem_assets.defs.cem_releases import patch_classifier, releases
+from cem_assets.defs.checks import all_checks
+from cem_assets.defs.jobs import ALL_JOBS
+from cem_assets.defs.resources import StoreResource
+
+
+def build_definitions(store_url: str = "") -> dg.Definitions:
+    """Build every definition of the platform.
+
+    Args:
+        store_url: Root of the store; empty takes CEM_ASSETS_ROOT, else a local folder.
+
+    Returns:
+        Assets, checks, jobs and resources.
+    """
+    return dg.Definitions(
+        assets=[*CHAIN, patch_classifier, releases],
+        asset_checks=all_checks(),
+        jobs=ALL_JOBS,
+        resources={"store": StoreResource(url=store_url)},
+        # One process for a whole run: a process of its own for each step costs seconds, most datasets take less.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_definitions()

@@ -1,0 +1,137 @@
+"""The CEM curation chain as Dagster assets, partitioned by dataset."""
+
+from typing import Any
+
+import dagster as dg
+
+from cem_assets.cem.dedup import DedupParams
+from cem_assets.cem.filter import FilterParams, ScoreParams
+from cem_assets.defs.partitions import em_datasets
+from cem_assets.defs.resources import StoreResource
+from cem_assets.defs.steps import explained, materialized, progress_of
+from cem_assets.stages import cem_previews as previews
+from cem_assets.stages.cem_filter import keep_informative, score_patches
+from cem_assets.stages.cem_patches import PatchifyParams, choose_exemplars, cut_and_hash
+from cem_assets.stages.cem_volumes import standardize_dataset
+from cem_assets.storage.inbox import INBOX
+from cem_assets.storage.layout import CODE_VERSIONS, DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
+from cem_assets.storage.quarantine import report_key
+
+GPU_POOL = "gpu"
+
+
+class PatchifyConfig(dg.Config, PatchifyParams):
+    """How volumes are cut; see `PatchifyParams`."""
+
+
+class DedupConfig(dg.Config, DedupParams):
+    """How one dataset is deduplicated; see `DedupParams`."""
+
+
+class ScoreConfig(dg.Config, ScoreParams):
+    """How patches are scored; see `ScoreParams`."""
+
+
+class FilterConfig(dg.Config, FilterParams):
+    """Which scored patches are kept; see `FilterParams`."""
+
+
+def _asset(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "key": name.split("/"),
+        "group_name": "cem",
+        "partitions_def": em_datasets,
+        "code_version": CODE_VERSIONS[name],
+        **more,
+    }
+
+
+@dg.asset(**_asset(VOLUMES, kinds={"zarr"}))
+def volumes(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[Any]:
+    """Electron-microscopy volumes and images as they arrive, brought to one form.
+
+    Every file of the dataset's folder in the inbox is read, whatever its format, and stored as 8-bit gray: volumes
+    as OME-Zarr (opens in napari and neuroglancer) with their voxel size in nm, single images as a table.
+    How intensities were mapped is recorded, so it can be undone. Files that cannot be used are listed with the
+    reason in the quarantine report and stay in the inbox.
+    """
+    dataset, opened = context.partition_key, store.open()
+    with explained(context):
+        result = standardize_dataset(opened, dataset, context.run_id, progress=progress_of(context, "bricks or images"))
+        pictures = previews.volume_pictures(opened, result.manifest)
+    described = materialized(opened, result, pictures, ("voxels", result.manifest.counts["voxels"]))
+    extra = {"inbox": dg.MetadataValue.path(opened.url_of(f"{INBOX}/{dataset}"))}
+    if result.manifest.counts["rejected"]:
+        extra["quarantine report"] = dg.MetadataValue.path(opened.url_of(report_key(dataset)))
+    return described._replace(metadata={**(described.metadata or {}), **extra})
+
+
+@dg.asset(**_asset(RAW, deps=[VOLUMES.split("/")], kinds={"parquet"}))
+def raw_patches(context: dg.AssetExecutionContext, config: PatchifyConfig, store: StoreResource) -> dg.MaterializeResult[Any]:
+    """Every 224 x 224 px patch of the dataset: its place and a 64-bit fingerprint.
+
+    Isotropic volumes are cut along all three axes, anisotropic ones and videos along z only. The fingerprint
+    (difference hash) is close for patches that look alike. No pixels are stored; they are found again by place.
+    """
+    opened = store.open()
+    with explained(context):
+        result = cut_and_hash(
+            opened, context.partition_key, config, context.run_id, progress=progress_of(context, "bricks hashed")
+        )
+        pictures = previews.raw_pictures(opened, result.manifest)
+    return materialized(opened, result, pictures, ("patches", result.manifest.counts["patches"]))
+
+
+@dg.asset(**_asset(DEDUPLICATED, deps=[RAW.split("/")], kinds={"parquet"}))
+def deduplicated_patches(
+    context: dg.AssetExecutionContext, config: DedupConfig, store: StoreResource
+) -> dg.MaterializeResult[Any]:
+    """Exemplars: patches that do not look like one another.
+
+    Neighbouring slices of a volume are nearly the same picture. Of patches whose fingerprints differ in at most
+    12 of 64 bits one, the exemplar, stands for all; every dropped patch is listed with its exemplar.
+    """
+    opened = store.open()
+    with explained(context):
+        result = choose_exemplars(
+            opened, context.partition_key, config, context.run_id, progress_of(context, "deduplication steps")
+        )
+        pictures = previews.duplicate_pictures(opened, result.manifest)
+    return materialized(opened, result, pictures, ("patches", result.manifest.counts["patches"]))
+
+
+@dg.asset(**_asset(SCORES, deps=[DEDUPLICATED.split("/"), ["cem", "patch_classifier"]], kinds={"pytorch"}, pool=GPU_POOL))
+def patch_scores(context: dg.AssetExecutionContext, config: ScoreConfig, store: StoreResource) -> dg.MaterializeResult[Any]:
+    """How informative each exemplar is: the probability a ResNet34 classifier gives it.
+
+    Blank resin, padding, blur and artefacts score low. Scores are kept for every exemplar, so another
+    threshold needs no second look at the pixels.
+    """
+    opened = store.open()
+    with explained(context):
+        result = score_patches(
+            opened, context.partition_key, config, context.run_id, progress=progress_of(context, "patches scored")
+        )
+        pictures = previews.score_pictures(opened, result.manifest)
+    return materialized(opened, result, pictures, ("patches", result.manifest.counts["patches"]))
+
+
+@dg.asset(**_asset(FILTERED, deps=[SCORES.split("/")], kinds={"parquet"}))
+def filtered_patches(
+    context: dg.AssetExecutionContext, config: FilterConfig, store: StoreResource
+) -> dg.MaterializeResult[Any]:
+    """The informative patches with their pixels: the images people train on.
+
+    Parquet files that pandas, DuckDB and HF datasets open as they are. The gallery shows what was kept, what was
+    dropped as a duplicate beside its exemplar, and what was dropped as uninformative.
+    """
+    opened = store.open()
+    with explained(context):
+        result = keep_informative(
+            opened, context.partition_key, config, context.run_id, progress=progress_of(context, "shards written")
+        )
+        pictures = previews.filtered_pictures(opened, result.manifest)
+    return materialized(opened, result, pictures, ("patches", result.manifest.counts["patches"]))
+
+
+CHAIN = [volumes, raw_patches, deduplicated_patches, patch_scores, filtered_patches]

@@ -1,0 +1,258 @@
+"""Difference hashes of patches, bit for bit those of `imagehash.dhash(image, hash_size=8)`.
+
+A patch is resized to 224 x 224 (bilinear; full patches are left alone), then to 9 x 8 (Lanczos), and
+every pixel is compared with its left neighbour: 64 bits, most significant bit first, so that
+`f"{value:016x}"` equals `str(imagehash.dhash(...))`. Why this is exact, and what it gains: `docs/hashing.md`.
+Distances between hashes live in `cem_assets.imaging.hamming`.
+"""
+
+import logging
+from functools import lru_cache
+
+import imagehash
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image
+
+from cem_assets.imaging.compiled import kernel
+from cem_assets.imaging.resampling import PRECISION_BITS, resampling_taps
+
+logger = logging.getLogger(__name__)
+
+HASH_SIDE_PX = 224
+"""Every patch is brought to this size before it is hashed."""
+
+_COLUMNS, _ROWS = 9, 8
+_HALF = np.int32(1 << (PRECISION_BITS - 1))
+_i32 = np.int32
+
+
+@kernel
+def _clip8(total):  # type: ignore[no-untyped-def]
+    return np.uint8(min(max(_i32(total >> PRECISION_BITS), _i32(0)), _i32(255)))
+
+
+@kernel
+def _shrink_rows(images, start, weight, out):  # type: ignore[no-untyped-def]
+    """Horizontal pass: images uint8 (n, rows, 224) to out uint8 (n, 9, rows)."""
+    num_taps = weight.shape[1]
+    line = np.empty(images.shape[2], np.int32)
+    for n in range(images.shape[0]):
+        for row in range(images.shape[1]):
+            # One widening of the row, not one for each of the nine outputs that read it.
+            for x in range(images.shape[2]):
+                line[x] = images[n, row, x]
+            for column in range(weight.shape[0]):
+                window = line[start[column] : start[column] + num_taps]
+                taps = weight[column]
+                total = _HALF
+                for x in range(num_taps):
+                    total = _i32(total + _i32(window[x] * taps[x]))
+                out[n, column, row] = _clip8(total)
+
+
+@kernel
+def _shrink_middle(images, start, weight, out):  # type: ignore[no-untyped-def]
+    """Pass along axis 1: images uint8 (n, 224, lanes) to out uint8 (n, num_out, lanes)."""
+    lanes = images.shape[2]
+    total = np.empty(lanes, np.int32)
+    for n in range(images.shape[0]):
+        for row in range(weight.shape[0]):
+            for lane in range(lanes):
+                total[lane] = _HALF
+            for k in range(weight.shape[1]):
+                tap = weight[row, k]
+                if tap == 0:
+                    continue
+                source = images[n, start[row] + k]
+                for lane in range(lanes):
+                    total[lane] = _i32(total[lane] + _i32(_i32(source[lane]) * tap))
+            for lane in range(lanes):
+                out[n, row, lane] = _clip8(total[lane])
+
+
+@kernel
+def _bits(small, out):  # type: ignore[no-untyped-def]
+    """Compare neighbours: small uint8 (8, 9, n) to out uint64 (n,)."""
+    for n in range(small.shape[2]):
+        value = np.uint64(0)
+        for row in range(8):
+            for column in range(8):
+                value = np.uint64(value << np.uint64(1))
+                if small[row, column + 1, n] > small[row, column, n]:
+                    value = np.uint64(value | np.uint64(1))
+        out[n] = value
+
+
+def _hash_shrunk(columns: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Vertical pass and bits: columns uint8 (224 rows, 9, n) to uint64 (n,)."""
+    vertical = resampling_taps(HASH_SIDE_PX, _ROWS, "lanczos")
+    num = columns.shape[2]
+    small = np.empty((1, _ROWS, _COLUMNS * num), np.uint8)
+    _shrink_middle(columns.reshape(1, HASH_SIDE_PX, _COLUMNS * num), vertical.start, vertical.weight, small)
+    out = np.empty(num, np.uint64)
+    _bits(small.reshape(_ROWS, _COLUMNS, num), out)
+    return out
+
+
+def _shrink_last(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Resize the last axis of uint8 (n, m, 224) to nine: uint8 (n, 9, m)."""
+    taps = resampling_taps(HASH_SIDE_PX, _COLUMNS, "lanczos")
+    out = np.empty((images.shape[0], _COLUMNS, images.shape[1]), np.uint8)
+    _shrink_rows(images, taps.start, taps.weight, out)
+    return out
+
+
+@kernel
+def _stretch_rows(images, start, weight, out):  # type: ignore[no-untyped-def]
+    """Horizontal bilinear pass: images uint8 (n, rows, w) to out uint8 (n, rows, 224)."""
+    total = np.empty(weight.shape[0], np.int32)
+    line = np.empty(images.shape[2], np.int32)
+    for n in range(images.shape[0]):
+        for row in range(images.shape[1]):
+            for x in range(images.shape[2]):
+                line[x] = images[n, row, x]
+            total[:] = _HALF
+            for k in range(weight.shape[1]):
+                for x in range(weight.shape[0]):
+                    # Unsigned indices spare the check for negative ones, and so let the loop vectorize.
+                    total[x] = _i32(total[x] + _i32(line[np.uint64(start[x]) + np.uint64(k)] * weight[x, k]))
+            for x in range(weight.shape[0]):
+                out[n, row, x] = _clip8(total[x])
+
+
+def stretch_to_hash_side(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Resize patches to 224 x 224 as `PIL.Image.resize((224, 224), BILINEAR)` does.
+
+    Args:
+        patches: uint8 (n, height, width), both sides 1..224 px.
+
+    Returns:
+        uint8 (n, 224, 224); the input itself where it has that size already.
+    """
+    num, height, width = patches.shape
+    if width != HASH_SIDE_PX:
+        taps = resampling_taps(width, HASH_SIDE_PX, "bilinear")
+        wide = np.empty((num, height, HASH_SIDE_PX), np.uint8)
+        _stretch_rows(patches, taps.start, taps.weight, wide)
+        patches = wide
+    if height != HASH_SIDE_PX:
+        taps = resampling_taps(height, HASH_SIDE_PX, "bilinear")
+        tall = np.empty((num, HASH_SIDE_PX, HASH_SIDE_PX), np.uint8)
+        _shrink_middle(patches, taps.start, taps.weight, tall)
+        patches = tall
+    return patches
+
+
+def imagehash_dhash(patch: NDArray[np.uint8]) -> int:
+    """Hash one patch the slow, defining way: Pillow and imagehash.
+
+    Args:
+        patch: uint8 (height, width), any size.
+
+    Returns:
+        The hash as an unsigned 64-bit integer.
+    """
+    image = Image.fromarray(np.ascontiguousarray(patch))
+    resized = image.resize((HASH_SIDE_PX, HASH_SIDE_PX), Image.Resampling.BILINEAR)
+    return int(str(imagehash.dhash(resized, hash_size=8)), 16)
+
+
+def _fast(patches: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    stretched = stretch_to_hash_side(patches)
+    columns = _shrink_last(stretched)  # (n, 9, 224)
+    return _hash_shrunk(np.ascontiguousarray(columns.transpose(2, 1, 0)))
+
+
+@lru_cache(maxsize=1)
+def self_test() -> bool:
+    """Compare the fast path with the installed Pillow and imagehash, once per process.
+
+    Returns:
+        True where every hash agrees. Otherwise a warning is logged and every later hash in this
+        process is made by imagehash itself: slower, never different.
+    """
+    generator = np.random.default_rng(224)
+    sizes = [(224, 224), (224, 130), (130, 224), (113, 64), (64, 113), (223, 225 - 2), (97, 200)]
+    for height, width in sizes:
+        noise = generator.integers(0, 256, (3, height, width), dtype=np.uint8)
+        ramp = np.linspace(0, 255, height * width).reshape(height, width).astype(np.uint8)
+        patches = np.concatenate([noise, ramp[None], noise[:1] // 64 * 64, (ramp // 2 + noise[1] // 2)[None]])
+        expected = [imagehash_dhash(patch) for patch in patches]
+        if _fast(patches).tolist() != expected:
+            logger.warning(
+                "the fast dHash differs from imagehash under Pillow %s at %d x %d px; hashing with imagehash "
+                "itself instead (about nine times slower). Install the pinned Pillow to be fast again.",
+                PIL.__version__,
+                height,
+                width,
+            )
+            return False
+    return True
+
+
+def dhash(patches: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Hash patches of one size.
+
+    Args:
+        patches: uint8 (n, height, width). Sides up to 224 px take the fast path, larger ones imagehash.
+
+    Returns:
+        uint64 (n,), each with the 64 bits of `imagehash.dhash` of that patch, most significant first.
+
+    Raises:
+        ValueError: The array is not a batch of 8-bit gray images.
+
+    Source: Krawetz's difference hash as in imagehash 4; CEM500K (eLife 65894) hashes patches this way.
+    """
+    if patches.dtype != np.uint8 or patches.ndim != 3:
+        raise ValueError(
+            f"dhash takes uint8 patches of shape (n, height, width); found {patches.dtype} {patches.shape}. "
+            "Standardize intensities first, and add the leading axis to a single patch."
+        )
+    if not len(patches):
+        return np.empty(0, np.uint64)
+    if max(patches.shape[1:]) > HASH_SIDE_PX or not self_test():
+        return np.array([imagehash_dhash(patch) for patch in patches], dtype=np.uint64)
+    return _fast(patches)
+
+
+class BrickHashes:
+    """Hashes of every plane of one brick, sharing the resampling passes between planes.
+
+    The xy and xz planes of a brick both begin with a pass along x, so one pass serves both; the yz
+    planes begin with a pass along y. That is why a brick costs two such passes for three planes.
+    """
+
+    def __init__(self, brick: NDArray[np.uint8]) -> None:
+        """Args: brick: uint8 (depth, height, width), sides up to 224 voxels, C-contiguous."""
+        self._brick = np.ascontiguousarray(brick)
+        self._along_x: NDArray[np.uint8] | None = None
+
+    def _columns_along_x(self) -> NDArray[np.uint8]:
+        if self._along_x is None:
+            self._along_x = _shrink_last(self._brick)  # (z, 9, y)
+        return self._along_x
+
+    def along(self, axis: int) -> NDArray[np.uint64]:
+        """Hash the brick's slices along one axis.
+
+        Args:
+            axis: 0 for xy planes, 1 for xz, 2 for yz.
+
+        Returns:
+            uint64 (brick.shape[axis],), in slice order.
+        """
+        brick = self._brick
+        sides = brick.shape[:axis] + brick.shape[axis + 1 :]
+        if sides != (HASH_SIDE_PX, HASH_SIDE_PX) or not self_test():
+            return dhash(np.ascontiguousarray(np.moveaxis(brick, axis, 0)))
+        if axis == 0:
+            return _hash_shrunk(np.ascontiguousarray(self._columns_along_x().transpose(2, 1, 0)))
+        if axis == 1:
+            return _hash_shrunk(self._columns_along_x())
+        taps = resampling_taps(HASH_SIDE_PX, _COLUMNS, "lanczos")
+        columns = np.empty((brick.shape[0], _COLUMNS, brick.shape[2]), np.uint8)
+        _shrink_middle(brick, taps.start, taps.weight, columns)  # (z, 9, x)
+        return _hash_shrunk(columns)

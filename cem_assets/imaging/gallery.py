@@ -1,0 +1,145 @@
+"""Small pictures for people: galleries of patches and charts, as bytes that fit into metadata.
+
+Charts are drawn with matplotlib's object interface, so nothing global is touched.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+MAX_BYTES = 100_000
+"""Largest picture that is put into an event's metadata."""
+TILE_PX = 96
+_CAPTION_PX = 14
+_GAP_PX = 4
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a gallery.
+
+    Attributes:
+        pixels: uint8 (height, width).
+        caption: A few words under it.
+    """
+
+    pixels: NDArray[np.uint8]
+    caption: str = ""
+
+
+def gallery_jpeg(rows: Sequence[tuple[str, Sequence[Tile]]], tile_px: int = TILE_PX) -> bytes:
+    """Draw titled rows of pictures.
+
+    Args:
+        rows: (title, tiles) in order; rows without tiles are left out.
+        tile_px: Side of a tile.
+
+    Returns:
+        A JPEG of at most `MAX_BYTES`; quality, then size give way until it fits.
+    """
+    shown = [(title, tiles) for title, tiles in rows if tiles]
+    columns = max((len(tiles) for _, tiles in shown), default=1)
+    captions = any(tile.caption for _, tiles in shown for tile in tiles)
+    row_px = tile_px + _GAP_PX + (_CAPTION_PX if captions else 0) + 18
+    width = max(columns * (tile_px + _GAP_PX) + _GAP_PX, 240)
+    canvas = Image.new("L", (width, max(1, len(shown)) * row_px + _GAP_PX), 255)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
+    for number, (title, tiles) in enumerate(shown):
+        top = number * row_px + _GAP_PX
+        draw.text((_GAP_PX, top), title, fill=0, font=font)
+        for column, tile in enumerate(tiles):
+            left = _GAP_PX + column * (tile_px + _GAP_PX)
+            image = Image.fromarray(np.ascontiguousarray(tile.pixels))
+            image.thumbnail((tile_px, tile_px))
+            canvas.paste(image, (left, top + 16))
+            if tile.caption:
+                draw.text((left, top + 17 + tile_px), tile.caption, fill=70, font=font)
+    for quality in (85, 70, 55, 40):
+        sink = io.BytesIO()
+        canvas.save(sink, "JPEG", quality=quality)
+        if sink.tell() <= MAX_BYTES:
+            return sink.getvalue()
+    return gallery_jpeg(rows, tile_px * 3 // 4)
+
+
+def histogram_png(
+    values: Sequence[float] | NDArray[np.generic],
+    title: str,
+    x_label: str,
+    num_bins: int = 40,
+    mark: float | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> bytes:
+    """Draw a histogram.
+
+    Args:
+        values: Numbers, any length.
+        title: Above the chart.
+        x_label: Under it, with the unit.
+        num_bins: Number of bars.
+        mark: Where to draw a vertical line, such as a threshold.
+        bounds: Smallest and largest value of the axis.
+
+    Returns:
+        A PNG of a few KiB.
+    """
+    figure = Figure(figsize=(4.2, 2.4), dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.hist(np.asarray(values, dtype=np.float64), bins=num_bins, range=bounds, color="#4c72b0")
+    if mark is not None:
+        axes.axvline(mark, color="#c44e52", linewidth=1.5)
+    axes.set(title=title, xlabel=x_label, ylabel="count")
+    return figure_png(figure)
+
+
+def figure_png(figure: Figure) -> bytes:
+    """Render a matplotlib figure to PNG; equal figures give equal bytes."""
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", metadata={"Software": None})
+    return sink.getvalue()
+
+
+def roc_figure(false_positive_rate: NDArray[np.float64], true_positive_rate: NDArray[np.float64], auc: float) -> Figure:
+    """Draw a ROC curve.
+
+    Args:
+        false_positive_rate: float64 (m,), share of uninformative patches kept.
+        true_positive_rate: float64 (m,), share of informative patches kept.
+        auc: Area under it, for the title.
+    """
+    figure = Figure(figsize=(3.6, 3.4), dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--")
+    axes.plot(false_positive_rate, true_positive_rate, color="#4c72b0", linewidth=2)
+    axes.set(
+        title=f"ROC, AUC {auc:.3f}", xlabel="uninformative patches kept", ylabel="informative patches kept", aspect="equal"
+    )
+    return figure
+
+
+def confusion_figure(matrix: NDArray[np.int64], names: Sequence[str]) -> Figure:
+    """Draw a confusion matrix.
+
+    Args:
+        matrix: int64 (n, n): rows are labels, columns decisions.
+        names: Names of the classes.
+    """
+    figure = Figure(figsize=(3.4, 3.2), dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(matrix, cmap="Blues", vmin=0)
+    for (row, column), count in np.ndenumerate(matrix):
+        light = count > matrix.max() / 2
+        axes.text(column, row, str(count), ha="center", va="center", color="white" if light else "black")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(title="confusion", xlabel="decided", ylabel="labelled")
+    return figure

@@ -1,0 +1,104 @@
+"""Stage `cem/volumes`: a dataset of the inbox becomes standardized volumes or images."""
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cem_assets.cem.bricks import count_patches
+from cem_assets.engine import Engine
+from cem_assets.stages.common import Progress, StageResult, no_progress
+from cem_assets.storage.commits import Commit
+from cem_assets.storage.inbox import InboxDataset, Rejection, read_inbox
+from cem_assets.storage.intake import holds_one_image, intakes, slice_candidates
+from cem_assets.storage.layout import CODE_VERSIONS, VOLUMES
+from cem_assets.storage.manifests import Inputs
+from cem_assets.storage.quarantine import clear_report, write_report
+from cem_assets.storage.standardize import local_paths, opened_volume, standardize_images, standardize_volume
+from cem_assets.storage.store import Store, scratch_folder
+from cem_assets.storage.tables import REJECTED_SCHEMA, parquet_bytes
+
+
+def standardize_dataset(
+    store: Store, dataset: str, run_id: str = "", engine: Engine | None = None, progress: Progress = no_progress
+) -> StageResult:
+    """Standardize a dataset of the inbox: uint8 OME-Zarr volumes, or a table of 2D images.
+
+    Args:
+        store: Where.
+        dataset: Partition key, its folder in the inbox.
+        run_id: Recorded in the manifest.
+        engine: Shares bricks or images; None chooses a pool.
+        progress: Called with (bricks or images done, in all) of the volume at hand.
+
+    Returns:
+        The committed partition of `cem/volumes`.
+
+    Raises:
+        FileNotFoundError: The inbox has no such dataset.
+        ValueError: Its description breaks rules, or nothing in it can be used; the report lies in `quarantine/`.
+        OSError: The store or the scratch disk is in trouble; another attempt may help.
+    """
+    started = time.monotonic()
+    try:
+        inbox = read_inbox(store, dataset)
+    except (FileNotFoundError, ValueError) as error:
+        write_report(store, dataset, [Rejection("dataset.toml", str(error))], is_refused=True)
+        raise
+    inputs = Inputs(VOLUMES, dataset, CODE_VERSIONS[VOLUMES], {}, {f"inbox/{dataset}": inbox.digest})
+    commit = Commit(store, inputs, run_id)
+    if commit.up_to_date:
+        return StageResult(commit.up_to_date, False, time.monotonic() - started)
+    records, counts, rejections = _standardize(store, inbox, commit, engine, progress)
+    if not records and not counts["images"]:
+        write_report(store, dataset, rejections, is_refused=True)
+        listing = "\n".join(f"  - {item.what}: {item.reason}" for item in rejections[:20])
+        raise ValueError(
+            f"dataset {dataset!r} has nothing that can be used; {len(rejections)} file(s) or volume(s) were refused:\n"
+            f"{listing}\nRepair or replace them in the inbox, then materialize {VOLUMES} again."
+        )
+    rows = [{"what": item.what, "reason": item.reason, "num_patches": 0} for item in rejections]
+    table = pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
+    commit.write("_rejected/part-00000.parquet", parquet_bytes([table], REJECTED_SCHEMA))
+    if rejections:
+        write_report(store, dataset, rejections, is_refused=False)
+    else:
+        clear_report(store, dataset)
+    description = json.loads(inbox.description.model_dump_json())
+    manifest = commit.finish(counts, {"description": description, "volumes": records, "lineage": {}})
+    return StageResult(manifest, True, time.monotonic() - started)
+
+
+def _standardize(
+    store: Store, inbox: InboxDataset, commit: Commit, engine: Engine | None, progress: Progress
+) -> tuple[list[dict[str, Any]], dict[str, int], list[Rejection]]:
+    """Write everything that can be used; return volume records, counts, and what was refused."""
+    rejections = list(inbox.rejections)
+    records: list[dict[str, Any]] = []
+    counts = {"volumes": 0, "images": 0, "voxels": 0, "patches_expected": 0}
+    with scratch_folder("volumes") as scratch:
+        single = {}
+        for path in slice_candidates(inbox):
+            with local_paths(store, inbox.name, [path], scratch) as (local,):
+                single[path] = holds_one_image(local, scratch, inbox.description)
+        items, refused = intakes(inbox, single)
+        rejections += refused
+        if inbox.description.kind == "images":
+            num_images, num_pixels, refused = standardize_images(store, inbox, items, commit, engine, scratch, progress)
+            counts |= {"images": num_images, "voxels": num_pixels}
+            items = []
+            rejections += refused
+        for item in items:
+            try:
+                with opened_volume(store, inbox, item, scratch) as opened:
+                    record = standardize_volume(opened, item, inbox.description, commit, engine, progress)
+            except ValueError as error:
+                rejections.append(Rejection(item.name if item.kind == "stack" else item.paths[0], str(error)))
+                continue
+            records.append(record.to_json())
+            counts["volumes"] += 1
+            counts["voxels"] += int(np.prod(record.shape, dtype=object))
+            counts["patches_expected"] += count_patches(record.shape, record.planes)
+    return records, counts | {"rejected": len(rejections)}, rejections

@@ -1,0 +1,279 @@
+"""The inbox: folders of files with a `dataset.toml`.
+
+A dataset is complete when its `dataset.toml`, written last, is there. This module lists and hashes the
+files and refuses names that could do harm; uploaded names are untrusted. Which files make which volume is
+`cem_assets.storage.intake`.
+"""
+
+import hashlib
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomlkit
+
+from cem_assets.cem.description import (
+    EXAMPLE,
+    MAX_TOML_BYTES,
+    DatasetDescription,
+    check_dataset_name,
+    parse_description,
+)
+from cem_assets.storage.formats import expected_suffixes
+from cem_assets.storage.formats.arrays import shown
+from cem_assets.storage.manifests import canonical_json
+from cem_assets.storage.store import Store
+
+INBOX = "inbox"
+DESCRIPTION = "dataset.toml"
+
+_JUNK = re.compile(r"(^|/)(\.|__MACOSX/|Thumbs\.db$|desktop\.ini$)")
+_MAX_PART_BYTES = 255
+MAX_NAME = 160
+"""Characters of a volume's name, and of a path in a message."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Something that was refused, while the rest went on.
+
+    Attributes:
+        what: The file or volume, relative to the dataset's folder.
+        reason: What was expected, what was found, and the remedy.
+    """
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class InboxFile:
+    """A file of a dataset.
+
+    Attributes:
+        path: Relative to the dataset's folder.
+        num_bytes: Size.
+        sha256: Hex digest of its bytes.
+    """
+
+    path: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class InboxDataset:
+    """A complete dataset of the inbox.
+
+    Attributes:
+        description: What its curator says.
+        files: All its files in order of path, `dataset.toml` among them.
+        rejections: Files whose names are not allowed.
+    """
+
+    description: DatasetDescription
+    files: tuple[InboxFile, ...]
+    rejections: tuple[Rejection, ...]
+
+    @property
+    def name(self) -> str:
+        return self.description.name
+
+    @property
+    def digest(self) -> str:
+        """sha256 over path, size and sha256 of every file: changes when anything in the dataset does."""
+        rows = [[item.path, item.num_bytes, item.sha256] for item in self.files]
+        return hashlib.sha256(canonical_json(rows)).hexdigest()
+
+
+def dataset_key(dataset: str, path: str) -> str:
+    """Return the key of a dataset's file."""
+    return f"{INBOX}/{dataset}/{path}"
+
+
+def read_description(store: Store, dataset: str) -> DatasetDescription:
+    """Read the `dataset.toml` of a dataset in the inbox.
+
+    Args:
+        store: Where.
+        dataset: Name of its folder, which is its partition key.
+
+    Returns:
+        The description.
+
+    Raises:
+        FileNotFoundError: The folder has no `dataset.toml`.
+        ValueError: The file breaks rules, or names another dataset than its folder.
+    """
+    if problem := check_dataset_name(dataset):
+        raise ValueError(problem)
+    key = dataset_key(dataset, DESCRIPTION)
+    size = store.size(key)
+    if size is None:
+        raise FileNotFoundError(
+            f"{key} is missing in {store.url}; a dataset is a folder of files with a {DESCRIPTION}, written last. An "
+            f"example:\n{EXAMPLE}"
+        )
+    if size > MAX_TOML_BYTES:
+        raise ValueError(f"{key} has {size} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
+    description = parse_description(store.read(key), key)
+    if description.name != dataset:
+        raise ValueError(
+            f"{key} says name = {description.name!r}, but its folder is {dataset!r}; expected the same, so that no two "
+            "folders can be one dataset. Rename the folder or the dataset."
+        )
+    return description
+
+
+def read_inbox(store: Store, dataset: str) -> InboxDataset:
+    """List and hash the files of a dataset.
+
+    Args:
+        store: Where.
+        dataset: Name of its folder.
+
+    Returns:
+        The dataset with every file hashed.
+
+    Raises:
+        FileNotFoundError: There is no such dataset.
+        ValueError: Its description breaks rules, or there is no file beside it.
+    """
+    description = read_description(store, dataset)
+    base = f"{INBOX}/{dataset}/"
+    allowed, rejections = [], []
+    for item in store.walk(base.rstrip("/")):
+        path = item.key[len(base) :]
+        if _JUNK.search(path):
+            continue
+        if problem := path_problem(path):
+            rejections.append(Rejection(shown_path(path), problem))
+        else:
+            allowed.append((path, item.num_bytes))
+    if len(allowed) < 2:
+        raise ValueError(
+            f"dataset {dataset!r} has no files beside its {DESCRIPTION}; expected images of type {expected_suffixes()}. "
+            "Upload them, and dataset.toml last."
+        )
+    with ThreadPoolExecutor(8) as pool:
+        hashes = list(pool.map(lambda entry: store.sha256(base + entry[0]), allowed))
+    files = [InboxFile(path, size, digest) for (path, size), digest in zip(allowed, hashes, strict=True)]
+    return InboxDataset(description, tuple(files), tuple(rejections))
+
+
+def path_problem(path: str) -> str | None:
+    """Say why an uploaded file's path is not allowed, or None.
+
+    Blanks, commas, leading dashes and letters of any script are allowed in file names, because real
+    archives have them; what could leave the folder, hide, or break a file system is not.
+    """
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in path:
+        return "its path has an empty, '.' or '..' part or a backslash; expected plain folder and file names. Rename it."
+    if any(not character.isprintable() for character in path):
+        return "its path has control or invisible characters; expected printable ones. Rename it."
+    longest = max(len(part.encode()) for part in parts)
+    if longest > _MAX_PART_BYTES or len(path) > 800:
+        return f"a part of its path has {longest} bytes; expected at most {_MAX_PART_BYTES}. Rename it."
+    return None
+
+
+def shown_path(path: str) -> str:
+    """Return a path for a message or table: printable, and not longer than 160 characters."""
+    text = "".join(character if character.isprintable() else "?" for character in path)
+    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 3]}..."
+
+
+def register_folder(store: Store, folder: Path, name: str | None = None, replace: bool = False) -> str:
+    """Copy a local folder into the inbox, `dataset.toml` last.
+
+    Args:
+        store: Where.
+        folder: A folder of files with a `dataset.toml`.
+        name: Name to give the dataset instead of the one in `dataset.toml`.
+        replace: Whether other files under the same name may be replaced.
+
+    Returns:
+        The dataset's name.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no `dataset.toml` in it.
+        ValueError: The description breaks rules.
+        FileExistsError: A dataset of that name with other files is in the inbox already.
+    """
+    toml = folder / DESCRIPTION
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; expected a folder of images with a {DESCRIPTION}.")
+    if not toml.is_file():
+        raise FileNotFoundError(f"{folder} has no {DESCRIPTION}; write one beside the images. An example:\n{EXAMPLE}")
+    text = toml.read_bytes()
+    if name is not None:
+        if problem := check_dataset_name(name):
+            raise ValueError(problem)
+        text = _renamed(text, name, str(toml))
+    description = parse_description(text, str(toml))
+    local = {path: folder / path for path in _local_files(folder)}
+    if len(local) < 1:
+        raise ValueError(f"{folder} has no files beside its {DESCRIPTION}; expected images of type {expected_suffixes()}.")
+    base = f"{INBOX}/{description.name}"
+    there = {item.key[len(base) + 1 :]: item.num_bytes for item in store.walk(base)}
+    wanted = {path: file.stat().st_size for path, file in local.items()}
+    if DESCRIPTION in there:
+        same = _same_files(store, base, there, local, text)
+        if same:
+            return description.name
+        if not replace:
+            raise FileExistsError(
+                f"the inbox of {store.url} has a dataset {description.name!r} already, with other files. Give another name "
+                "(--name), or replace it as a new version (--replace)."
+            )
+        store.delete([f"{base}/{DESCRIPTION}"])  # incomplete from here until the new one is written, last
+    stale = sorted(set(there) - set(wanted) - {DESCRIPTION})
+    store.delete(f"{base}/{path}" for path in stale)
+    for path, file in local.items():
+        store.put(f"{base}/{path}", file)
+    store.put(f"{base}/{DESCRIPTION}", text)
+    return description.name
+
+
+def _same_files(store: Store, base: str, there: dict[str, int], local: dict[str, Path], text: bytes) -> bool:
+    if set(there) - {DESCRIPTION} != set(local) or store.read(f"{base}/{DESCRIPTION}") != text:
+        return False
+    if any(there[path] != file.stat().st_size for path, file in local.items()):
+        return False
+    for path, file in local.items():
+        with open(file, "rb") as handle:
+            if hashlib.file_digest(handle, "sha256").hexdigest() != store.sha256(f"{base}/{path}"):
+                return False
+    return True
+
+
+def _local_files(folder: Path) -> list[str]:
+    """List a folder's files, relative; links that lead out of it are refused."""
+    root = folder.resolve()
+    found = []
+    for file in sorted(folder.rglob("*")):
+        path = file.relative_to(folder).as_posix()
+        if not file.is_file() or _JUNK.search(path) or path == DESCRIPTION:
+            continue
+        if problem := path_problem(path):
+            raise ValueError(f"{shown(file)}: {problem}")
+        if not file.resolve().is_relative_to(root):
+            raise ValueError(f"{path} is a link that leads out of {folder}; expected files. Copy the file itself.")
+        found.append(path)
+    return found
+
+
+def _renamed(text: bytes, name: str, where: str) -> bytes:
+    try:
+        document = tomlkit.parse(text.decode("utf-8-sig"))
+    except (UnicodeDecodeError, tomlkit.exceptions.ParseError) as error:
+        raise ValueError(f"{where} is not valid TOML in UTF-8: {error}. An example:\n{EXAMPLE}") from error
+    document["name"] = name
+    return tomlkit.dumps(document).encode()
+
+
+def waiting_datasets(store: Store) -> list[str]:
+    """List the datasets of the inbox that are complete, in order of name."""
+    return [name for name in store.children(INBOX) if store.size(dataset_key(name, DESCRIPTION)) is not None]

@@ -1,0 +1,48 @@
+"""Names of the assets, which are also their folders in the store.
+
+Asset `cem/raw_patches`, partition `vnc`, lies at `<root>/cem/raw_patches/vnc/`; knowing one gives the
+other. Readers accept the short names of `STAGES` as well.
+"""
+
+VOLUMES = "cem/volumes"
+RAW = "cem/raw_patches"
+DEDUPLICATED = "cem/deduplicated_patches"
+SCORES = "cem/patch_scores"
+FILTERED = "cem/filtered_patches"
+CLASSIFIER = "cem/patch_classifier"
+LABELS = "cem/patch_labels"
+RELEASES = "cem/releases"
+
+STAGES: dict[str, str] = {
+    "volumes": VOLUMES,
+    "raw": RAW,
+    "deduplicated": DEDUPLICATED,
+    "scores": SCORES,
+    "filtered": FILTERED,
+}
+
+CODE_VERSIONS: dict[str, str] = {
+    VOLUMES: "1",
+    RAW: "1",
+    DEDUPLICATED: "1",
+    SCORES: "1",
+    FILTERED: "1",
+    CLASSIFIER: "1",
+    RELEASES: "1",
+}
+"""Written by hand: raise one when the asset's results change for equal inputs."""
+
+
+def asset_of(stage: str) -> str:
+    """Return the asset of a stage.
+
+    Args:
+        stage: A key of `STAGES`, an asset such as "cem/raw_patches", or its last part.
+
+    Raises:
+        ValueError: The name is not known; the error lists those that are.
+    """
+    for short, asset in STAGES.items():
+        if stage in (short, asset, asset.rsplit("/", 1)[-1]):
+            return asset
+    raise ValueError(f"stage {stage!r} is not known; expected one of {', '.join(STAGES)}, or the asset's full name.")

@@ -1,0 +1,399 @@
+"""From files in the inbox to standardized voxels: open, choose the intensity mapping, write bricks.
+
+The stage behind `cem/volumes`. A file that cannot be used becomes a `Rejection` and the rest goes on; trouble
+with the store is raised, because another attempt may help there. Formats are in `storage.formats`.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cem_assets.cem.bricks import ALL_PLANES, XY_ONLY, Box, brick_boxes
+from cem_assets.cem.description import DatasetDescription
+from cem_assets.cem.patchify import is_anisotropic
+from cem_assets.engine import Engine, local_engine
+from cem_assets.imaging.intensity import IntensityMapping, default_policy, mapping_for
+from cem_assets.storage.commits import Commit, ContentFolder
+from cem_assets.storage.formats import open_file
+from cem_assets.storage.formats.arrays import ArraySource, Opened
+from cem_assets.storage.formats.stacks import open_stack, read_plane
+from cem_assets.storage.formats.zarr_stores import open_zarr
+from cem_assets.storage.inbox import InboxDataset, Rejection, dataset_key
+from cem_assets.storage.intake import Intake
+from cem_assets.storage.manifests import ManifestObject
+from cem_assets.storage.store import Store
+from cem_assets.storage.tables import IMAGES_SCHEMA, SHARD_BYTES, encode_tiff, parquet_bytes, part_name
+from cem_assets.storage.volumes import (
+    MISSING_VALUE,
+    VolumeRecord,
+    brick_name,
+    decode_brick,
+    encode_brick,
+    metadata_objects,
+    volume_folder,
+)
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+_ROW_GROUP_BYTES = 16 << 20
+"""Pixels in a row group of an image table: what a reader of one image has to decode."""
+
+_SAMPLE_BRICKS = 32
+_SAMPLE_VALUES = 1 << 18
+"""Values taken from each sampled brick; 32 bricks give 8 Mi values, whatever the volume's size."""
+
+
+@contextmanager
+def local_paths(store: Store, dataset: str, paths: Iterable[str], scratch: Path) -> Iterator[list[Path]]:
+    """Give local files for files of the inbox: themselves on a local store, copies in scratch otherwise."""
+    keys = [dataset_key(dataset, path) for path in paths]
+    if store.is_local:
+        yield [Path(store.url_of(key)) for key in keys]
+        return
+    with TemporaryDirectory(dir=scratch) as folder:
+        copies = []
+        for number, key in enumerate(keys):
+            # Numbered folders keep equal file names apart; the name itself is kept for messages and suffixes.
+            target = Path(folder) / str(number) / key.rsplit("/", 1)[-1]
+            target.parent.mkdir()
+            store.fs.get_file(store.url_of(key), str(target))
+            copies.append(target)
+        yield copies
+
+
+@contextmanager
+def opened_volume(store: Store, dataset: InboxDataset, intake: Intake, scratch: Path) -> Iterator[Opened]:
+    """Open one volume of the inbox.
+
+    Args:
+        store: Where.
+        dataset: Its dataset.
+        intake: Which volume.
+        scratch: Folder for copies and unpacked voxels.
+
+    Yields:
+        The opened volume, usable until the block ends.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    description = dataset.description
+    if intake.kind == "zarr":
+        yield open_zarr(store, dataset_key(dataset.name, intake.paths[0]), description.zarr_array, description.channel)
+        return
+    paths = list(intake.paths)
+    if intake.paths[0].lower().endswith(".nhdr"):  # its voxels lie in a second file of the same folder
+        folder = intake.paths[0].rpartition("/")[0]
+        paths += [
+            item.path
+            for item in dataset.files
+            if item.path.rpartition("/")[0] == folder and item.path.lower().endswith((".raw", ".raw.gz", ".gz", ".bz2"))
+        ]
+    with TemporaryDirectory(dir=scratch) as folder_name, local_paths(store, dataset.name, paths, scratch) as files:
+        folder_path = Path(folder_name)
+        if intake.kind == "stack":
+            yield open_stack(files, folder_path, description, intake.name)
+        elif len(files) > 1 and not store.is_local:  # put a detached header and its data side by side again
+            for file in files:
+                file.rename(folder_path / file.name)
+            yield open_file(folder_path / files[0].name, folder_path, description)
+        else:
+            yield open_file(files[0], folder_path, description)
+
+
+def intensity_mapping(source: ArraySource, description: DatasetDescription, boxes: list[Box]) -> IntensityMapping:
+    """Choose the mapping of one volume; percentiles are measured on a fixed sample of its bricks.
+
+    Args:
+        source: The volume.
+        description: Declares the policy.
+        boxes: All bricks of the volume.
+
+    Returns:
+        The mapping.
+
+    Raises:
+        ValueError: The policy does not fit the data.
+    """
+    policy = description.intensity or default_policy(source.dtype)
+    values: list[NDArray[Any]] = []
+    if policy == "percentile":
+        for number in sample_of(len(boxes), _SAMPLE_BRICKS):
+            box = boxes[number]
+            voxels = source.read(box)
+            mask = source.missing(box)
+            flat = voxels.reshape(-1) if mask is None else voxels[~mask]
+            values.append(flat[:: max(1, -(-flat.size // _SAMPLE_VALUES))])
+    sample = np.concatenate(values) if values else np.empty(0, source.dtype)
+    return mapping_for(policy, source.dtype, sample, description.intensity_percentiles, description.intensity_window)
+
+
+def sample_of(count: int, wanted: int) -> list[int]:
+    """Choose up to `wanted` of `count` numbers by a keyed hash: fixed, and spread without a pattern."""
+    if count <= wanted:
+        return list(range(count))
+    keyed = sorted(range(count), key=lambda n: hashlib.blake2b(n.to_bytes(8, "big"), key=b"intensity").digest())
+    return sorted(keyed[:wanted])
+
+
+@dataclass(frozen=True)
+class _BrickDone:
+    objects: tuple[ManifestObject, ...]
+    num_missing: int
+    histogram: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _BrickJob:
+    """Converts and writes bricks of one volume, in whatever process."""
+
+    source: ArraySource
+    mapping: IntensityMapping
+    shape: tuple[int, int, int]
+    planes: tuple[int, ...]
+    content: ContentFolder
+    folder: str
+
+    def __call__(self, item: tuple[Box, bool]) -> _BrickDone:
+        box, is_written = item
+        name = f"{self.folder}/{brick_name(self.shape, self.planes, box)}"
+        mask_name = f"{self.folder}/{brick_name(self.shape, self.planes, box, 'missing')}"
+        objects = []
+        mask: NDArray[np.bool_] | None = None
+        if is_written:
+            data = self.content.store.read(f"{self.content.folder}/{name}")
+            voxels = decode_brick(self.shape, self.planes, box, data)
+            objects.append(ManifestObject(name, len(data), hashlib.sha256(data).hexdigest()))
+            mask = self.source.missing(box)
+        else:
+            voxels = self.mapping.apply(self.source.read(box))
+            mask = self.source.missing(box)
+            if mask is not None:
+                voxels = np.where(mask, np.uint8(MISSING_VALUE), voxels)
+        if mask is not None:
+            encoded = encode_brick(self.shape, self.planes, box, mask.astype(np.uint8))
+            objects.append(self.content.write(mask_name, encoded))
+        if not is_written:  # after the mask: a brick that is there promises that its mask is, too
+            objects.append(self.content.write(name, encode_brick(self.shape, self.planes, box, voxels)))
+        present = voxels if mask is None else voxels[~mask]
+        histogram = np.bincount(present.reshape(-1), minlength=256).astype(np.int64)
+        return _BrickDone(tuple(objects), 0 if mask is None else int(mask.sum()), histogram)
+
+
+def standardize_volume(
+    opened: Opened,
+    intake: Intake,
+    description: DatasetDescription,
+    commit: Commit,
+    engine: Engine | None,
+    progress: Progress,
+) -> VolumeRecord:
+    """Write one volume as uint8 OME-Zarr into a commit.
+
+    Args:
+        opened: The source.
+        intake: Its name and files.
+        description: The dataset's description; its voxel size wins over the header's.
+        commit: Where the objects go; bricks a killed run left there are not computed again.
+        engine: Shares the bricks; None chooses a pool by their number.
+        progress: Called with (bricks done, bricks in all).
+
+    Returns:
+        The volume's record.
+
+    Raises:
+        ValueError: The source is damaged, has NaN or infinite values, or is constant.
+    """
+    source = opened.source
+    shape = source.shape
+    voxel_size = description.voxel_size()
+    planes = XY_ONLY if description.kind == "video" or is_anisotropic(voxel_size) else ALL_PLANES
+    if opened.is_image:
+        planes = XY_ONLY
+    boxes = brick_boxes(shape, planes)
+    mapping = intensity_mapping(source, description, boxes)
+    folder = volume_folder(intake.name)
+    job = _BrickJob(source, mapping, shape, planes, commit.content, folder)
+    items = [(box, commit.has(f"{folder}/{brick_name(shape, planes, box)}")) for box in boxes]
+    histogram = np.zeros(256, np.int64)
+    num_missing = 0
+    described: list[ManifestObject] = []
+    chosen = engine or local_engine(None, len(items))
+    for number, done in enumerate(chosen.map(job, items), 1):
+        histogram += done.histogram
+        num_missing += done.num_missing
+        described.extend(done.objects)
+        progress(number, len(items))
+    _refuse_constant(histogram, mapping)
+    record = VolumeRecord(
+        name=intake.name,
+        folder=folder,
+        shape=shape,
+        voxel_size_nm=voxel_size,
+        planes=planes,
+        intensity=mapping,
+        files=intake.paths if intake.kind != "stack" else (intake.paths[0], intake.paths[-1]),
+        num_missing=num_missing,
+        histogram=tuple(int(count) for count in histogram),
+        header_voxel_size_nm=opened.header_voxel_size_nm,
+        notes=opened.notes,
+    )
+    for item in described:
+        commit.add(item)
+    for name, data in metadata_objects(record).items():
+        commit.write(f"{folder}/{name}", data)
+    return record
+
+
+def _refuse_constant(histogram: NDArray[np.int64], mapping: IntensityMapping) -> None:
+    values = np.flatnonzero(histogram)
+    if len(values) == 0:
+        raise ValueError("no voxel of it could be read: every chunk is absent or refused. Upload the chunks.")
+    if len(values) > 1:
+        return
+    original = mapping.undo(values.astype(np.uint8))[0]
+    if original == 0:
+        raise ValueError(
+            "it is constant: every voxel is 0. Zero-filled data mostly comes from a copy that broke off; expected at least two "
+            "values. Copy it again from its source."
+        )
+    raise ValueError(
+        f"it is constant: every voxel is {original:g} (blank); expected at least two values. Remove it from the dataset."
+    )
+
+
+@dataclass(frozen=True)
+class StandardImage:
+    """One standardized 2D image.
+
+    Attributes:
+        pixels: uint8 (height, width).
+        mapping: From source values to uint8.
+        notes: What was recognised or reduced.
+    """
+
+    pixels: NDArray[np.uint8]
+    mapping: IntensityMapping
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _ImageJob:
+    """Reads and converts 2D images, in whatever process."""
+
+    store: Store
+    dataset: InboxDataset
+    scratch: Path
+
+    def __call__(self, intake: Intake) -> StandardImage | Rejection:
+        description = self.dataset.description
+        try:
+            if intake.kind == "zarr":
+                plane, notes = _zarr_plane(self.store, self.dataset, intake)
+            else:
+                with local_paths(self.store, self.dataset.name, intake.paths, self.scratch) as files:
+                    plane, notes = read_plane(files[0], self.scratch, description)
+            policy = description.intensity or default_policy(plane.dtype)
+            mapping = mapping_for(policy, plane.dtype, plane, description.intensity_percentiles, description.intensity_window)
+            pixels = mapping.apply(plane)
+            _refuse_constant(np.bincount(pixels.reshape(-1), minlength=256).astype(np.int64), mapping)
+        except ValueError as error:
+            return Rejection(intake.paths[0], str(error))
+        return StandardImage(pixels, mapping, notes)
+
+
+def _zarr_plane(store: Store, dataset: InboxDataset, intake: Intake) -> tuple[NDArray[Any], tuple[str, ...]]:
+    description = dataset.description
+    key = dataset_key(dataset.name, intake.paths[0])
+    opened = open_zarr(store, key, description.zarr_array, description.channel)
+    z, y, x = opened.source.shape
+    if z != 1:
+        raise ValueError(f'it is a stack of {z} slices; expected one 2D image. Use kind = "volume".')
+    box = (slice(0, 1), slice(0, y), slice(0, x))
+    plane = np.asarray(opened.source.read(box)[0])
+    if opened.source.missing(box) is not None:
+        raise ValueError("it lacks chunks; expected a whole image. Upload the chunks.")
+    return plane, opened.notes
+
+
+def standardize_images(
+    store: Store,
+    dataset: InboxDataset,
+    items: list[Intake],
+    commit: Commit,
+    engine: Engine | None,
+    scratch: Path,
+    progress: Progress,
+) -> tuple[int, int, list[Rejection]]:
+    """Write 2D images as Parquet tables of TIFF bytes into a commit.
+
+    Args:
+        store: Where the inbox lies.
+        dataset: The dataset.
+        items: Its images.
+        commit: Where the tables go.
+        engine: Shares the images; None chooses a pool by their number.
+        scratch: Folder for copies.
+        progress: Called with (images done, images in all).
+
+    Returns:
+        (number of images, number of pixels, images that were refused).
+    """
+    hashes = {item.path: item.sha256 for item in dataset.files}
+    rejections: list[Rejection] = []
+    rows: list[dict[str, Any]] = []
+    num_images = num_pixels = held = part = 0
+    pixel_size = dataset.description.voxel_size()[1:]
+
+    def flush() -> None:
+        nonlocal rows, held, part
+        table = pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
+        largest = max(row["height"] * row["width"] for row in rows)
+        group = max(1, min(256, _ROW_GROUP_BYTES // largest))
+        commit.write(part_name(part), parquet_bytes([table], IMAGES_SCHEMA, row_group=group))
+        rows, held, part = [], 0, part + 1
+
+    chosen = engine or local_engine(None, len(items), items_per_worker=16)
+    for number, (item, result) in enumerate(zip(items, chosen.map(_ImageJob(store, dataset, scratch), items), strict=True), 1):
+        progress(number, len(items))
+        if isinstance(result, Rejection):
+            rejections.append(result)
+            continue
+        height, width = result.pixels.shape
+        rows.append(
+            {
+                "dataset": dataset.name,
+                "name": item.name,
+                "file": item.paths[0],
+                "height": height,
+                "width": width,
+                "pixel_size_y_nm": pixel_size[0],
+                "pixel_size_x_nm": pixel_size[1],
+                "intensity_policy": result.mapping.policy,
+                "source_dtype": result.mapping.dtype,
+                "intensity_low": result.mapping.low,
+                "intensity_high": result.mapping.high,
+                "source_sha256": hashes.get(item.paths[0], ""),
+                "notes": "; ".join(result.notes),
+                "image": {"bytes": encode_tiff(result.pixels), "path": f"{item.name}.tiff"},
+            }
+        )
+        num_images += 1
+        num_pixels += result.pixels.size
+        held += result.pixels.size
+        if held >= SHARD_BYTES:
+            flush()
+    if rows:
+        flush()
+    return num_images, num_pixels, rejections

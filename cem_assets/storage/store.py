@@ -1,0 +1,339 @@
+"""The store: one root, on a local disk or in S3, with the few operations the platform needs.
+
+Objects appear whole or not at all, and `create` lets exactly one of several writers win; the commit
+protocol (`cem_assets.storage.commits`) rests on these two. Keys are paths relative to the root.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+from botocore.exceptions import BotoCoreError, HTTPClientError
+from fsspec.utils import get_protocol
+
+ROOT_VARIABLE = "CEM_ASSETS_ROOT"
+SCRATCH_VARIABLE = "CEM_ASSETS_SCRATCH"
+DEFAULT_ROOT = "./.cem_assets/store"
+
+_STAGING = ".staging"
+_BLOCK = 1 << 22
+_SINGLE_PUT = 96 << 20
+"""Objects up to this size are sent in one request; larger ones as multipart uploads, whole at the end."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object of the store.
+
+    Attributes:
+        key: Path relative to the root (or to the folder that was listed, where a function says so).
+        num_bytes: Size.
+    """
+
+    key: str
+    num_bytes: int
+
+
+def check_key(key: str) -> str:
+    """Return a key unchanged, or refuse one that could leave the root.
+
+    Raises:
+        ValueError: The key is empty, absolute, or has an empty, `.` or `..` part, a backslash or a NUL.
+    """
+    parts = key.split("/")
+    if not key or any(part in ("", ".", "..") for part in parts) or "\\" in key or "\0" in key:
+        raise ValueError(f"store key {key!r} is not allowed; expected parts joined by '/', none of them '.' or '..'")
+    return key
+
+
+@lru_cache(maxsize=8)
+def _filesystem(protocol: str, process: int) -> Any:
+    # The process number is part of the key: fsspec's event loop must not be shared across a fork.
+    del process
+    if protocol == "s3":
+        # AWS_* variables, AWS_ENDPOINT_URL among them, are read by botocore itself. Listings are never cached:
+        # other processes write while we look. Retries with backoff cover throttling and brief outages.
+        return fsspec.filesystem(
+            "s3",
+            use_listings_cache=False,
+            config_kwargs={
+                "retries": {"max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "8")), "mode": "standard"},
+                "connect_timeout": 10,
+                "read_timeout": 60,
+                "max_pool_connections": 32,
+            },
+        )
+    return fsspec.filesystem(protocol, use_listings_cache=False)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A root and how to reach it. Cheap to make, picklable, safe to share.
+
+    Attributes:
+        url: The root as a URL without a trailing slash: `s3://bucket/prefix`, or an absolute local path.
+    """
+
+    url: str
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.url
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec filesystem behind the root."""
+        return _filesystem("file" if self.is_local else get_protocol(self.url), os.getpid())
+
+    def url_of(self, key: str) -> str:
+        """Return where an object or folder lies, as pandas, DuckDB and HF datasets take it."""
+        return f"{self.url}/{check_key(key)}"
+
+    def _path(self, key: str) -> str:
+        return self.url_of(key) if self.is_local else self.url_of(key).split("://", 1)[1]
+
+    # Reading
+
+    def read(self, key: str) -> bytes:
+        """Read a whole object.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+        """
+        data: bytes = self.fs.cat_file(self._path(key))
+        return data
+
+    def open(self, key: str) -> BinaryIO:
+        """Open an object for reading at random offsets."""
+        handle: BinaryIO = self.fs.open(self._path(key), "rb")
+        return handle
+
+    def size(self, key: str) -> int | None:
+        """Return an object's size in bytes, or None where there is none."""
+        try:
+            info = self.fs.info(self._path(key))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return int(info["size"]) if info["type"] == "file" else None
+
+    def sha256(self, key: str) -> str:
+        """Hash an object, a few MiB at a time."""
+        digest = hashlib.sha256()
+        with self.open(key) as handle:
+            while block := handle.read(_BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def walk(self, folder: str) -> Iterator[StoredObject]:
+        """List every object under a folder, keys relative to the root, in order of key."""
+        base = self._path(folder)
+        found = self.fs.find(base, detail=True)
+        for path in sorted(found):
+            yield StoredObject(f"{folder}{str(path)[len(base) :]}", int(found[path]["size"]))
+
+    def children(self, folder: str) -> list[str]:
+        """List the names directly in a folder, files and folders alike, in order; empty where there is none."""
+        try:
+            entries = self.fs.ls(self._path(folder), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries}
+        return sorted(names - {""})
+
+    # Writing
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        """Write an object; readers see the old one or the new one, never a part.
+
+        Args:
+            key: Where.
+            data: Bytes, or a local file whose contents to take.
+
+        Raises:
+            OSError: The store cannot be written; a full disk names the file system.
+        """
+        if self.is_local:
+            with self._staged(key, data) as staged:
+                _into_place(staged.replace, Path(self.url_of(key)))
+        elif isinstance(data, Path):
+            if data.stat().st_size <= _SINGLE_PUT:
+                self.fs.pipe_file(self._path(key), data.read_bytes(), chunksize=_SINGLE_PUT)
+            else:
+                self.fs.put_file(str(data), self._path(key))
+        else:
+            self.fs.pipe_file(self._path(key), data, chunksize=_SINGLE_PUT)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object only if there is none; of several writers exactly one gets True.
+
+        Args:
+            key: Where.
+            data: Contents, small enough for one request.
+
+        Returns:
+            False where an object with other contents was there first.
+        """
+        try:
+            if self.is_local:
+                with self._staged(key, data) as staged:
+                    _into_place(lambda target: os.link(staged, target), Path(self.url_of(key)))
+            else:
+                self.fs.pipe_file(self._path(key), data, mode="create", chunksize=_SINGLE_PUT)
+        except OSError as error:
+            if not _was_refused(error):
+                raise
+            # A retried request can be refused because its first try had won: then the contents are ours.
+            return self.read(key) == data
+        return True
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those already gone are passed over."""
+        if self.is_local:
+            for key in keys:
+                path = Path(self.url_of(key))
+                with suppress(FileNotFoundError):
+                    path.unlink()
+                # A folder without objects does not exist in S3; here it goes when its last object does.
+                for folder in path.parents:
+                    if folder == Path(self.url):
+                        break
+                    try:
+                        folder.rmdir()
+                    except OSError:  # not empty, or gone already
+                        break
+            return
+        paths = [self._path(key) for key in keys]
+        for start in range(0, len(paths), 1000):
+            self.fs.rm(paths[start : start + 1000])
+
+    @contextmanager
+    def _staged(self, key: str, data: bytes | Path) -> Iterator[Path]:
+        """Write data, synced, to a file beside the others of the root that no reader looks at."""
+        folder = Path(self.url) / _STAGING
+        folder.mkdir(parents=True, exist_ok=True)
+        staged = folder / uuid.uuid4().hex
+        try:
+            with open(staged, "wb") as handle:
+                if isinstance(data, Path):
+                    with open(data, "rb") as source:
+                        shutil.copyfileobj(source, handle, _BLOCK)
+                else:
+                    handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            yield staged
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                free = shutil.disk_usage(folder).free
+                raise OSError(
+                    errno.ENOSPC,
+                    f"the disk of the store {self.url} is full ({free / 2**20:.0f} MiB free) while writing {key}; "
+                    "nothing half-written is visible. Free space and run again",
+                ) from error
+            raise
+        finally:
+            with suppress(FileNotFoundError):
+                staged.unlink()
+
+
+def _into_place(move: Callable[[Path], object], target: Path) -> None:
+    """Move a staged file to its name, durably, even while another process removes emptied folders."""
+    for attempt in range(5):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            move(target)
+            _sync_folder(target.parent)
+            return
+        except FileNotFoundError:
+            if attempt == 4:
+                raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _was_refused(error: BaseException) -> bool:
+    """Tell a lost race for an exclusive create from every other trouble.
+
+    s3fs reports a refused conditional put as `OSError(EINVAL)`; the server's answer is its cause.
+    """
+    if isinstance(error, FileExistsError):
+        return True
+    seen: BaseException | None = error
+    while seen is not None:
+        response = getattr(seen, "response", None)
+        if isinstance(response, dict):
+            code = str(response.get("Error", {}).get("Code", ""))
+            if code in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
+                return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell trouble with the store or the network, which another attempt may not meet, from faults of the data.
+
+    A full disk, a refused key and a missing object stay what they are however often one tries.
+    """
+    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | NotADirectoryError | IsADirectoryError):
+        return False
+    if isinstance(error, OSError):
+        return error.errno != errno.ENOSPC
+    return isinstance(error, BotoCoreError | HTTPClientError)
+
+
+def open_store(url: str | None = None) -> Store:
+    """Open a store.
+
+    Args:
+        url: Any fsspec URL or local folder. Default: the variable CEM_ASSETS_ROOT, else `./.cem_assets/store`.
+
+    Returns:
+        The store; nothing is read or written yet.
+
+    Raises:
+        ValueError: The URL names no bucket or folder, or holds credentials.
+    """
+    text = url or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    if "://" not in text:
+        return Store(str(Path(text).expanduser().resolve()))
+    text = text.rstrip("/")
+    rest = text.split(":", 1)[1].strip("/")
+    if not rest:
+        raise ValueError(f"store URL {text!r} names no bucket; expected s3://bucket/prefix. Set {ROOT_VARIABLE}.")
+    if "@" in rest.split("/")[0]:
+        raise ValueError(
+            "the store URL holds credentials; expected s3://bucket/prefix. Give keys in the AWS_* variables instead."
+        )
+    return Store(text)
+
+
+@contextmanager
+def scratch_folder(purpose: str) -> Iterator[Path]:
+    """Give a local folder for the time of a step, under CEM_ASSETS_SCRATCH or the temporary folder.
+
+    Args:
+        purpose: A word for its name, so that leftovers of killed processes can be recognised.
+    """
+    base = os.environ.get(SCRATCH_VARIABLE) or None
+    if base is not None:
+        Path(base).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"cem_assets-{purpose}-", dir=base, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)

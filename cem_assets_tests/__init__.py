@@ -1,0 +1,1 @@
+"""Tests of cem_assets; the tree mirrors the package. `make test` runs them, `make soak` the long ones."""

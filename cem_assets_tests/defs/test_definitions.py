@@ -1,0 +1,110 @@
+"""What Dagster sees: keys, groups, jobs, checks, partitions; a snapshot, so that nothing changes unseen."""
+
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+
+from cem_assets.definitions import build_definitions, defs
+from cem_assets.storage.layout import CODE_VERSIONS
+
+ASSETS = {
+    "cem/volumes": [],
+    "cem/raw_patches": ["cem/volumes"],
+    "cem/deduplicated_patches": ["cem/raw_patches"],
+    "cem/patch_classifier": [],
+    "cem/patch_scores": ["cem/deduplicated_patches", "cem/patch_classifier"],
+    "cem/filtered_patches": ["cem/patch_scores"],
+    "cem/releases": ["cem/filtered_patches"],
+}
+PARTITIONED = {name for name in ASSETS if name not in ("cem/patch_classifier", "cem/releases")}
+CHECKS = {
+    *(f"{name}:objects_match_manifest" for name in ASSETS if name != "cem/releases"),
+    "cem/raw_patches:raw_counts_add_up",
+    "cem/raw_patches:patches_lie_inside",
+    "cem/raw_patches:blank_fraction",
+    "cem/deduplicated_patches:exemplars_are_distinct",
+    "cem/deduplicated_patches:duplicates_have_exemplars",
+    "cem/patch_scores:scores_are_probabilities",
+    "cem/filtered_patches:filtered_counts_add_up",
+    "cem/releases:release_is_complete",
+}
+JOBS = {"cem_chain", "cem_release", "cem_patch_classifier"}
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return defs.resolve_asset_graph()
+
+
+def test_assets_and_what_they_are_made_from(graph):
+    found = {
+        key.to_user_string(): sorted(k.to_user_string() for k in graph.get(key).parent_keys)
+        for key in graph.get_all_asset_keys()
+    }
+    assert found == ASSETS
+
+
+def test_key_group_prefix_and_code_version_are_one_word(graph):
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.group_name == key.path[0] == "cem"
+        assert node.code_version == CODE_VERSIONS[key.to_user_string()]
+
+
+def test_partitions_are_datasets(graph):
+    for key in graph.get_all_asset_keys():
+        partitions = graph.get(key).partitions_def
+        assert (partitions is not None) == (key.to_user_string() in PARTITIONED)
+        if partitions is not None:
+            assert isinstance(partitions, dg.DynamicPartitionsDefinition) and partitions.name == "em_datasets"
+
+
+def test_checks_are_per_partition_and_block_unless_they_warn(graph):
+    found = {f"{key.asset_key.to_user_string()}:{key.name}" for key in graph.asset_check_keys}
+    assert found == CHECKS
+    for key in graph.asset_check_keys:
+        spec = graph.get_check_spec(key)
+        assert spec.blocking == (key.name != "blank_fraction")
+        assert (spec.partitions_def is not None) == (key.asset_key.to_user_string() in PARTITIONED), key
+        assert spec.description
+
+
+def test_descriptions_are_written_for_people(graph):
+    for key in graph.get_all_asset_keys():
+        description = graph.get(key).description
+        assert description and len(description) > 150 and description.splitlines()[0].endswith((".", ":"))
+
+
+def test_jobs():
+    assert {job.name for job in defs.resolve_all_job_defs() if not job.name.startswith("__")} == JOBS
+
+
+def test_gpu_work_is_in_a_pool():
+    for name in ASSETS:
+        op = defs.resolve_assets_def(dg.AssetKey(name.split("/"))).op
+        assert (op.pool == "gpu") == (name in ("cem/patch_scores", "cem/patch_classifier"))
+
+
+def test_the_store_can_be_given():
+    assert build_definitions("s3://bucket/x").resources["store"].url == "s3://bucket/x"
+
+
+def test_loading_definitions_imports_neither_torch_nor_mlflow():
+    code = "import sys, cem_assets.definitions; print([m for m in ('torch', 'mlflow', 'torchvision') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_readers_need_no_dagster():
+    code = "import sys, cem_assets.readers; print([m for m in ('dagster', 'torch', 'mlflow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_workers_need_no_dagster_and_no_torch():
+    code = "import sys, cem_assets.storage.standardize, cem_assets.storage.patches\n"
+    code += "print([m for m in ('dagster', 'torch', 'pandas') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,237 @@
+"""Where the patch classifier comes from: files, addresses, labels; and that hostile weights do nothing."""
+
+import http.server
+import io
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cem_assets import readers
+from cem_assets.cem.filter import ClassifierParams
+from cem_assets.stages.cem_classifier import (
+    ClassifierSource,
+    Origin,
+    label_tables,
+    load_classifier,
+    make_classifier,
+    read_weights,
+)
+from cem_assets.storage.commits import hash_file
+from cem_assets.storage.store import Store
+from cem_assets_tests.datasets import cells, nrrd_bytes, put_in_inbox
+from cem_assets_tests.stages.chain import import_classifier, run_chain
+
+PARAMS = ClassifierParams(epochs=1, batch_size=16, device="cpu")
+
+
+class Evil:
+    ran = False
+
+    def __reduce__(self):
+        return (exec, ("import cem_assets_tests.stages.test_cem_classifier as t; t.Evil.ran = True",))
+
+
+def test_weights_from_a_file_are_kept_as_they_are(store: Store, weights):
+    result = import_classifier(store, weights)
+    loaded, manifest = load_classifier(store)
+    original = torch.load(weights, weights_only=True)
+    assert loaded.keys() == original.keys() and all(torch.equal(loaded[key], original[key]) for key in original)
+    assert manifest.details["provenance"] == {"source": "file", "origin": weights.name, "sha256": hash_file(weights)}
+    assert result.is_new and not import_classifier(store, weights).is_new
+    assert str(weights.parent) not in store.read(manifest.key).decode(), "no folder of this machine in the store"
+
+
+def test_equal_weights_are_equal_bytes(tmp_path, weights):
+    digests = {import_classifier(Store(str(tmp_path / str(n))), weights).manifest.digest for n in range(6)}
+    assert len(digests) == 1
+
+
+def test_safetensors_and_checkpoints_with_a_state_dict_inside_are_read(tmp_path, weights):
+    import safetensors.torch
+
+    original = torch.load(weights, weights_only=True)
+    safetensors.torch.save_file(original, tmp_path / "w.safetensors")
+    torch.save({"state_dict": original, "epoch": 3}, tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        assert read_weights(tmp_path / name).keys() == original.keys()
+
+
+@pytest.mark.parametrize("wrap", [lambda evil: evil, lambda evil: {"conv1.weight": evil}, lambda evil: {"state_dict": evil}])
+def test_pickles_that_run_code_do_not(tmp_path, wrap):
+    torch.save(wrap(Evil()), tmp_path / "evil.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(wrap(Evil())))
+    for name in ("evil.pth", "plain.pth"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as weights"):
+            read_weights(tmp_path / name)
+    assert Evil.ran is False
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("data", [b"", b"garbage", b"PK\x03\x04garbage", b"\xff" * 100])
+def test_files_that_are_no_weights(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name} cannot be read as weights"):
+        read_weights(tmp_path / name)
+
+
+def test_other_objects_are_no_state_dict(tmp_path):
+    torch.save([1, 2], tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="is no state_dict; expected tensors by name, found list"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_weights_too_large_are_not_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr("cem_assets.stages.cem_classifier.MAX_WEIGHTS_BYTES", 10)
+    (tmp_path / "w.pth").write_bytes(b"x" * 11)
+    with pytest.raises(ValueError, match="has 11 bytes; expected weights of at most 10"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_weights_of_another_network_are_not_committed(local_store: Store, tmp_path):
+    torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="are not a ResNet34 patch classifier"):
+        import_classifier(local_store, tmp_path / "w.pth")
+    with pytest.raises(FileNotFoundError, match="There is no patch classifier"):
+        load_classifier(local_store)
+
+
+def test_a_wrong_checksum_is_refused(local_store: Store, weights):
+    source = ClassifierSource(source=Origin.file, file=str(weights), sha256="0" * 64)
+    with pytest.raises(ValueError, match=f"has sha256 {hash_file(weights)}; expected 000"):
+        make_classifier(local_store, source, PARAMS)
+
+
+def test_the_environment_may_name_the_file(local_store: Store, weights, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="Ways to get one"):
+        make_classifier(local_store, ClassifierSource(), PARAMS)
+    monkeypatch.setenv("CEM_ASSETS_CLASSIFIER_WEIGHTS", str(weights))
+    assert make_classifier(local_store, ClassifierSource(), PARAMS).stage.is_new
+    with pytest.raises(FileNotFoundError, match="are not there"):
+        make_classifier(local_store, ClassifierSource(source=Origin.file, file="/nowhere/w.pth"), PARAMS)
+
+
+@pytest.fixture
+def server(weights: Path):
+    """A web server on loopback with the weights."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(weights.parent))
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_published_weights_are_fetched_and_checked(local_store: Store, weights, server):
+    url = f"{server}/{weights.name}"
+    good = ClassifierSource(source=Origin.published, url=url, sha256=hash_file(weights))
+    assert make_classifier(local_store, good, PARAMS).stage.manifest.details["provenance"]["origin"] == url
+    with pytest.raises(ValueError, match="SHA256 hash|hash of downloaded file"):
+        make_classifier(local_store, good.model_copy(update={"sha256": "1" * 64}), PARAMS)
+    with pytest.raises(ValueError, match="needs the sha256 of its contents"):
+        make_classifier(local_store, good.model_copy(update={"sha256": ""}), PARAMS)
+    with pytest.raises(ConnectionError, match="could not be fetched"):
+        make_classifier(local_store, good.model_copy(update={"url": f"{server}/nothing", "sha256": "2" * 64}), PARAMS)
+    with pytest.raises(ValueError, match="expected an https:// address"):
+        make_classifier(local_store, good.model_copy(update={"url": "file:///etc/passwd"}), PARAMS)
+
+
+# Training
+
+
+def labelled_dataset(store: Store) -> pd.DataFrame:
+    """A volume whose left half is structure and whose right half is noise, labelled by that."""
+    noise = np.random.default_rng(1).integers(170, 190, (70, 70, 448), dtype=np.uint8)
+    voxels = noise.copy()
+    voxels[:, :, :224] = cells((70, 70, 224))
+    put_in_inbox(store, "d", {"v.nrrd": nrrd_bytes(voxels)})
+    run_chain(store, "d", until="raw")
+    names = [name for name in readers.read_patches("d", "raw", store.url)["name"] if "-LOC-0_" in name]
+    labels = ["good" if name.endswith("_0-224") else "bad" for name in names]
+    return pd.DataFrame({"dataset": "d", "name": names, "label": labels})
+
+
+def put_labels(store: Store, table: pd.DataFrame, name: str = "me.csv") -> None:
+    sink = io.BytesIO()
+    table.to_csv(sink, index=False) if name.endswith(".csv") else table.to_parquet(sink)
+    store.put(f"cem/patch_labels/{name}", sink.getvalue())
+
+
+def test_a_classifier_is_trained_from_labels_and_measured(local_store: Store):
+    table = labelled_dataset(local_store)
+    put_labels(local_store, table.iloc[:70], "a.csv")
+    put_labels(local_store, table.iloc[70:], "b.parquet")
+    assert len(label_tables(local_store)) == 2
+    source = ClassifierSource(init="random")
+    seen = []
+    result = make_classifier(local_store, source, PARAMS, on_epoch=seen.append)
+    manifest = result.stage.manifest
+    assert result.training is not None and len(seen) == 1 == len(result.training.epochs)
+    assert manifest.counts["labelled"] == 140 and manifest.counts["good"] == manifest.counts["bad"] == 70
+    assert manifest.inputs.parameters["finetune"] == "all" and manifest.inputs.parameters["init"] == "random"
+    assert result.training.num_validation == 20 and sum(map(sum, manifest.details["evaluation"]["confusion"])) == 20
+    assert {item.name for item in manifest.objects} == {
+        "patch_classifier.safetensors",
+        "classifier.json",
+        "roc.png",
+        "confusion.png",
+    }
+    assert not make_classifier(local_store, source, PARAMS).stage.is_new
+
+
+def test_training_can_start_from_a_file(local_store: Store, weights):
+    put_labels(local_store, labelled_dataset(local_store))
+    source = ClassifierSource(source=Origin.labels, init=str(weights))
+    manifest = make_classifier(local_store, source, PARAMS).stage.manifest
+    assert manifest.inputs.parameters["finetune"] == "layer4" and manifest.inputs.upstream["init"] == hash_file(weights)
+    trained, original = load_classifier(local_store)[0], torch.load(weights, weights_only=True)
+    assert torch.equal(trained["layer1.0.conv1.weight"], original["layer1.0.conv1.weight"])
+    assert not torch.equal(trained["layer4.0.conv1.weight"], original["layer4.0.conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.iloc[:50], "expected at least 64"),
+        (lambda t: t.assign(label="maybe"), "labels \\['maybe'\\] are not known"),
+        (lambda t: pd.concat([t, t.iloc[:2]]), "2 patches are listed more than once"),
+        (lambda t: t.drop(columns="label"), "lacks the column\\(s\\) label"),
+        (lambda t: t.assign(name="what"), "listed more than once|does not have the form"),
+    ],
+)
+def test_label_tables_that_cannot_be_used(local_store: Store, change, message):
+    put_labels(local_store, change(labelled_dataset(local_store)))
+    with pytest.raises(ValueError, match=message):
+        make_classifier(local_store, ClassifierSource(source=Origin.labels, init="random"), PARAMS)
+
+
+def test_a_label_table_that_is_no_table(local_store: Store):
+    local_store.put("cem/patch_labels/x.parquet", b"garbage")
+    with pytest.raises(ValueError, match="label table cem/patch_labels/x.parquet cannot be read"):
+        make_classifier(local_store, ClassifierSource(source=Origin.labels, init="random"), PARAMS)
+
+
+def test_imagenet_weights_that_cannot_be_fetched_are_told(local_store: Store, monkeypatch):
+    import urllib.error
+
+    import torchvision
+
+    def fails(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", fails)
+    put_labels(local_store, labelled_dataset(local_store))
+    with pytest.raises(
+        ConnectionError, match='could not be fetched: .*no network.* Set init to the path of a copy, or to "random"'
+    ):
+        make_classifier(local_store, ClassifierSource(source=Origin.labels), PARAMS)

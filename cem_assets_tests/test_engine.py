@@ -1,0 +1,89 @@
+"""The one seam for parallel work: order, laziness, errors, killed workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cem_assets.engine import LocalEngine, default_num_workers, local_engine
+
+
+def square(n: int) -> int:
+    time.sleep(0.02 * (n % 3))
+    return n * n
+
+
+def fail_at_five(n: int) -> int:
+    if n == 5:
+        raise ValueError("five")
+    return n
+
+
+def die_at_five(n: int) -> int:
+    if n == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_results_come_in_the_order_of_the_items(workers):
+    assert list(LocalEngine(workers).map(square, range(20))) == [n * n for n in range(20)]
+
+
+def test_items_are_taken_lazily_and_few_are_in_flight():
+    taken = []
+
+    def items():
+        for n in range(100):
+            taken.append(n)
+            yield n
+
+    results = LocalEngine(2).map(square, items())
+    next(results)
+    assert len(taken) <= 5
+    results.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_come_up_at_their_items_turn(workers):
+    results = LocalEngine(workers).map(fail_at_five, range(10))
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="five"):
+        next(results)
+
+
+def test_a_killed_worker_is_told_with_the_remedy():
+    with pytest.raises(RuntimeError, match=r"one of 2 worker processes was killed, .*CEM_ASSETS_WORKERS=1"):
+        list(LocalEngine(2).map(die_at_five, range(10)))
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, time\nfrom cem_assets.engine import LocalEngine\n"
+        "def work(n):\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n"
+        "if __name__ == '__main__':\n    list(LocalEngine(2).map(work, range(4)))\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [int(process.stdout.readline()) for _ in range(2)]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in workers):
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_small_jobs_do_without_processes(monkeypatch):
+    assert local_engine(4, 15) == LocalEngine(1) and local_engine(4, 16) == LocalEngine(4)
+    monkeypatch.setenv("CEM_ASSETS_WORKERS", "3")
+    assert default_num_workers() == 3
+    for bad in ("0", "-1", "many"):
+        monkeypatch.setenv("CEM_ASSETS_WORKERS", bad)
+        with pytest.raises(ValueError, match="CEM_ASSETS_WORKERS is .* expected a whole number of at least 1"):
+            default_num_workers()
