@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -74,6 +75,9 @@ class LocalEngine:
         # Never fork: the calling process has threads (gRPC, S3) that a forked child would inherit half-alive.
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(self.num_workers, context, _start_worker, (os.getpid(),))
+        # A caller may leave this generator unfinished and alive (in the traceback of an error, say); a process that was
+        # itself started by multiprocessing would then wait for the workers for ever when it ends.
+        shut_down = Finalize(None, pool.shutdown, kwargs={"wait": True, "cancel_futures": True}, exitpriority=100)
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -88,7 +92,7 @@ class LocalEngine:
                 f"fewer workers ({WORKERS_VARIABLE}=1); finished pieces are not computed twice."
             ) from error
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            shut_down()
 
 
 def _start_worker(parent: int) -> None:

@@ -1,10 +1,12 @@
 """The one seam for parallel work: order, laziness, errors, killed workers."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,23 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in workers):
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+_unfinished: list[Iterator[int]] = []
+
+
+def leave_unfinished() -> None:
+    _unfinished.append(LocalEngine(2).map(square, range(20)))
+    next(_unfinished[0])
+
+
+def test_a_process_that_leaves_work_unfinished_ends():
+    process = multiprocessing.get_context("spawn").Process(target=leave_unfinished)
+    process.start()
+    process.join(30)
+    is_over = process.exitcode == 0
+    process.kill()
+    assert is_over
 
 
 def test_small_jobs_do_without_processes(monkeypatch):
