@@ -109,11 +109,15 @@ def cut_and_hash(
             )
             for piece in pieces:
                 rejected.extend(piece.rejected)
-                done += 0 if part.images_part else 1
-                progress(done, total)
+                if not part.images_part:
+                    done += 1
+                    progress(done, total)
                 yield piece.kept
 
         data = parquet_bytes(rows(part), RAW_SCHEMA)
+        if part.images_part:
+            done += 1
+            progress(done, total)
         if rejected:  # before the part itself: a part that is there promises that its rejections are, too
             table = pa.table([rejected, [_NO_DATA] * len(rejected), [1] * len(rejected)], schema=REJECTED_SCHEMA)
             commit.write(_rejected_name(part), parquet_bytes([table], REJECTED_SCHEMA))

@@ -113,6 +113,7 @@ def test_training_learns_and_is_repeatable():
     assert torch.equal(*weights)
     assert results[-1].training_loss < results[0].training_loss
     assert [result.epoch for result in results] == [1, 2]
+    assert results[-1].validation_accuracy == 1, "right in evaluation mode too, after few steps from random weights"
 
 
 def test_only_layer4_and_fc_move_unless_all_do():

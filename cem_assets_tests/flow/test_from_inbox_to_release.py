@@ -121,5 +121,8 @@ def test_the_demo_runs_from_phantom_to_release_and_again(tmp_path):
         "training a ResNet34",
     ):
         assert part in first.stdout, part
+    root = str(tmp_path / ".cem_assets/store")
+    scores, kept = (readers.read_patches("phantom_3d", stage, root) for stage in ("scores", "filtered"))
+    assert 0.5 * len(scores) < len(kept) < 0.98 * len(scores), "blank resin is dropped, cells are kept"
     again = cem_assets("demo", cwd=tmp_path, **environment)
-    assert "release v1" in again.stdout and readers.list_releases(str(tmp_path / ".cem_assets/store")) == ["v1"]
+    assert "release v1" in again.stdout and readers.list_releases(root) == ["v1"]
