@@ -247,10 +247,11 @@ def settle_statistics(model: nn.Module, images: NDArray[np.uint8], params: Class
         layer.momentum = None  # the mean over batches instead of a running average
     model.train()
     device = next(model.parameters()).device
+    # Shuffled: rows come sorted by name, neighbours look alike, and the spread between batches must not be lost.
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(params.seed))
     with torch.no_grad():
-        for start in range(0, len(images), params.batch_size):
-            batch = torch.from_numpy(images[start : start + params.batch_size])
-            model(to_network(batch.to(device).float()))
+        for rows in torch.split(order, params.batch_size):
+            model(to_network(torch.from_numpy(images[rows.numpy()]).to(device).float()))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     model.eval()

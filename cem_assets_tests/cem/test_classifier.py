@@ -11,6 +11,7 @@ from cem_assets.cem.classifier_training import (
     check_labels,
     evaluate,
     freeze,
+    settle_statistics,
     split_labelled,
     train_classifier,
 )
@@ -114,6 +115,20 @@ def test_training_learns_and_is_repeatable():
     assert results[-1].training_loss < results[0].training_loss
     assert [result.epoch for result in results] == [1, 2]
     assert results[-1].validation_accuracy == 1, "right in evaluation mode too, after few steps from random weights"
+
+
+def test_settled_statistics_are_those_of_all_patches_in_whatever_order_they_come():
+    images, is_good = stripes_and_blanks(24)
+    images = images[np.argsort(is_good)]  # neighbours alike, as in a table sorted by name
+    torch.manual_seed(0)
+    model = build_classifier()
+    settle_statistics(model, images, ClassifierParams(batch_size=8, device="cpu"))
+    with torch.no_grad():
+        outputs = model.conv1(to_network(torch.from_numpy(images).float()))
+    deviation, mean = torch.std_mean(outputs, dim=(0, 2, 3))
+    assert torch.allclose(model.bn1.running_mean, mean, atol=0.02 * float(deviation.max()))
+    assert float((model.bn1.running_var.sqrt() / deviation).min()) > 0.85, "the spread between batches is in it"
+    assert not model.training and model.bn1.momentum == 0.1
 
 
 def test_only_layer4_and_fc_move_unless_all_do():
