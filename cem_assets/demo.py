@@ -94,7 +94,7 @@ def run_demo(root: str, listener: Listener) -> Iterator[str]:
     GALLERY.parent.mkdir(exist_ok=True)
     GALLERY.write_bytes(filtered_pictures(store, require_manifest(store, FILTERED, "phantom_3d"))["gallery"])
     counts = release.counts
-    size = f"{counts['patches']:,} patches of {counts['datasets']} datasets, {counts['bytes'] / 2**20:.1f} MiB"
+    size = f"{counts['patches']:,} patches of {counts['datasets']} datasets, {counts['released_bytes'] / 2**20:.1f} MiB"
     yield f"\nrelease {release.inputs.partition}: {size}"
     yield f"  dataset card:  {store.url_of(f'{release.folder}/{CARD}')}"
     yield f"  digest:        {release.digest}"

@@ -32,7 +32,7 @@ def dagster_home() -> Path:
     home.mkdir(parents=True, exist_ok=True)
     settings = home / "dagster.yaml"
     if not settings.exists():
-        settings.write_text("telemetry:\n  enabled: false\n")
+        settings.write_text("telemetry:\n  enabled: false\nnux:\n  enabled: false\n")
     os.environ[HOME_VARIABLE] = str(home)
     return home
 

@@ -148,7 +148,7 @@ def _commit(
     counts = {
         "datasets": len(datasets),
         "patches": num_patches,
-        "bytes": sum(item.num_bytes for item in datasets),
+        "released_bytes": sum(item.num_bytes for item in datasets),
         "cross_dataset_pairs": duplicates.num_pairs,
     }
     details = {"sequence": sequence, "pixel_mean": mean, "pixel_std": std, "contents": listing["datasets"]}
