@@ -217,7 +217,9 @@ rgw frontends = beast endpoint=127.0.0.1:{port}
 rgw enable usage log = false
 rgw enable ops log = false
 rgw thread pool size = 64
-rgw gc obj min wait = 60
+rgw gc obj min wait = 10
+rgw gc processor period = 20
+rgw gc processor max time = 20
 rgw run sync thread = false
 rgw verify ssl = false
 """
