@@ -14,6 +14,8 @@ from typing import Any
 
 from cem_assets import __version__
 
+_SHOWN_NAMES = 5
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -71,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     dev.add_argument("--mlflow-port", type=int, default=5000)
     dev.set_defaults(run=_dev)
 
+    releases = commands.add_parser("releases", help="list the releases, or say what changed between two of them")
+    releases.add_argument("first", nargs="?", help="version, such as v1")
+    releases.add_argument("second", nargs="?", help="version to compare it with; default the newest")
+    releases.set_defaults(run=_releases)
+
     path = commands.add_parser("path", help="print the folder that holds the current content of an asset")
     path.add_argument("asset", help="such as filtered, raw, cem/releases")
     path.add_argument("partition", nargs="?", default="", help="dataset or release version")
@@ -118,6 +125,35 @@ def _dev(call: Any) -> int:
     from cem_assets.dev import serve
 
     return serve(call.port, call.mlflow_port, lambda line: print(line, flush=True))
+
+
+def _releases(call: Any) -> int:
+    from cem_assets.stages.cem_releases import list_releases
+    from cem_assets.stages.release_changes import compare_releases
+    from cem_assets.storage.store import open_store
+
+    store = open_store()
+    found = list_releases(store)
+    if call.first is None:
+        for release in found:
+            counts, day = release.counts, str(release.run["finished"])[:10]
+            where = store.url_of(release.folder)
+            print(
+                f"{release.inputs.partition:8} {day}  {counts['datasets']:4} datasets  {counts['patches']:10,} patches  {where}"
+            )
+        return 0
+    second = call.second or found[-1].inputs.partition if found else call.second or ""
+    changes = compare_releases(store, call.first, second)
+    print(f"{call.first} -> {second}: {len(changes)} dataset(s) differ")
+    for change in changes:
+        why = f"  ({'; '.join(change.reasons)})" if change.reasons else ""
+        print(f"  {change.kind:8} {change.dataset}: {len(change.added):+,} / {-len(change.removed):+,} patches{why}")
+        for mark, names in (("+", change.added), ("-", change.removed)):
+            shown = names[:_SHOWN_NAMES]
+            print("".join(f"      {mark} {name}\n" for name in shown), end="")
+            if len(names) > len(shown):
+                print(f"      {mark} and {len(names) - len(shown):,} more")
+    return 0
 
 
 def _path(call: Any) -> int:

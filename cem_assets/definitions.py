@@ -5,6 +5,8 @@ Definitions are listed, not discovered, so that they load from an installed whee
 
 import dagster as dg
 
+from cem_assets.defs.alerts import failure_alerts, freshness_alerts
+from cem_assets.defs.automation import ALL_SCHEDULES, ALL_SENSORS
 from cem_assets.defs.cem import CHAIN
 from cem_assets.defs.cem_releases import patch_classifier, releases
 from cem_assets.defs.checks import all_checks
@@ -19,12 +21,14 @@ def build_definitions(store_url: str = "") -> dg.Definitions:
         store_url: Root of the store; empty takes CEM_ASSETS_ROOT, else a local folder.
 
     Returns:
-        Assets, checks, jobs and resources.
+        Assets, checks, jobs, sensors, schedules and resources.
     """
     return dg.Definitions(
         assets=[*CHAIN, patch_classifier, releases],
         asset_checks=all_checks(),
         jobs=ALL_JOBS,
+        sensors=[*ALL_SENSORS, failure_alerts, freshness_alerts],
+        schedules=ALL_SCHEDULES,
         resources={"store": StoreResource(url=store_url)},
         # One process for a whole run: a process of its own for each step costs seconds, most datasets take less.
         executor=dg.in_process_executor,

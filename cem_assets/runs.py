@@ -5,6 +5,7 @@ For the command line and the demo. The UI and the sensors launch the same jobs t
 
 import os
 from collections.abc import Callable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def dagster_home() -> Path:
     home.mkdir(parents=True, exist_ok=True)
     settings = home / "dagster.yaml"
     if not settings.exists():
-        settings.write_text("telemetry:\n  enabled: false\nnux:\n  enabled: false\n")
+        settings.write_bytes(files("cem_assets").joinpath("dagster.yaml").read_bytes())
     os.environ[HOME_VARIABLE] = str(home)
     return home
 

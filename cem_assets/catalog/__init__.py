@@ -17,6 +17,7 @@ class EmDataset:
 
     Attributes:
         name: Name of the dataset.
+        is_enabled: Whether the catalogue schedule fetches it.
         kind: "volume", "images" or "video".
         voxel_size_nm: (z, y, x) in nm.
         licence, citation, organism, tissue, technique, source_url: As in `dataset.toml`.
@@ -25,6 +26,7 @@ class EmDataset:
     """
 
     name: str
+    is_enabled: bool
     kind: str
     voxel_size_nm: tuple[float, float, float]
     licence: str
@@ -57,6 +59,7 @@ def em_datasets() -> dict[str, EmDataset]:
         pairs = (line.split(maxsplit=1) for line in registry.splitlines() if line and not line.startswith("#"))
         found[row["name"]] = EmDataset(
             name=row["name"],
+            is_enabled=row["enabled"] == "yes",
             kind=row["kind"],
             voxel_size_nm=(float(row["z_nm"]), float(row["y_nm"]), float(row["x_nm"])),
             licence=row["licence"],

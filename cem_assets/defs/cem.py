@@ -15,7 +15,7 @@ from cem_assets.stages.cem_patches import PatchifyParams, choose_exemplars, cut_
 from cem_assets.stages.cem_volumes import standardize_dataset
 from cem_assets.storage.inbox import INBOX
 from cem_assets.storage.layout import CODE_VERSIONS, DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
-from cem_assets.storage.quarantine import report_key
+from cem_assets.storage.quarantine import QUARANTINE
 
 GPU_POOL = "gpu"
 
@@ -56,13 +56,14 @@ def volumes(context: dg.AssetExecutionContext, store: StoreResource) -> dg.Mater
     reason in the quarantine report and stay in the inbox.
     """
     dataset, opened = context.partition_key, store.open()
-    with explained(context):
+    report = {"quarantine report": dg.MetadataValue.path(opened.url_of(f"{QUARANTINE}/{dataset}/report.md"))}
+    with explained(context, report):
         result = standardize_dataset(opened, dataset, context.run_id, progress=progress_of(context, "bricks or images"))
         pictures = previews.volume_pictures(opened, result.manifest)
     described = materialized(opened, result, pictures, ("voxels", result.manifest.counts["voxels"]))
     extra = {"inbox": dg.MetadataValue.path(opened.url_of(f"{INBOX}/{dataset}"))}
     if result.manifest.counts["rejected"]:
-        extra["quarantine report"] = dg.MetadataValue.path(opened.url_of(report_key(dataset)))
+        extra |= report
     return described._replace(metadata={**(described.metadata or {}), **extra})
 
 

@@ -6,6 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from cem_assets.cem.filter import ClassifierParams
+from cem_assets.defs.alerts import max_release_age
 from cem_assets.defs.cem import GPU_POOL
 from cem_assets.defs.resources import StoreResource
 from cem_assets.defs.steps import explained, materialized, progress_of
@@ -105,6 +106,7 @@ def _track(store: Store, result: ClassifierResult, dagster_run: str) -> RunLink 
     deps=[FILTERED.split("/")],
     code_version=CODE_VERSIONS[RELEASES],
     kinds={"parquet"},
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=max_release_age()),
 )
 def releases(context: dg.AssetExecutionContext, config: ReleaseConfig, store: StoreResource) -> dg.MaterializeResult[Any]:
     """A numbered, unchangeable edition of the filtered patches of all datasets.

@@ -1,10 +1,16 @@
 """Jobs: what people and sensors launch."""
 
+from typing import Any
+
 import dagster as dg
 
 from cem_assets.defs.cem import CHAIN
 from cem_assets.defs.cem_releases import patch_classifier, releases
 from cem_assets.defs.partitions import em_datasets
+from cem_assets.defs.resources import StoreResource
+from cem_assets.defs.steps import explained
+from cem_assets.stages.catalogue import fetch_row
+from cem_assets.stages.maintenance import MIN_AGE_HOURS, measure, sweep
 
 cem_chain = dg.define_asset_job(
     "cem_chain",
@@ -19,4 +25,84 @@ cem_patch_classifier = dg.define_asset_job(
     "cem_patch_classifier", dg.AssetSelection.assets(patch_classifier), description="Import or train the patch classifier."
 )
 
-ALL_JOBS = [cem_chain, cem_release, cem_patch_classifier]
+
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.MANAGED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+class CatalogueConfig(dg.Config):
+    """Which row of the catalogue to fetch.
+
+    Attributes:
+        name: Of the dataset.
+    """
+
+    name: str
+
+
+class MaintenanceConfig(dg.Config):
+    """What may be swept.
+
+    Attributes:
+        min_age_hours: Nothing younger than this is touched.
+    """
+
+    min_age_hours: float = MIN_AGE_HOURS
+
+
+@dg.op
+def fetch_catalogue_row(context: dg.OpExecutionContext, config: CatalogueConfig, store: StoreResource) -> None:
+    """Download the files of a row, check their digests, and put them into the inbox, `dataset.toml` last."""
+    with explained(context):
+        dataset = fetch_row(store.open(), config.name)
+    context.log.info(f"{dataset} is in the inbox; the inbox sensor takes it from there")
+
+
+@dg.job(description="Fetches one dataset of the catalogue into the inbox.")
+def catalogue_intake() -> None:
+    """Fetch one dataset of the catalogue into the inbox."""
+    fetch_catalogue_row()
+
+
+@dg.op
+def sweep_store(context: dg.OpExecutionContext, config: MaintenanceConfig, store: StoreResource) -> None:
+    """Delete what nothing names any more, and tell the store's size by prefix."""
+    opened = store.open()
+    with explained(context):
+        swept = sweep(opened, live_partitions(context.instance, context.run_id), config.min_age_hours)
+        sizes = measure(opened)
+    rows = [dg.TableRecord({"prefix": s.prefix, "objects": s.num_objects, "bytes": s.num_bytes}) for s in sizes]
+    context.add_output_metadata(
+        {
+            "swept objects": swept.num_objects,
+            "swept bytes": swept.num_bytes,
+            "swept folders": dg.MetadataValue.json(list(swept.folders)),
+            "left for live runs": dg.MetadataValue.json(list(swept.live)),
+            "store": dg.MetadataValue.table(records=rows),
+            "bytes": sum(size.num_bytes for size in sizes),
+        }
+    )
+    for size in sizes:
+        context.log.info(f"{size.prefix}: {size.num_objects:,} objects, {size.num_bytes / 2**20:,.1f} MiB")
+    context.log.info(f"swept {swept.num_objects:,} objects, {swept.num_bytes / 2**20:,.1f} MiB")
+
+
+def live_partitions(instance: dg.DagsterInstance, own_run: str) -> set[str]:
+    """Name what unfinished runs may be writing: partition keys, and "" for assets without partitions."""
+    records = instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED))
+    return {record.dagster_run.tags.get("dagster/partition", "") for record in records if record.dagster_run.run_id != own_run}
+
+
+@dg.job(description="Sweeps unreferenced objects older than a day, and measures the store.")
+def maintenance() -> None:
+    """Sweep unreferenced objects older than a day, and measure the store."""
+    sweep_store()
+
+
+ALL_JOBS: list[Any] = [cem_chain, cem_release, cem_patch_classifier, catalogue_intake, maintenance]

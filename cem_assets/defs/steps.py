@@ -14,12 +14,22 @@ MAX_RETRIES = 3
 RETRY_DELAY_SECONDS = 10.0
 """Before the first retry; doubled for each one after it. For trouble with the store or the network only."""
 
+FAULT_TAG = "cem_assets/fault"
+"""Tag of runs that failed because of their data: the same work is not asked for again until something changed."""
+
 _listeners: list[Any] = []
 
 
 @contextmanager
-def explained(context: dg.AssetExecutionContext) -> Iterator[None]:
-    """Turn errors of the data into failures in words, and trouble with the store into a later retry."""
+def explained(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext, metadata: Mapping[str, Any] | None = None
+) -> Iterator[None]:
+    """Turn errors of the data into failures in words, and trouble with the store into a later retry.
+
+    Args:
+        context: Of the step.
+        metadata: Shown with a failure, such as a link to the quarantine report.
+    """
     try:
         yield
     except Exception as error:
@@ -29,7 +39,9 @@ def explained(context: dg.AssetExecutionContext) -> Iterator[None]:
             raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait) from error
         if isinstance(error, ValueError | KeyError | OSError | RuntimeError):
             message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-            raise dg.Failure(description=message, allow_retries=False) from error
+            if not isinstance(error, OSError):  # a full disk, say, is no fault of the data
+                context.instance.add_run_tags(context.run_id, {FAULT_TAG: "data"})
+            raise dg.Failure(description=message, allow_retries=False, metadata=metadata) from error
         raise
 
 

@@ -22,7 +22,6 @@ from cem_assets.storage.manifests import (
     ManifestObject,
     current_manifest,
     damaged_objects,
-    manifest_numbers,
     write_manifest,
 )
 from cem_assets.storage.store import Store
@@ -154,10 +153,9 @@ class Commit:
         if strays:  # refused volumes and the like: who opens the folder without the manifest must not read them
             logger.warning("removing %d objects that belong to no manifest: %s", len(strays), ", ".join(strays[:5]))
             self._store.delete(f"{self.content.folder}/{name}" for name in strays)
-        numbers = manifest_numbers(self._store, self._inputs.folder)
         manifest = Manifest(
             inputs=self._inputs,
-            number=1 if is_final or not numbers else numbers[-1] + 1,
+            number=0,
             objects=tuple(self._objects[name] for name in sorted(self._objects)),
             counts=dict(counts),
             details=dict(details or {}),

@@ -7,6 +7,7 @@ files and refuses names that could do harm; uploaded names are untrusted. Which 
 
 import hashlib
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -274,6 +275,38 @@ def _renamed(text: bytes, name: str, where: str) -> bytes:
     return tomlkit.dumps(document).encode()
 
 
-def waiting_datasets(store: Store) -> list[str]:
-    """List the datasets of the inbox that are complete, in order of name."""
-    return [name for name in store.children(INBOX) if store.size(dataset_key(name, DESCRIPTION)) is not None]
+@dataclass(frozen=True)
+class Arrival:
+    """A complete dataset of the inbox, as a listing shows it.
+
+    Attributes:
+        dataset: Name of its folder.
+        fingerprint: 16 hex digits over size, tag and time of its `dataset.toml`: another one for every upload.
+        modified: When `dataset.toml` was written, seconds since 1970.
+    """
+
+    dataset: str
+    fingerprint: str
+    modified: float
+
+
+def arrival_of(store: Store, dataset: str) -> Arrival | None:
+    """Look whether a dataset of the inbox is complete; one request."""
+    found = store.stat(dataset_key(dataset, DESCRIPTION))
+    if found is None:
+        return None
+    facts = canonical_json([found.num_bytes, found.tag, f"{found.modified:.6f}"])
+    return Arrival(dataset, hashlib.sha256(facts).hexdigest()[:16], found.modified)
+
+
+def arrivals(store: Store, after: str = "") -> Iterator[Arrival]:
+    """Look for complete datasets, in order of name, as far as the caller wants to go.
+
+    Args:
+        store: Where.
+        after: Begin behind this name.
+    """
+    for dataset in store.folders(INBOX, after):
+        found = arrival_of(store, dataset)
+        if found is not None:
+            yield found

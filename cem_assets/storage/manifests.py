@@ -9,6 +9,7 @@ Writing content and manifests is `cem_assets.storage.commits`.
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cem_assets.storage.store import Store
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFESTS = "_manifests"
@@ -142,14 +145,15 @@ def write_manifest(store: Store, manifest: Manifest, is_final: bool = False) -> 
 
     Args:
         store: Where.
-        manifest: Its `number` is a first guess and may be counted up.
-        is_final: Whether it must get that very number, as releases must: they have one manifest for ever.
+        manifest: What to write; its `number` is chosen here.
+        is_final: Whether it must be the first and only one, as for releases.
 
     Returns:
-        The manifest with the number it got.
+        The manifest with the number it got; or the current one where that has the same digest, so that no
+        partition is committed twice for the same work.
 
     Raises:
-        FileExistsError: `is_final`, and another manifest has that number.
+        FileExistsError: `is_final`, and there is one already.
     """
     body: dict[str, Any] = {
         "format": FORMAT,
@@ -171,14 +175,27 @@ def write_manifest(store: Store, manifest: Manifest, is_final: bool = False) -> 
         pq.write_table(table, sink, compression="zstd")
         store.put(key, sink.getvalue())
         body["objects_table"] = key
-    number = manifest.number
+    folder = manifest.inputs.folder
     while True:
+        numbers = [] if is_final else manifest_numbers(store, folder)
+        if numbers and (found := _same_work(store, folder, numbers[-1], manifest.digest)):
+            return found
+        number = numbers[-1] + 1 if numbers else 1
         text = json.dumps({"number": number, **body}, indent=1, ensure_ascii=False).encode()
-        if store.create(f"{manifest.inputs.folder}/{MANIFESTS}/{number}.json", text):
+        if store.create(f"{folder}/{MANIFESTS}/{number}.json", text):
             return Manifest(**{**_shallow(manifest), "number": number})
         if is_final:
-            raise FileExistsError(f"{manifest.inputs.folder} was committed by another run and never changes afterwards.")
-        number += 1
+            raise FileExistsError(f"{folder} was committed by another run and never changes afterwards.")
+
+
+def _same_work(store: Store, folder: str, number: int, digest: str) -> Manifest | None:
+    """Return a manifest where it has a digest: two runs of the same work, or a repair, commit once."""
+    try:
+        found = read_manifest(store, folder, number)
+    except ValueError as error:  # one that was tampered with must not block its own replacement
+        logger.warning("%s", error)
+        return None
+    return found if found.digest == digest else None
 
 
 def _shallow(manifest: Manifest) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,10 +39,20 @@ class StoredObject:
     Attributes:
         key: Path relative to the root (or to the folder that was listed, where a function says so).
         num_bytes: Size.
+        modified: When it was written, in seconds since 1970, by the store's clock.
+        tag: The store's entity tag (ETag); empty on a local disk.
     """
 
     key: str
     num_bytes: int
+    modified: float
+    tag: str = ""
+
+
+def _described(key: str, info: Mapping[str, Any]) -> StoredObject:
+    modified = info.get("LastModified", info.get("mtime", 0.0))
+    seconds = modified.timestamp() if isinstance(modified, datetime) else float(modified)
+    return StoredObject(key, int(info["size"]), seconds, str(info.get("ETag", "")).strip('"'))
 
 
 def check_key(key: str) -> str:
@@ -118,13 +129,18 @@ class Store:
         handle: BinaryIO = self.fs.open(self._path(key), "rb")
         return handle
 
-    def size(self, key: str) -> int | None:
-        """Return an object's size in bytes, or None where there is none."""
+    def stat(self, key: str) -> StoredObject | None:
+        """Describe an object, or return None where there is none."""
         try:
             info = self.fs.info(self._path(key))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return int(info["size"]) if info["type"] == "file" else None
+        return _described(key, info) if info["type"] == "file" else None
+
+    def size(self, key: str) -> int | None:
+        """Return an object's size in bytes, or None where there is none."""
+        found = self.stat(key)
+        return None if found is None else found.num_bytes
 
     def sha256(self, key: str) -> str:
         """Hash an object, a few MiB at a time."""
@@ -139,7 +155,7 @@ class Store:
         base = self._path(folder)
         found = self.fs.find(base, detail=True)
         for path in sorted(found):
-            yield StoredObject(f"{folder}{str(path)[len(base) :]}", int(found[path]["size"]))
+            yield _described(f"{folder}{str(path)[len(base) :]}", found[path])
 
     def children(self, folder: str) -> list[str]:
         """List the names directly in a folder, files and folders alike, in order; empty where there is none."""
@@ -149,6 +165,34 @@ class Store:
             return []
         names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries}
         return sorted(names - {""})
+
+    def folders(self, folder: str, after: str = "") -> Iterator[str]:
+        """List the folders directly in a folder, in order of name, a page at a time.
+
+        Args:
+            folder: Where, or empty for the root; in S3 nothing below the folders is listed.
+            after: Begin behind this name; empty begins at the first.
+
+        Yields:
+            Names; pages of 1,000 are fetched as they are wanted.
+        """
+        path = self._path(folder) if folder else self._path("x").removesuffix("/x")
+        if get_protocol(self.url) != "s3":
+            entries = self.fs.ls(path, detail=True) if self.fs.isdir(path) else []
+            names = sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+            yield from (name for name in names if name > after and name != _STAGING)
+            return
+        bucket, prefix = f"{path}/".split("/", 1)
+        call = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
+        if after:  # behind every key of that folder
+            call["StartAfter"] = f"{prefix}{after}/\U0010ffff"
+        while True:
+            page = self.fs.call_s3("list_objects_v2", **call)
+            for item in page.get("CommonPrefixes", []):
+                yield str(item["Prefix"])[len(prefix) :].rstrip("/")
+            if not page.get("IsTruncated"):
+                return
+            call["ContinuationToken"] = page["NextContinuationToken"]
 
     # Writing
 

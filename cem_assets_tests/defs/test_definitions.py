@@ -30,7 +30,9 @@ CHECKS = {
     "cem/filtered_patches:filtered_counts_add_up",
     "cem/releases:release_is_complete",
 }
-JOBS = {"cem_chain", "cem_release", "cem_patch_classifier"}
+JOBS = {"cem_chain", "cem_release", "cem_patch_classifier", "catalogue_intake", "maintenance"}
+SENSORS = {"inbox", "reconciliation", "failure_alerts", "freshness_alerts"}
+SCHEDULES = {"releases": "cem_release", "catalogue": "catalogue_intake", "maintenance": "maintenance"}
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,13 @@ def test_descriptions_are_written_for_people(graph):
 
 def test_jobs():
     assert {job.name for job in defs.resolve_all_job_defs() if not job.name.startswith("__")} == JOBS
+
+
+def test_what_runs_by_itself_runs_from_the_start():
+    assert {sensor.name for sensor in defs.sensors} == SENSORS
+    assert {schedule.name: schedule.job_name for schedule in defs.schedules} == SCHEDULES
+    assert all(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in defs.sensors)
+    assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in defs.schedules)
 
 
 def test_gpu_work_is_in_a_pool():

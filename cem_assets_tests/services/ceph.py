@@ -17,6 +17,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from cem_assets_tests.services.packages import install_packages
+
 PACKAGES = ("radosgw", "ceph-mon", "ceph-osd", "ceph-common")
 ACCESS_KEY, SECRET_KEY = "testkey", "testsecret"
 _PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool", "ceph")
@@ -29,16 +31,7 @@ def missing_programs() -> list[str]:
 
 def install() -> str | None:
     """Install Ceph where it is missing; return why that is impossible, or None."""
-    if not missing_programs():
-        return None
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        return f"Ceph's {', '.join(missing_programs())} are not installed, and only root on Debian can install them"
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return f"{' '.join(command[:2])} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}"
-    return None
+    return None if not missing_programs() else install_packages(f"Ceph's {', '.join(missing_programs())} are", *PACKAGES)
 
 
 def _free_port() -> int:

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from cem_assets.storage.inbox import (
+    arrivals,
     path_problem,
     read_description,
     read_inbox,
     register_folder,
     shown_path,
-    waiting_datasets,
 )
 from cem_assets.storage.store import Store
 from cem_assets_tests.datasets import put_in_inbox, toml
@@ -19,7 +19,7 @@ from cem_assets_tests.datasets import put_in_inbox, toml
 def test_a_dataset_is_complete_when_its_description_is_there(store: Store):
     store.put("inbox/later/a.tif", b"1")
     put_in_inbox(store, "now", {"a.tif": b"1"})
-    assert waiting_datasets(store) == ["now"]
+    assert [found.dataset for found in arrivals(store)] == ["now"]
     with pytest.raises(FileNotFoundError, match=r"inbox/later/dataset.toml is missing .* An example:"):
         read_description(store, "later")
 
@@ -187,7 +187,7 @@ def test_the_description_is_written_last_and_removed_first(local_store: Store, f
     monkeypatch.setattr(Store, "put", dies)
     with pytest.raises(OSError, match="connection lost"):
         register_folder(local_store, folder, replace=True)
-    assert waiting_datasets(local_store) == []
+    assert list(arrivals(local_store)) == []
 
 
 def test_folders_that_are_none_or_have_no_description(local_store: Store, tmp_path, folder):
@@ -203,4 +203,4 @@ def test_links_that_lead_out_of_the_folder_are_refused(local_store: Store, tmp_p
     (folder / "s.tif").symlink_to(tmp_path / "secret")
     with pytest.raises(ValueError, match=r"s.tif is a link that leads out of"):
         register_folder(local_store, folder)
-    assert waiting_datasets(local_store) == []
+    assert list(arrivals(local_store)) == []

@@ -1,0 +1,271 @@
+"""What runs by itself: the inbox sensor, reconciliation, and the schedules.
+
+The store is the authority on what is missing or stale (`cem_assets.stages.reconciliation`); Dagster's runs
+tell only what is already being done about it. Every tick is bounded in time, and goes on next time where it stopped.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from cem_assets.defs.jobs import UNFINISHED, catalogue_intake, cem_chain, cem_release, maintenance
+from cem_assets.defs.partitions import em_datasets
+from cem_assets.defs.resources import StoreResource
+from cem_assets.defs.steps import FAULT_TAG
+from cem_assets.stages.catalogue import missing_rows
+from cem_assets.stages.reconciliation import Work, classifier_digest, is_release_due, look_at, needed_work
+from cem_assets.stages.settings import Settings, read_settings
+from cem_assets.storage.inbox import Arrival, Rejection, arrival_of, arrivals, read_description
+from cem_assets.storage.layout import RELEASES, VOLUMES
+from cem_assets.storage.manifests import committed_partitions
+from cem_assets.storage.quarantine import report_key, write_report
+from cem_assets.storage.store import Store
+
+WORK_TAG = "cem_assets/work"
+CATALOGUE_TAG = "cem_assets/catalogue"
+TICK_SECONDS = 5.0
+"""A tick stops looking after this long; what it asks for is launched after that."""
+MAX_REQUESTS = 25
+"""Runs a tick asks for at most; creating one costs Dagster up to a tenth of a second."""
+GRACE_SECONDS = 120.0
+"""So long after it arrived, a dataset without any run is left to the inbox sensor."""
+PROMPT_ATTEMPTS = 3
+"""Failures of the same work that are repeated at the next tick; later ones wait an hour, two, four, ... a day."""
+
+
+def run_request(work: Work, settings: Settings, attempt: int = 0) -> dg.RunRequest:
+    """Ask for the run that does some work.
+
+    Args:
+        work: From `needed_work`.
+        settings: Whose parameters to use.
+        attempt: How often it was tried before.
+    """
+    config = {asset: settings.config(work.dataset, asset) for asset in work.assets}
+    return dg.RunRequest(
+        run_key=f"{work.dataset}:{work.key}:{attempt}",
+        job_name=cem_chain.name,
+        partition_key=work.dataset,
+        asset_selection=[dg.AssetKey(asset.split("/")) for asset in work.assets],
+        run_config={"ops": {asset.replace("/", "__"): {"config": values} for asset, values in config.items() if values}},
+        tags={
+            WORK_TAG: work.key,
+            "cem_assets/reason": "; ".join(f"{asset.removeprefix('cem/')}: {text}" for asset, text in work.reasons.items()),
+        },
+    )
+
+
+@dg.sensor(
+    name="inbox",
+    job=cem_chain,
+    minimum_interval_seconds=int(os.environ.get("CEM_ASSETS_INBOX_SECONDS", "30")),
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Takes in what arrives in inbox/<dataset>/: a new or changed dataset.toml, written last, asks for the chain.",
+)
+def inbox_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SensorResult:
+    """Look for datasets that arrived or changed since the last look."""
+    opened = store.open()
+    cursor = json.loads(context.cursor or "{}")
+    seen: dict[str, str] = cursor.get("seen", {})
+    settings, classifier = read_settings(opened), classifier_digest(opened)
+    requests: list[dg.RunRequest] = []
+    partitions: list[str] = []
+    observations: list[dg.AssetObservation] = []
+    started, after = time.monotonic(), str(cursor.get("after", ""))
+    for arrival in arrivals(opened, after):
+        after = arrival.dataset
+        if seen.get(arrival.dataset) != arrival.fingerprint[:8]:
+            problem = _problem(opened, arrival)
+            if problem is not None:
+                observations.append(_refused(opened, arrival.dataset, problem))
+            else:
+                partitions.append(arrival.dataset)
+                state = look_at(opened, arrival.dataset, arrival)
+                requests += [run_request(work, settings) for work in needed_work([state], classifier, settings)]
+            seen[arrival.dataset] = arrival.fingerprint[:8]
+        if len(requests) >= MAX_REQUESTS or time.monotonic() - started > TICK_SECONDS:
+            break
+    else:
+        after = ""
+    known = set(context.instance.get_dynamic_partitions(str(em_datasets.name)))
+    added = [name for name in partitions if name not in known]
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else f"nothing new among {len(seen):,} datasets of the inbox",
+        cursor=json.dumps({"after": after, "seen": seen}, separators=(",", ":")),
+        dynamic_partitions_requests=[em_datasets.build_add_request(added)] if added else [],
+        asset_events=observations,
+    )
+
+
+def _problem(store: Store, arrival: Arrival) -> str | None:
+    try:
+        read_description(store, arrival.dataset)
+    except (ValueError, FileNotFoundError) as error:
+        write_report(store, arrival.dataset, [Rejection("dataset.toml", str(error))], is_refused=True)
+        return str(error)
+    return None
+
+
+def _refused(store: Store, dataset: str, problem: str) -> dg.AssetObservation:
+    return dg.AssetObservation(
+        asset_key=VOLUMES.split("/"),
+        description=f"{dataset} was refused: {problem.splitlines()[0]}",
+        metadata={
+            "dataset": dataset,
+            "problem": dg.MetadataValue.md(f"```\n{problem}\n```"),
+            "quarantine report": dg.MetadataValue.path(store.url_of(report_key(dataset))),
+        },
+    )
+
+
+@dg.sensor(
+    name="reconciliation",
+    job=cem_chain,
+    minimum_interval_seconds=int(os.environ.get("CEM_ASSETS_RECONCILIATION_SECONDS", "60")),
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Compares what the store holds with what should be there, and asks for exactly what is missing or stale.",
+)
+def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SensorResult:
+    """Look at the datasets after the cursor, as many as fit a tick."""
+    opened = store.open()
+    settings, classifier = read_settings(opened), classifier_digest(opened)
+    requests: list[dg.RunRequest] = []
+    waiting: list[str] = []
+    partitions: list[str] = []
+    started, after, num_looked = time.monotonic(), context.cursor or "", 0
+    for dataset in _datasets(opened, after):
+        after = dataset
+        num_looked += 1
+        arrival = arrival_of(opened, dataset)
+        if arrival is not None and _is_described(opened, dataset):
+            partitions.append(dataset)
+            for work in needed_work([look_at(opened, dataset, arrival)], classifier, settings):
+                attempt, why_not = _attempt(context.instance, work, arrival)
+                if why_not is None:
+                    requests.append(run_request(work, settings, attempt))
+                else:
+                    waiting.append(f"{dataset} ({why_not})")
+        if len(requests) >= MAX_REQUESTS or time.monotonic() - started > TICK_SECONDS:
+            break
+    else:
+        after = ""
+    known = set(context.instance.get_dynamic_partitions(str(em_datasets.name)))
+    added = [name for name in partitions if name not in known]
+    told = f"looked at {num_looked:,} datasets; nothing to ask for"
+    if waiting:
+        told += f"; waiting: {', '.join(waiting[:10])}{' and more' if len(waiting) > 10 else ''}"
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else told,
+        cursor=after,
+        dynamic_partitions_requests=[em_datasets.build_add_request(added)] if added else [],
+    )
+
+
+def _datasets(store: Store, after: str) -> Iterator[str]:
+    """Name the datasets of the inbox and those that were standardized, in one order, behind a name."""
+    standardized = [name for name in committed_partitions(store, VOLUMES) if name > after]
+    in_inbox = list(store.folders("inbox", after))
+    yield from sorted({*standardized, *in_inbox})
+
+
+def _is_described(store: Store, dataset: str) -> bool:
+    try:
+        read_description(store, dataset)
+    except (ValueError, FileNotFoundError):
+        return False  # the inbox sensor has written its report
+    return True
+
+
+def _attempt(instance: dg.DagsterInstance, work: Work, arrival: Arrival) -> tuple[int, str | None]:
+    """Tell which attempt at some work this would be, and why not now, if so."""
+    of_dataset = {"dagster/partition": work.dataset}
+    if instance.get_run_records(dg.RunsFilter(job_name=cem_chain.name, tags=of_dataset, statuses=UNFINISHED), limit=1):
+        return 0, "a run is under way"
+    is_new = time.time() - arrival.modified < GRACE_SECONDS
+    if is_new and not instance.get_run_records(dg.RunsFilter(job_name=cem_chain.name, tags=of_dataset), limit=1):
+        return 0, "it just arrived; the inbox sensor takes it in"
+    records = instance.get_run_records(dg.RunsFilter(tags={WORK_TAG: work.key}))
+    if work.is_look_only and any(record.dagster_run.is_success for record in records):
+        return 0, "looked at already, nothing changed"
+    failures = [record for record in records if not record.dagster_run.is_success]
+    if any(FAULT_TAG in record.dagster_run.tags for record in failures):
+        return 0, "its data was refused; repair it in the inbox and write dataset.toml again"
+    if len(failures) >= PROMPT_ATTEMPTS:
+        wait = min(2 ** (len(failures) - PROMPT_ATTEMPTS), 24) * 3600
+        last = max(record.end_time or 0 for record in failures)
+        if time.time() < last + wait:
+            return 0, f"failed {len(failures)} times, tried again later"
+    return len(records), None
+
+
+@dg.schedule(
+    name="releases",
+    job=cem_release,
+    cron_schedule=os.environ.get("CEM_ASSETS_RELEASE_CRON", "0 3 * * *"),
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Makes a release when filtered partitions changed since the last one (CEM_ASSETS_RELEASE_CRON).",
+)
+def release_schedule(context: dg.ScheduleEvaluationContext, store: StoreResource) -> dg.RunRequest | dg.SkipReason:
+    """Ask for a release where one is due."""
+    if context.instance.get_run_records(dg.RunsFilter(job_name=cem_release.name, statuses=UNFINISHED), limit=1):
+        return dg.SkipReason("a release is being made")
+    # A release that is not due is looked at once a week all the same: it is checked, and shown to be fresh.
+    event = context.instance.get_latest_materialization_event(dg.AssetKey(RELEASES.split("/")))
+    is_fresh = event is not None and time.time() - event.timestamp < 7 * 24 * 3600
+    if not is_release_due(store.open()) and (is_fresh or event is None):
+        return dg.SkipReason("the newest release holds all that is filtered, as it is")
+    return dg.RunRequest()
+
+
+@dg.schedule(
+    name="catalogue",
+    job=catalogue_intake,
+    cron_schedule=os.environ.get("CEM_ASSETS_CATALOGUE_CRON", "0 1 * * *"),
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Fetches enabled rows of the catalogue that the store lacks, a few a day (CEM_ASSETS_CATALOGUE_PER_DAY).",
+)
+def catalogue_schedule(context: dg.ScheduleEvaluationContext, store: StoreResource) -> Any:
+    """Ask for the rows that were tried least often, then by name."""
+    day = context.scheduled_execution_time.date().isoformat()
+    tried = {}
+    for name in missing_rows(store.open()):
+        runs = context.instance.get_runs(dg.RunsFilter(job_name=catalogue_intake.name, tags={CATALOGUE_TAG: name}))
+        if not any(run.status in UNFINISHED for run in runs):
+            tried[name] = len(runs)
+    chosen = sorted(tried, key=lambda name: (tried[name], name))[: per_day()]
+    if not chosen:
+        return dg.SkipReason("every enabled row of the catalogue is in the store or on its way")
+    return [
+        dg.RunRequest(
+            run_key=f"{name}:{day}",
+            run_config={"ops": {"fetch_catalogue_row": {"config": {"name": name}}}},
+            tags={CATALOGUE_TAG: name},
+        )
+        for name in chosen
+    ]
+
+
+def per_day() -> int:
+    """Return CEM_ASSETS_CATALOGUE_PER_DAY, else 3."""
+    text = os.environ.get("CEM_ASSETS_CATALOGUE_PER_DAY", "3")
+    if not text.isdecimal():
+        raise ValueError(f"CEM_ASSETS_CATALOGUE_PER_DAY is {text!r}; expected a whole number.")
+    return int(text)
+
+
+maintenance_schedule = dg.ScheduleDefinition(
+    name="maintenance",
+    job=maintenance,
+    cron_schedule=os.environ.get("CEM_ASSETS_MAINTENANCE_CRON", "0 4 * * *"),
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Sweeps what no manifest and no release names any more, and measures the store.",
+)
+
+ALL_SENSORS = [inbox_sensor, reconciliation_sensor]
+ALL_SCHEDULES = [release_schedule, catalogue_schedule, maintenance_schedule]

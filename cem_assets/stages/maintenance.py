@@ -1,0 +1,149 @@
+"""Maintenance of the store: sweeping what nothing names any more, and measuring it by prefix.
+
+What stays: the content of every current manifest; the content of whatever a current manifest was made from, as
+long as it is (pixels are found again through it); the content that releases name; everything of a live run; everything
+younger than a day. Manifests are never swept: they are the history.
+"""
+
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from cem_assets.stages.cem_releases import list_releases
+from cem_assets.storage.layout import CLASSIFIER, STAGES
+from cem_assets.storage.manifests import Manifest, committed_partitions, manifest_numbers, read_manifest
+from cem_assets.storage.store import Store, StoredObject
+
+MIN_AGE_HOURS = 24.0
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep did.
+
+    Attributes:
+        num_objects, num_bytes: Deleted.
+        folders: Content folders that are gone, in order.
+        live: Partitions that were left alone because a run may be writing them.
+    """
+
+    num_objects: int
+    num_bytes: int
+    folders: tuple[str, ...]
+    live: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PrefixSize:
+    """How much lies under a prefix."""
+
+    prefix: str
+    num_objects: int
+    num_bytes: int
+
+
+def sweep(store: Store, live: Collection[str] = (), min_age_hours: float = MIN_AGE_HOURS) -> Swept:
+    """Delete content that neither a current manifest nor a release names.
+
+    A folder goes as a whole or not at all, judged by its youngest object: a killed run's objects stay for
+    a day, in which another run can take them up.
+
+    Args:
+        store: Where.
+        live: Partition keys of unfinished runs; "" stands for assets without partitions.
+        min_age_hours: Folders with anything younger stay.
+
+    Returns:
+        What was deleted.
+    """
+    released = {str(item["folder"]) for release in list_releases(store) for item in release.details["contents"]}
+    limit = time.time() - 3600 * min_age_hours
+    num_objects = num_bytes = 0
+    folders: list[str] = []
+    spared: set[str] = set()
+    for asset, partition in _partitions(store):
+        base = f"{asset}/{partition}" if partition else asset
+        named = _named(store, asset, partition) | released
+        for content in store.folders(base):
+            folder = f"{base}/{content}"
+            if content.startswith("_") or folder in named:
+                continue
+            if partition in live:
+                spared.add(partition or asset)
+                continue
+            objects = list(store.walk(folder))
+            if not objects or max(item.modified for item in objects) > limit:
+                continue
+            store.delete(item.key for item in objects)
+            folders.append(folder)
+            num_objects += len(objects)
+            num_bytes += sum(item.num_bytes for item in objects)
+    return Swept(num_objects, num_bytes, tuple(sorted(folders)), tuple(sorted(spared)))
+
+
+def _partitions(store: Store) -> Iterator[tuple[str, str]]:
+    for asset in STAGES.values():
+        # Every folder, not only committed ones: a run that was killed before its first manifest leaves content, too.
+        for partition in store.folders(asset):
+            yield asset, partition
+    yield CLASSIFIER, ""
+
+
+def _named(store: Store, asset: str, partition: str) -> set[str]:
+    """List the content folders that current manifests of this partition's chain name, at any remove."""
+    base = f"{asset}/{partition}" if partition else asset
+    numbers = manifest_numbers(store, base)
+    if not numbers:
+        return set()
+    manifests = {number: _readable(store, base, number) for number in numbers}
+    newest = manifests[numbers[-1]]
+    if newest is None:  # tampered with: touch nothing until it was replaced
+        return {f"{base}/{content}" for content in store.folders(base)}
+    wanted = _digests_in_use(store, asset, partition)
+    return {m.folder for m in manifests.values() if m is not None and (m is newest or m.digest in wanted)}
+
+
+def _digests_in_use(store: Store, asset: str, partition: str) -> set[str]:
+    """List the digests of an asset's partition that current manifests further down were made from."""
+    assets = list(STAGES.values())
+    if asset == CLASSIFIER:
+        users = [(STAGES["scores"], name) for name in committed_partitions(store, STAGES["scores"])]
+    else:
+        users = [(later, partition) for later in assets[assets.index(asset) + 1 :]]
+    found: set[str] = set()
+    for user, name in users:
+        numbers = manifest_numbers(store, f"{user}/{name}")
+        manifest = _readable(store, f"{user}/{name}", numbers[-1]) if numbers else None
+        if manifest is not None:
+            found |= set(manifest.inputs.upstream.values()) | {str(manifest.details.get("volumes_digest", ""))}
+    return found
+
+
+def _readable(store: Store, folder: str, number: int) -> Manifest | None:
+    try:
+        return read_manifest(store, folder, number)
+    except ValueError:
+        return None
+
+
+def measure(store: Store) -> list[PrefixSize]:
+    """Count objects and bytes by asset, and of the inbox and the quarantine; one listing of the whole store.
+
+    Args:
+        store: Where.
+
+    Returns:
+        In order of prefix.
+    """
+    sizes: dict[str, list[int]] = {}
+    for top in store.folders(""):
+        for item in store.walk(top):
+            entry = sizes.setdefault(_prefix(item), [0, 0])
+            entry[0] += 1
+            entry[1] += item.num_bytes
+    return [PrefixSize(prefix, count, size) for prefix, (count, size) in sorted(sizes.items())]
+
+
+def _prefix(item: StoredObject) -> str:
+    parts = item.key.split("/")
+    return parts[0] if parts[0] != "cem" or len(parts) < 3 else "/".join(parts[:2])

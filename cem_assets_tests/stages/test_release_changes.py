@@ -1,0 +1,48 @@
+"""What changed between two releases, and why."""
+
+from cem_assets.cem.dedup import DedupParams
+from cem_assets.cem.filter import FilterParams
+from cem_assets.stages.cem_filter import keep_informative
+from cem_assets.stages.cem_patches import choose_exemplars
+from cem_assets.stages.cem_releases import make_release
+from cem_assets.stages.release_changes import compare_releases
+from cem_assets.storage.store import Store
+from cem_assets_tests.datasets import cells, nrrd_bytes, volume_dataset
+from cem_assets_tests.stages.chain import run_chain
+
+
+def test_datasets_and_patches_that_came_and_went_are_named_with_the_reason(curated_store: Store):
+    store = curated_store
+    make_release(store, datasets=["cells", "pictures"])
+    assert compare_releases(store, "v1", "v1") == []
+    volume_dataset(store, "new", seed=5)
+    run_chain(store, "new", until="filtered", threshold=0.0)
+    choose_exemplars(store, "cells", DedupParams(max_distance=30))
+    run_chain(store, "cells", until="raw")
+    from cem_assets_tests.stages.chain import run_stage
+
+    run_stage(store, "cells", "scores")
+    keep_informative(store, "cells", FilterParams(threshold=0.25))
+    make_release(store, datasets=["cells", "new"])
+    changes = {change.dataset: change for change in compare_releases(store, "v1", "v2")}
+    assert {name: change.kind for name, change in changes.items()} == {
+        "cells": "changed", "new": "added", "pictures": "removed",
+    }  # fmt: skip
+    assert changes["new"].added and not changes["new"].removed
+    assert changes["pictures"].removed and not changes["pictures"].added
+    assert changes["cells"].reasons == (
+        "deduplicated_patches: max_distance 12 became 30",
+        "filtered_patches: threshold 0.0 became 0.25",
+    )
+    assert len(changes["cells"].removed) > 0
+    backwards = {change.dataset: change for change in compare_releases(store, "v2", "v1")}
+    assert backwards["cells"].added == changes["cells"].removed and backwards["pictures"].kind == "added"
+
+
+def test_changed_files_are_told(curated_local: Store):
+    make_release(curated_local, datasets=["twin"])
+    curated_local.put("inbox/twin/v.nrrd", nrrd_bytes(cells((70, 130, 250))))
+    run_chain(curated_local, "twin", until="filtered", threshold=0.0)
+    make_release(curated_local, datasets=["twin"])
+    (change,) = compare_releases(curated_local, "v1", "v2")
+    assert change.reasons == ("volumes: the files in the inbox changed",)
