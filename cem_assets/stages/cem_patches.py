@@ -97,7 +97,8 @@ def cut_and_hash(
             num_rows += _num_rows(store, commit, part.name)
             num_rejected += _num_rows(store, commit, _rejected_name(part))
     bricks = [brick for part in todo for brick in part.bricks]
-    stream = (engine or local_engine(None, len(bricks))).map(HashJob(pixels, params.spacing), bricks)
+    # A brick is hashed in some 40 ms and a pool takes a second to start.
+    stream = (engine or local_engine(None, len(bricks), 32)).map(HashJob(pixels, params.spacing), bricks)
     done, total = 0, len(bricks) or len(todo)
     for part in todo:
         rejected: list[str] = []
