@@ -15,7 +15,8 @@ from cem_assets import __version__
 from cem_assets.engine import default_num_workers
 from cem_assets.imaging.dhash import self_test
 from cem_assets.storage.commits import installed_versions
-from cem_assets.storage.store import ROOT_VARIABLE, SCRATCH_VARIABLE, Store, open_store
+from cem_assets.storage.scratch import SCRATCH_VARIABLE
+from cem_assets.storage.store import ROOT_VARIABLE, Store, open_store
 from cem_assets.tracking import URI_VARIABLE, tracking_uri
 
 _LOW_DISK = 5 << 30

@@ -8,7 +8,8 @@ from typing import Any
 import dagster as dg
 
 from cem_assets.stages.common import Progress, StageResult, logged_progress
-from cem_assets.storage.store import Store, is_transient
+from cem_assets.storage.faults import is_transient
+from cem_assets.storage.store import Store
 
 MAX_RETRIES = 3
 RETRY_DELAY_SECONDS = 10.0

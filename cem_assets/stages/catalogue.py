@@ -7,7 +7,8 @@ from cem_assets.sources.downloads import download
 from cem_assets.storage.inbox import arrival_of, register_folder
 from cem_assets.storage.layout import VOLUMES
 from cem_assets.storage.manifests import MANIFESTS
-from cem_assets.storage.store import Store, scratch_folder
+from cem_assets.storage.scratch import scratch_folder
+from cem_assets.storage.store import Store
 
 
 def missing_rows(store: Store) -> list[str]:

@@ -30,7 +30,8 @@ from cem_assets.storage.commits import Commit, hash_file, installed_versions
 from cem_assets.storage.layout import CLASSIFIER, CODE_VERSIONS, LABELS
 from cem_assets.storage.manifests import Inputs, Manifest, current_manifest
 from cem_assets.storage.patches import PixelJob, open_pixels
-from cem_assets.storage.store import Store, scratch_folder
+from cem_assets.storage.scratch import scratch_folder
+from cem_assets.storage.store import Store
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,9 @@ from cem_assets.storage.intake import holds_one_image, intakes, slice_candidates
 from cem_assets.storage.layout import CODE_VERSIONS, VOLUMES
 from cem_assets.storage.manifests import Inputs
 from cem_assets.storage.quarantine import clear_report, write_report
+from cem_assets.storage.scratch import scratch_folder
 from cem_assets.storage.standardize import local_paths, opened_volume, standardize_images, standardize_volume
-from cem_assets.storage.store import Store, scratch_folder
+from cem_assets.storage.store import Store
 from cem_assets.storage.tables import REJECTED_SCHEMA, parquet_bytes
 
 

@@ -8,7 +8,6 @@ import errno
 import hashlib
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,11 +18,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
-from botocore.exceptions import BotoCoreError, HTTPClientError
 from fsspec.utils import get_protocol
 
+from cem_assets.storage.faults import was_refused
+
 ROOT_VARIABLE = "CEM_ASSETS_ROOT"
-SCRATCH_VARIABLE = "CEM_ASSETS_SCRATCH"
 DEFAULT_ROOT = "./.cem_assets/store"
 
 _STAGING = ".staging"
@@ -102,6 +101,10 @@ class Store:
         return "://" not in self.url
 
     @property
+    def is_s3(self) -> bool:
+        return not self.is_local and get_protocol(self.url) == "s3"
+
+    @property
     def fs(self) -> Any:
         """The fsspec filesystem behind the root."""
         return _filesystem("file" if self.is_local else get_protocol(self.url), os.getpid())
@@ -121,16 +124,37 @@ class Store:
         Raises:
             FileNotFoundError: There is no such object.
         """
-        data: bytes = self.fs.cat_file(self._path(key))
-        return data
+        with self._absence_told(key):
+            data: bytes = self.fs.cat_file(self._path(key))
+            return data
 
     def open(self, key: str) -> BinaryIO:
-        """Open an object for reading at random offsets."""
-        handle: BinaryIO = self.fs.open(self._path(key), "rb")
-        return handle
+        """Open an object for reading at random offsets.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+        """
+        with self._absence_told(key):
+            handle: BinaryIO = self.fs.open(self._path(key), "rb")
+            return handle
+
+    @contextmanager
+    def _absence_told(self, key: str) -> Iterator[None]:
+        """Tell absent objects from forbidden ones: with keys that may list a prefix only, S3 answers 403 for both."""
+        try:
+            yield
+        except PermissionError:
+            if self.is_s3 and self.stat(key) is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.url_of(key)) from None
+            raise
 
     def stat(self, key: str) -> StoredObject | None:
         """Describe an object, or return None where there is none."""
+        if self.is_s3:
+            bucket, name = self._path(key).split("/", 1)
+            page = self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=name, MaxKeys=1)
+            found = [item for item in page.get("Contents", []) if item["Key"] == name]
+            return _described(key, {**found[0], "size": found[0]["Size"]}) if found else None
         try:
             info = self.fs.info(self._path(key))
         except (FileNotFoundError, NotADirectoryError):
@@ -152,15 +176,27 @@ class Store:
 
     def walk(self, folder: str) -> Iterator[StoredObject]:
         """List every object under a folder, keys relative to the root, in order of key."""
-        base = self._path(folder)
+        if self.is_s3:
+            base = self._folder_path(folder).split("/", 1)[1]
+            for page in self._pages(folder, "", ""):
+                for item in page.get("Contents", []):
+                    yield _described(f"{folder}{item['Key'][len(base) :]}", {**item, "size": item["Size"]})
+            return
+        base = self._folder_path(folder)
         found = self.fs.find(base, detail=True)
         for path in sorted(found):
             yield _described(f"{folder}{str(path)[len(base) :]}", found[path])
 
     def children(self, folder: str) -> list[str]:
         """List the names directly in a folder, files and folders alike, in order; empty where there is none."""
+        if self.is_s3:
+            names = set()
+            for page in self._pages(folder, "/", ""):
+                names |= {str(item["Prefix"]).rstrip("/").rsplit("/", 1)[-1] for item in page.get("CommonPrefixes", [])}
+                names |= {str(item["Key"]).rsplit("/", 1)[-1] for item in page.get("Contents", [])}
+            return sorted(names - {""})
         try:
-            entries = self.fs.ls(self._path(folder), detail=False)
+            entries = self.fs.ls(self._folder_path(folder), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries}
@@ -176,20 +212,27 @@ class Store:
         Yields:
             Names; pages of 1,000 are fetched as they are wanted.
         """
-        path = self._path(folder) if folder else self._path("x").removesuffix("/x")
-        if get_protocol(self.url) != "s3":
-            entries = self.fs.ls(path, detail=True) if self.fs.isdir(path) else []
-            names = sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
-            yield from (name for name in names if name > after and name != _STAGING)
+        if self.is_s3:
+            for page in self._pages(folder, "/", after):
+                yield from (str(item["Prefix"]).rstrip("/").rsplit("/", 1)[-1] for item in page.get("CommonPrefixes", []))
             return
-        bucket, prefix = f"{path}/".split("/", 1)
-        call = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
+        path = self._folder_path(folder)
+        entries = self.fs.ls(path, detail=True) if self.fs.isdir(path) else []
+        names = sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+        yield from (name for name in names if name > after and name != _STAGING)
+
+    def _folder_path(self, folder: str) -> str:
+        return self._path(folder) if folder else self._path("x").removesuffix("/x")
+
+    def _pages(self, folder: str, delimiter: str, after: str) -> Iterator[Mapping[str, Any]]:
+        """List a folder of a bucket page by page; never anything outside the root, which keys may be limited to."""
+        bucket, _, prefix = f"{self._folder_path(folder)}/".partition("/")
+        call = {"Bucket": bucket, "Prefix": prefix, "Delimiter": delimiter}
         if after:  # behind every key of that folder
             call["StartAfter"] = f"{prefix}{after}/\U0010ffff"
         while True:
-            page = self.fs.call_s3("list_objects_v2", **call)
-            for item in page.get("CommonPrefixes", []):
-                yield str(item["Prefix"])[len(prefix) :].rstrip("/")
+            page: Mapping[str, Any] = self.fs.call_s3("list_objects_v2", **call)
+            yield page
             if not page.get("IsTruncated"):
                 return
             call["ContinuationToken"] = page["NextContinuationToken"]
@@ -234,7 +277,7 @@ class Store:
             else:
                 self.fs.pipe_file(self._path(key), data, mode="create", chunksize=_SINGLE_PUT)
         except OSError as error:
-            if not _was_refused(error):
+            if not was_refused(error):
                 raise
             # A retried request can be refused because its first try had won: then the contents are ours.
             return self.read(key) == data
@@ -258,7 +301,24 @@ class Store:
             return
         paths = [self._path(key) for key in keys]
         for start in range(0, len(paths), 1000):
-            self.fs.rm(paths[start : start + 1000])
+            self._delete_objects(paths[start : start + 1000])
+
+    def _delete_objects(self, paths: list[str]) -> None:
+        if not self.is_s3:
+            self.fs.rm(paths)
+            return
+        bucket = paths[0].split("/", 1)[0]
+        keys = [path.split("/", 1)[1] for path in paths]
+        try:
+            wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            answer = self.fs.call_s3("delete_objects", Bucket=bucket, Delete=wanted)
+        except PermissionError:  # some servers ask for the whole bucket before they delete several objects at once
+            for key in keys:
+                self.fs.call_s3("delete_object", Bucket=bucket, Key=key)
+            return
+        if errors := answer.get("Errors"):
+            kind = PermissionError if errors[0].get("Code") == "AccessDenied" else OSError
+            raise kind(f"{len(errors)} object(s) could not be deleted, such as {errors[0].get('Key')}: {errors[0].get('Code')}")
 
     @contextmanager
     def _staged(self, key: str, data: bytes | Path) -> Iterator[Path]:
@@ -311,36 +371,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _was_refused(error: BaseException) -> bool:
-    """Tell a lost race for an exclusive create from every other trouble.
-
-    s3fs reports a refused conditional put as `OSError(EINVAL)`; the server's answer is its cause.
-    """
-    if isinstance(error, FileExistsError):
-        return True
-    seen: BaseException | None = error
-    while seen is not None:
-        response = getattr(seen, "response", None)
-        if isinstance(response, dict):
-            code = str(response.get("Error", {}).get("Code", ""))
-            if code in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
-                return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
-def is_transient(error: BaseException) -> bool:
-    """Tell trouble with the store or the network, which another attempt may not meet, from faults of the data.
-
-    A full disk, a refused key and a missing object stay what they are however often one tries.
-    """
-    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | NotADirectoryError | IsADirectoryError):
-        return False
-    if isinstance(error, OSError):
-        return error.errno != errno.ENOSPC
-    return isinstance(error, BotoCoreError | HTTPClientError)
-
-
 def open_store(url: str | None = None) -> Store:
     """Open a store.
 
@@ -367,17 +397,3 @@ def open_store(url: str | None = None) -> Store:
             "the store URL holds credentials; expected s3://bucket/prefix. Give keys in the AWS_* variables instead."
         )
     return Store(text)
-
-
-@contextmanager
-def scratch_folder(purpose: str) -> Iterator[Path]:
-    """Give a local folder for the time of a step, under CEM_ASSETS_SCRATCH or the temporary folder.
-
-    Args:
-        purpose: A word for its name, so that leftovers of killed processes can be recognised.
-    """
-    base = os.environ.get(SCRATCH_VARIABLE) or None
-    if base is not None:
-        Path(base).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"cem_assets-{purpose}-", dir=base, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)

@@ -281,4 +281,4 @@ def open_volume_array(volume: StoredVolume) -> Any:
         inner: Any = LocalStore(volume.store.url_of(volume.folder), read_only=True)
     else:
         inner = FsspecStore.from_url(volume.store.url_of(volume.folder), read_only=True)
-    return zarr.open_array(_Strict(inner), path="0", mode="r")
+    return zarr.open_array(_Strict(inner), path="0", mode="r", zarr_format=3)

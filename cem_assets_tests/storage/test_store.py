@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cem_assets.storage.store import Store, check_key, open_store, scratch_folder
+from cem_assets.storage.scratch import scratch_folder
+from cem_assets.storage.store import Store, check_key, open_store
 
 
 def test_what_is_written_is_read_listed_hashed_and_deleted(store: Store):
