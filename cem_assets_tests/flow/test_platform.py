@@ -3,76 +3,21 @@
 import os
 import shutil
 import subprocess
-import tempfile
 import threading
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
+import time
 
 import pytest
 
 from cem_assets import readers
-from cem_assets.storage.layout import FILTERED
-from cem_assets.storage.manifests import current_manifest, manifest_numbers
+from cem_assets.storage.layout import FILTERED, STAGES
+from cem_assets.storage.manifests import committed_partitions, current_manifest, manifest_numbers
 from cem_assets.storage.store import Store, open_store
 from cem_assets_tests.datasets import cells, nrrd_bytes, put_in_inbox, toml, volume_dataset
+from cem_assets_tests.flow.conftest import SHAPE
 from cem_assets_tests.services import browser, postgres
 from cem_assets_tests.services.stack import ROOT, Stack, wait_for
-from cem_assets_tests.stages.chain import STAGES, import_classifier, run_chain
 
 OUTPUT = ROOT / "test-output"
-SHAPE = (230, 300, 450)
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[postgres.PostgresServer]:
-    if reason := postgres.install():
-        pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="cem-pg-"))
-    server = postgres.start_server(folder, ("dagster", "mlflow"))
-    yield server
-    server.stop()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def platform(s3, database, weights, tmp_path_factory) -> Iterator[Stack]:
-    """An empty platform: nothing in the store, nothing in the database."""
-    prefix = uuid.uuid4().hex[:12]
-    stack = Stack(
-        tmp_path_factory.mktemp("stack"),
-        {
-            "CEM_ASSETS_ROOT": f"s3://{s3.bucket}/{prefix}",
-            "CEM_ASSETS_LOGS_BUCKET": s3.bucket,
-            "CEM_ASSETS_LOGS_PREFIX": f"{prefix}-logs",
-            "CEM_ASSETS_CLASSIFIER_WEIGHTS": str(weights),
-            "CEM_ASSETS_RELEASE_CRON": "* * * * *",
-            "CEM_ASSETS_INBOX_SECONDS": "5",
-            "CEM_ASSETS_RECONCILIATION_SECONDS": "10",
-            "DAGSTER_POSTGRES_URL": database.url("dagster"),
-        },
-        mlflow_uri=database.url("mlflow"),
-        artifacts=f"s3://{s3.bucket}/{prefix}-mlflow",
-    )
-    try:
-        stack.start()
-        yield stack
-    finally:
-        stack.stop()
-
-
-@pytest.fixture
-def store(platform: Stack) -> Store:
-    return open_store(platform.environment["CEM_ASSETS_ROOT"])
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, weights) -> dict[str, str]:
-    """Digests of the chain run in peace on a local folder, by asset."""
-    local = open_store(str(tmp_path_factory.mktemp("undisturbed")))
-    import_classifier(local, weights)
-    volume_dataset(local, "x", SHAPE)
-    return {stage: result.manifest.digest for stage, result in run_chain(local, "x", until="deduplicated").items()}
 
 
 def test_what_is_dropped_into_the_inbox_is_in_a_release_and_seen_in_the_browser(platform: Stack, store: Store):
@@ -109,10 +54,6 @@ def test_what_is_dropped_into_the_inbox_is_in_a_release_and_seen_in_the_browser(
     assert all(run["status"] == "SUCCESS" for run in runs)
 
 
-def secrets_of(database: postgres.PostgresServer) -> list[bytes]:
-    return [secret.encode() for secret in (os.environ["AWS_SECRET_ACCESS_KEY"], postgres.PASSWORD)]
-
-
 def test_no_secret_is_in_logs_metadata_tags_or_the_store(platform: Stack, store: Store, database, s3):
     """After a run that succeeded and one that failed, with the stack's own keys as what must not be found."""
     put_in_inbox(store, "broken", {"v.nrrd": b"NRRD0004\nnot really"})
@@ -131,7 +72,7 @@ def test_no_secret_is_in_logs_metadata_tags_or_the_store(platform: Stack, store:
         if folder.startswith(store.url.rsplit("/", 1)[-1]):
             places |= {item.key: everything.read(item.key) for item in everything.walk(folder)}
     assert any("-logs/" in place for place in places) and len(places) > 20
-    for secret in secrets_of(database):
+    for secret in (os.environ["AWS_SECRET_ACCESS_KEY"].encode(), postgres.PASSWORD.encode()):
         leaks = [place for place, data in places.items() if secret in data]
         assert leaks == []
 
@@ -164,13 +105,59 @@ def check_whole(platform: Stack, store: Store, dataset: str, undisturbed: dict[s
             return False  # the server may be away just now
 
     wait_for(f"{dataset} filtered", is_there, seconds)
-    for stage, asset in readers_stages().items():
+    for stage, asset in STAGES.items():
         if stage in undisturbed:
             assert current_manifest(store, asset, dataset).digest == undisturbed[stage], stage
         assert len(manifest_numbers(store, f"{asset}/{dataset}")) == 1, f"{asset} was committed once"
 
 
-def readers_stages() -> dict[str, str]:
-    from cem_assets.storage.layout import STAGES as ASSETS
+@pytest.mark.soak
+def test_each_part_may_be_killed_while_a_dataset_is_taken_in(platform: Stack, store: Store, database, s3, undisturbed):
+    """One fault after another, each in the middle of a run of the same data."""
+    faults = {
+        "database": database.restart,
+        "daemon": lambda: (platform.kill("daemon"), platform.start("daemon")),
+        "worker": platform.kill_run_workers,
+        "code-server": lambda: (platform.kill("code"), platform.start("code")),
+    }
+    if s3.server is not None:
+        faults["gateway"] = lambda: (s3.server.stop_gateway(), time.sleep(30), s3.server.start())
+    for name, fault in faults.items():
+        # The same files under the same name: the digests must not depend on what went wrong on the way.
+        for asset in (*STAGES.values(), "inbox"):
+            store.delete([item.key for item in store.walk(f"{asset}/x")])
+        put_in_inbox(store, "x", {"v.nrrd": nrrd_bytes(cells(SHAPE))}, toml("x"))
+        seen = {run["runId"] for run in platform.runs()}
+        wait_for(
+            f"the run of x before {name}",
+            lambda seen=seen: any(
+                is_run_of(run, "x") and run["status"] == "STARTED" and run["runId"] not in seen for run in platform.runs()
+            ),
+            120,
+            0.2,
+        )
+        fault()
+        check_whole(platform, store, "x", undisturbed, 400)
 
-    return {stage: ASSETS[stage] for stage in STAGES if stage in ASSETS}
+
+@pytest.mark.soak
+def test_two_hundred_datasets_are_taken_in_once_and_the_daemon_does_not_grow(platform: Stack, store: Store):
+    num = 200
+    started = time.monotonic()
+    for number in range(num):
+        put_in_inbox(
+            store, f"small-{number:03d}", {"v.nrrd": nrrd_bytes(cells((2, 80, 80), number))}, toml(f"small-{number:03d}")
+        )
+
+    def num_done() -> int:
+        return sum(name.startswith("small-") for name in committed_partitions(store, FILTERED))
+
+    wait_for("a tenth", lambda: num_done() >= num // 10, 600, 2)
+    early = platform.memory_mib("daemon")
+    wait_for("all of them", lambda: num_done() == num, 3600, 5)
+    seconds, late = time.monotonic() - started, platform.memory_mib("daemon")
+    print(f"{seconds / num:.1f} s a dataset; the daemon held {early:.0f} MiB after a tenth and {late:.0f} MiB at the end")
+    for number in range(num):
+        for asset in STAGES.values():
+            assert manifest_numbers(store, f"{asset}/small-{number:03d}") == [1]
+    assert late < early + 60
