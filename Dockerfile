@@ -1,4 +1,5 @@
-# One image for webserver, daemon and code server. `make image` builds the wheel first.
+# One image for webserver, daemon, code server and MLflow. `make image` builds the wheel first;
+# `make image-check` performs these steps in a clean folder, without a container engine.
 FROM python:3.11-slim-bookworm AS build
 RUN pip install --no-cache-dir uv==0.13.8
 COPY requirements.lock /build/requirements.lock
@@ -8,15 +9,18 @@ COPY dist/cem_assets-*.whl /build/
 RUN uv pip install --python /opt/venv/bin/python --no-deps --compile-bytecode --no-cache /build/cem_assets-*.whl
 
 FROM python:3.11-slim-bookworm
-RUN useradd --create-home --uid 10001 cem && mkdir -p /opt/dagster /opt/cem_assets && chown cem /opt/dagster /opt/cem_assets
+RUN useradd --create-home --uid 10001 cem && \
+    mkdir -p /opt/dagster /opt/cem_assets /scratch && \
+    chown cem /opt/dagster /opt/cem_assets /scratch
 COPY --from=build /opt/venv /opt/venv
-COPY workspace.yaml /opt/cem_assets/workspace.yaml
+COPY workspace.yaml deploy/workspace.grpc.yaml /opt/cem_assets/
+COPY --chown=cem deploy/dagster.production.yaml /opt/dagster/dagster.yaml
 ENV PATH=/opt/venv/bin:$PATH \
     DAGSTER_HOME=/opt/dagster \
     DAGSTER_DISABLE_TELEMETRY=1 \
     MLFLOW_DISABLE_TELEMETRY=true \
     PYTHONUNBUFFERED=1
-USER cem
+USER 10001
 WORKDIR /opt/cem_assets
 EXPOSE 3000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \

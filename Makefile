@@ -8,7 +8,7 @@ export UV_LINK_MODE ?= hardlink
 # A venv that happens to be active must not receive our packages.
 unexport VIRTUAL_ENV
 
-.PHONY: help install demo dev test check format soak bench image wheel lock clean
+.PHONY: help install demo dev test check format soak bench image image-check wheel lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ wheel: $(STAMP)  ## build dist/*.whl
 
 image: wheel  ## build the container image (needs a container engine)
 	docker build --tag cem-assets:latest .
+
+image-check: wheel  ## the Dockerfile's steps in a clean folder, without a container engine
+	deploy/image_check.sh $(UV)
 
 lock:  ## resolve pyproject.toml again into the two lock files (they name no host)
 	$(UV) pip compile --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \

@@ -19,7 +19,7 @@ from cem_assets.defs.steps import FAULT_TAG
 from cem_assets.stages.catalogue import missing_rows
 from cem_assets.stages.reconciliation import Work, classifier_digest, is_release_due, look_at, needed_work
 from cem_assets.stages.settings import Settings, read_settings
-from cem_assets.storage.inbox import Arrival, Rejection, arrival_of, arrivals, read_description
+from cem_assets.storage.inbox import INBOX, Arrival, Rejection, arrival_of, arrivals, read_description
 from cem_assets.storage.layout import RELEASES, VOLUMES
 from cem_assets.storage.manifests import committed_partitions
 from cem_assets.storage.quarantine import report_key, write_report
@@ -138,11 +138,13 @@ def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResou
     waiting: list[str] = []
     partitions: list[str] = []
     started, after, num_looked = time.monotonic(), context.cursor or "", 0
-    for dataset in _datasets(opened, after):
+    for dataset, is_standardized in _datasets(opened, after):
         after = dataset
         num_looked += 1
         arrival = arrival_of(opened, dataset)
-        if arrival is not None and _is_described(opened, dataset):
+        if arrival is None and not is_standardized:
+            continue  # still being uploaded
+        if arrival is None or _is_described(opened, dataset):
             partitions.append(dataset)
             for work in needed_work([look_at(opened, dataset, arrival)], classifier, settings):
                 attempt, why_not = _attempt(context.instance, work, arrival)
@@ -167,11 +169,11 @@ def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResou
     )
 
 
-def _datasets(store: Store, after: str) -> Iterator[str]:
+def _datasets(store: Store, after: str) -> Iterator[tuple[str, bool]]:
     """Name the datasets of the inbox and those that were standardized, in one order, behind a name."""
-    standardized = [name for name in committed_partitions(store, VOLUMES) if name > after]
-    in_inbox = list(store.folders("inbox", after))
-    yield from sorted({*standardized, *in_inbox})
+    standardized = {name for name in committed_partitions(store, VOLUMES) if name > after}
+    for name in sorted({*standardized, *store.folders(INBOX, after)}):
+        yield name, name in standardized
 
 
 def _is_described(store: Store, dataset: str) -> bool:
@@ -182,12 +184,12 @@ def _is_described(store: Store, dataset: str) -> bool:
     return True
 
 
-def _attempt(instance: dg.DagsterInstance, work: Work, arrival: Arrival) -> tuple[int, str | None]:
+def _attempt(instance: dg.DagsterInstance, work: Work, arrival: Arrival | None) -> tuple[int, str | None]:
     """Tell which attempt at some work this would be, and why not now, if so."""
     of_dataset = {"dagster/partition": work.dataset}
     if instance.get_run_records(dg.RunsFilter(job_name=cem_chain.name, tags=of_dataset, statuses=UNFINISHED), limit=1):
         return 0, "a run is under way"
-    is_new = time.time() - arrival.modified < GRACE_SECONDS
+    is_new = arrival is not None and time.time() - arrival.modified < GRACE_SECONDS
     if is_new and not instance.get_run_records(dg.RunsFilter(job_name=cem_chain.name, tags=of_dataset), limit=1):
         return 0, "it just arrived; the inbox sensor takes it in"
     records = instance.get_run_records(dg.RunsFilter(tags={WORK_TAG: work.key}))

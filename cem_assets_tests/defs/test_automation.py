@@ -260,6 +260,18 @@ def test_changed_settings_are_carried_out(local_platform, curated):
     assert local_platform.tick(reconciliation_sensor).run_requests == []
 
 
+def test_a_dataset_whose_files_were_taken_away_is_still_repaired(local_platform, curated):
+    store = copied(curated, local_platform.store)
+    store.delete([item.key for item in store.walk("inbox/cells")])
+    store.put("inbox/uploading/v.nrrd", b"not complete yet")
+    assert local_platform.tick(reconciliation_sensor).run_requests == []
+    assert local_platform.instance.get_dynamic_partitions(em_datasets.name) == ["cells", "pictures", "twin"]
+    before = current_manifest(store, RAW, "cells")
+    store.delete([before.key])
+    assert local_platform.tick_and_run(reconciliation_sensor) == {"cells": [RAW, DEDUPLICATED, SCORES, FILTERED]}
+    assert current_manifest(store, RAW, "cells").digest == before.digest
+
+
 # Releases
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -88,6 +89,20 @@ def test_what_runs_by_itself_runs_from_the_start():
     assert {schedule.name: schedule.job_name for schedule in defs.schedules} == SCHEDULES
     assert all(sensor.default_status == dg.DefaultSensorStatus.RUNNING for sensor in defs.sensors)
     assert all(schedule.default_status == dg.DefaultScheduleStatus.RUNNING for schedule in defs.schedules)
+
+
+@pytest.mark.parametrize("name", ["cem_assets/dagster.yaml", "deploy/dagster.production.yaml"])
+def test_instance_configuration_is_what_dagster_takes(name):
+    import yaml
+    from dagster._config import validate_config
+    from dagster._core.instance.config import dagster_instance_config_schema
+
+    config = yaml.safe_load((Path(__file__).parents[2] / name).read_text())
+    result = validate_config(dagster_instance_config_schema(), config)
+    assert result.success, result.errors
+    assert config["telemetry"] == {"enabled": False} and config["concurrency"]["pools"]["default_limit"] == 1
+    assert config["run_monitoring"]["free_slots_after_run_end_seconds"] > 0
+    assert config["run_retries"]["retry_on_asset_or_op_failure"] is False, "bad data is not tried again"
 
 
 def test_gpu_work_is_in_a_pool():

@@ -16,6 +16,7 @@ from cem_assets_tests.datasets import cells, nrrd_bytes, put_in_inbox, toml, vol
 from cem_assets_tests.flow.conftest import SHAPE
 from cem_assets_tests.services import browser, postgres
 from cem_assets_tests.services.stack import ROOT, Stack, wait_for
+from cem_assets_tests.stages.chain import import_classifier
 
 OUTPUT = ROOT / "test-output"
 
@@ -77,8 +78,11 @@ def test_no_secret_is_in_logs_metadata_tags_or_the_store(platform: Stack, store:
         assert leaks == []
 
 
-def test_a_cut_database_killed_parts_and_a_gateway_away_lose_nothing(platform: Stack, store: Store, database, s3, undisturbed):
+def test_a_cut_database_killed_parts_and_a_gateway_away_lose_nothing(
+    platform: Stack, store: Store, database, s3, undisturbed, weights
+):
     """The quick round of faults; `make soak` has the long one."""
+    import_classifier(store, weights)
     put_in_inbox(store, "x", {"v.nrrd": nrrd_bytes(cells(SHAPE))}, toml("x"))
     wait_for("the run of x", lambda: any(is_run_of(run, "x") for run in platform.runs()), 60, 0.2)
     platform.kill("daemon")
@@ -112,8 +116,9 @@ def check_whole(platform: Stack, store: Store, dataset: str, undisturbed: dict[s
 
 
 @pytest.mark.soak
-def test_each_part_may_be_killed_while_a_dataset_is_taken_in(platform: Stack, store: Store, database, s3, undisturbed):
+def test_each_part_may_be_killed_while_a_dataset_is_taken_in(platform: Stack, store: Store, database, s3, undisturbed, weights):
     """One fault after another, each in the middle of a run of the same data."""
+    import_classifier(store, weights)
     faults = {
         "database": database.restart,
         "daemon": lambda: (platform.kill("daemon"), platform.start("daemon")),
@@ -141,8 +146,9 @@ def test_each_part_may_be_killed_while_a_dataset_is_taken_in(platform: Stack, st
 
 
 @pytest.mark.soak
-def test_two_hundred_datasets_are_taken_in_once_and_the_daemon_does_not_grow(platform: Stack, store: Store):
+def test_two_hundred_datasets_are_taken_in_once_and_the_daemon_does_not_grow(platform: Stack, store: Store, weights):
     num = 200
+    import_classifier(store, weights)
     started = time.monotonic()
     for number in range(num):
         put_in_inbox(

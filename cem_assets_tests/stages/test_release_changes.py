@@ -2,13 +2,14 @@
 
 from cem_assets.cem.dedup import DedupParams
 from cem_assets.cem.filter import FilterParams
+from cem_assets.cli import main
 from cem_assets.stages.cem_filter import keep_informative
 from cem_assets.stages.cem_patches import choose_exemplars
 from cem_assets.stages.cem_releases import make_release
 from cem_assets.stages.release_changes import compare_releases
 from cem_assets.storage.store import Store
 from cem_assets_tests.datasets import cells, nrrd_bytes, volume_dataset
-from cem_assets_tests.stages.chain import run_chain
+from cem_assets_tests.stages.chain import run_chain, run_stage
 
 
 def test_datasets_and_patches_that_came_and_went_are_named_with_the_reason(curated_store: Store):
@@ -18,9 +19,6 @@ def test_datasets_and_patches_that_came_and_went_are_named_with_the_reason(curat
     volume_dataset(store, "new", seed=5)
     run_chain(store, "new", until="filtered", threshold=0.0)
     choose_exemplars(store, "cells", DedupParams(max_distance=30))
-    run_chain(store, "cells", until="raw")
-    from cem_assets_tests.stages.chain import run_stage
-
     run_stage(store, "cells", "scores")
     keep_informative(store, "cells", FilterParams(threshold=0.25))
     make_release(store, datasets=["cells", "new"])
@@ -46,3 +44,17 @@ def test_changed_files_are_told(curated_local: Store):
     make_release(curated_local, datasets=["twin"])
     (change,) = compare_releases(curated_local, "v1", "v2")
     assert change.reasons == ("volumes: the files in the inbox changed",)
+
+
+def test_the_command_line_lists_and_compares(curated_local: Store, capsys):
+    make_release(curated_local, datasets=["cells"])
+    make_release(curated_local, datasets=["cells", "pictures"])
+    assert main(["--root", curated_local.url, "releases"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("v1 ") and "1 datasets" in first and second.startswith("v2 ") and curated_local.url in second
+    assert main(["--root", curated_local.url, "releases", "v1"]) == 0
+    shown = capsys.readouterr().out
+    assert "v1 -> v2: 1 dataset(s) differ" in shown and "added    pictures: +" in shown and "      + pictures/" not in shown
+    assert "-LOC-2d-" in shown
+    assert main(["--root", curated_local.url, "releases", "v1", "v9"]) == 1
+    assert "has nothing committed" in capsys.readouterr().err
