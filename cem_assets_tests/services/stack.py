@@ -155,8 +155,15 @@ class Stack:
         """Ask the webserver, as its pages do."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            found = json.load(answer)
+        for attempt in range(10):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    found = json.load(answer)
+                break
+            except urllib.error.HTTPError as error:  # its connection to the database was cut: a person reloads the page
+                if error.code < 500 or attempt == 9:
+                    raise
+                time.sleep(1)
         assert "errors" not in found, found["errors"]
         return dict(found["data"])
 
