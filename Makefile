@@ -42,7 +42,7 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-soak: $(STAMP)  ## the long faults and scales (about an hour)
+soak: $(STAMP)  ## the long faults and scales (about two hours)
 	$(PYTHON) -m pytest -m soak --timeout 7200 $(PYTEST_ARGS)
 
 bench: $(STAMP)  ## measure, as ratios in one run; writes perf/results/latest.json

@@ -8,6 +8,7 @@ the store is `look_at`; asking for runs is `cem_assets.defs.automation`.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -202,8 +203,6 @@ def look_at(store: Store, dataset: str, arrival: Arrival | None) -> DatasetState
 
 
 def _summary(store: Store, manifest: Manifest) -> Committed:
-    from datetime import datetime
-
     base = manifest.folder
     present = {item.key[len(base) + 1 :]: item.num_bytes for item in store.walk(base)}
     return Committed(

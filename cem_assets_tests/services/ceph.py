@@ -83,6 +83,12 @@ class CephServer:
         command = ["radosgw-admin", "user", "create", f"--uid={name}", f"--display-name={name}"]
         self._run([*command, f"--access-key={access_key}", f"--secret-key={secret_key}"])
 
+    def set_quota(self, user: str, mebibytes: int) -> None:
+        """Limit what a user may store."""
+        words = ["--quota-scope=user", f"--uid={user}"]
+        self._run(["radosgw-admin", "quota", "set", *words, f"--max-size={mebibytes}M"])
+        self._run(["radosgw-admin", "quota", "enable", *words])
+
     def stop(self) -> None:
         for name in ("radosgw", "osd", "mon"):
             self._kill(name, signal.SIGTERM)

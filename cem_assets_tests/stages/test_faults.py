@@ -1,5 +1,6 @@
 """Faults of the store in the middle of the chain: the same bytes come out, or an error in words and nothing half-written."""
 
+import json
 import os
 import subprocess
 import sys
@@ -120,3 +121,34 @@ def test_a_full_store_is_told_in_words_and_goes_on_when_there_is_room(tmp_path, 
         check_readable(store)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.soak
+def test_a_full_bucket_is_told_in_words_and_goes_on_when_there_is_room(s3, weights, undisturbed):
+    if s3.server is None:
+        pytest.skip("a quota needs a server of our own")
+    import boto3
+
+    keys = {"AWS_ACCESS_KEY_ID": "small-key", "AWS_SECRET_ACCESS_KEY": "small-secret"}
+    s3.server.add_user("small", *keys.values())
+    s3.server.set_quota("small", 112)
+    bucket = f"cem-small-{uuid.uuid4().hex[:8]}"
+    client = boto3.client("s3", aws_access_key_id="small-key", aws_secret_access_key="small-secret")
+    client.create_bucket(Bucket=bucket)
+    home = open_store(f"s3://{s3.bucket}/{bucket}")
+    volume_dataset(home, shape=SHAPE)
+    import_classifier(home, weights)
+    for item in [*home.walk("inbox"), *home.walk("cem")]:
+        client.put_object(Bucket=bucket, Key=f"p/{item.key}", Body=home.read(item.key))
+    client.put_object(Bucket=bucket, Key="p/filler", Body=bytes(4 << 20))
+    store = open_store(f"s3://{bucket}/p")
+    process = start(store, **keys)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0 and "QuotaExceeded" in errors, errors[-2000:]
+    s3.server.set_quota("small", 1000)
+    done = start(store, **keys)
+    assert done.wait(300) == 0
+    listed = client.list_objects_v2(Bucket=bucket, Prefix="p/cem/filtered_patches/cells/_manifests/")["Contents"]
+    assert len(listed) == 1
+    body = client.get_object(Bucket=bucket, Key=listed[0]["Key"])["Body"].read()
+    assert json.loads(body)["digest"] == undisturbed[ASSETS["filtered"]]
