@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,8 +84,20 @@ def test_a_package_that_cannot_be_written_still_compiles_its_kernels(image, tmp_
     assert done.stdout.strip() == "ok"
 
 
-def test_the_image_names_what_exists():
+def test_the_image_names_what_exists_and_is_not_run_by_root():
     text = (ROOT / "Dockerfile").read_text()
-    for name in ("requirements.lock", "workspace.yaml"):
-        assert f"COPY {name}" in text and (ROOT / name).is_file() and f"!{name}" in (ROOT / ".dockerignore").read_text()
-    assert "USER cem" in text and "HEALTHCHECK" in text
+    ignored = (ROOT / ".dockerignore").read_text()
+    for name in ("requirements.lock", "workspace.yaml", "deploy/workspace.grpc.yaml", "deploy/dagster.production.yaml"):
+        assert name in text and (ROOT / name).is_file() and f"!{name}" in ignored
+    assert "USER 10001" in text and "--uid 10001" in text and "HEALTHCHECK" in text
+
+
+def test_compose_has_every_part_and_no_secret():
+    services = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]
+    assert set(services) == {"s3", "postgres", "mlflow", "code", "webserver", "daemon"}
+    assert all("healthcheck" in service for service in services.values())
+    assert all(port.startswith("127.0.0.1:") for service in services.values() for port in service.get("ports", []))
+    values = yaml.safe_load((ROOT / "deploy/kubernetes/values.yaml").read_text())
+    assert values["runLauncher"]["type"] == "K8sRunLauncher" and values["concurrency"]["enabled"] is True
+    names = {line.split("=")[0] for line in (ROOT / "deploy/.env.example").read_text().splitlines() if line[:1].isalpha()}
+    assert names == {"POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "CEM_ASSETS_BUCKET"}
