@@ -45,21 +45,24 @@ def test_nobody_is_told_while_no_channel_is_configured(local_store, told, monkey
     assert told == []
 
 
+def look(instance: dg.DagsterInstance, cursor: str | None = None) -> tuple[str, str | None]:
+    with dg.build_sensor_context(instance, cursor=cursor) as context:
+        return str(alerts.freshness_alerts(context).skip_message), context.cursor
+
+
 def test_an_overdue_release_is_told_once(told, monkeypatch):
     with dg.instance_for_test() as instance:
-        context = dg.build_sensor_context(instance)
-        assert "no release yet" in alerts.freshness_alerts(context).skip_message
+        assert "no release yet" in look(instance)[0]
         instance.report_runless_asset_event(dg.AssetMaterialization(dg.AssetKey(["cem", "releases"])))
-        alerts.freshness_alerts(dg.build_sensor_context(instance))
+        look(instance)
         assert told == []
         later = time.time() + 32 * 24 * 3600
         monkeypatch.setattr(alerts.time, "time", lambda: later)
-        context = dg.build_sensor_context(instance)
-        alerts.freshness_alerts(context)
+        _, cursor = look(instance)
         ((subject, text, _),) = told
         assert subject == "cem_assets: releases are overdue" and "was 32 days ago" in text
-        assert json.loads(context.cursor)["for"] > 0
-        alerts.freshness_alerts(dg.build_sensor_context(instance, cursor=context.cursor))
+        assert json.loads(cursor)["for"] > 0
+        look(instance, cursor)
         assert len(told) == 1
 
 

@@ -44,11 +44,11 @@ class Platform:
         self.store, self.instance, self.cursors = store, instance, {}
 
     def tick(self, sensor) -> dg.SensorResult:
-        context = dg.build_sensor_context(
+        with dg.build_sensor_context(
             self.instance, cursor=self.cursors.get(sensor.name), resources={"store": StoreResource(url=self.store.url)},
             sensor_name=sensor.name, definitions=build_definitions(self.store.url),
-        )  # fmt: skip
-        result = sensor(context)
+        ) as context:  # fmt: skip
+            result = sensor(context)
         self.cursors[sensor.name] = result.cursor
         for request in result.dynamic_partitions_requests or []:
             self.instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
@@ -276,11 +276,11 @@ def test_a_dataset_whose_files_were_taken_away_is_still_repaired(local_platform,
 
 
 def evaluate(schedule, platform: Platform):
-    context = dg.build_schedule_context(
+    with dg.build_schedule_context(
         platform.instance, scheduled_execution_time=datetime(2026, 11, 21, tzinfo=UTC),
         resources={"store": StoreResource(url=platform.store.url)},
-    )  # fmt: skip
-    return schedule(context)
+    ) as context:  # fmt: skip
+        return schedule(context)
 
 
 def make_release(platform: Platform) -> dg.ExecuteInProcessResult:
