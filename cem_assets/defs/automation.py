@@ -91,15 +91,20 @@ def inbox_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> d
             break
     else:
         after = ""
-    known = set(context.instance.get_dynamic_partitions(str(em_datasets.name)))
-    added = [name for name in partitions if name not in known]
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else f"nothing new among {len(seen):,} datasets of the inbox",
         cursor=json.dumps({"after": after, "seen": seen}, separators=(",", ":")),
-        dynamic_partitions_requests=[em_datasets.build_add_request(added)] if added else [],
+        dynamic_partitions_requests=_additions(context.instance, partitions),
         asset_events=observations,
     )
+
+
+def _additions(instance: dg.DagsterInstance, names: list[str]) -> list[dg.AddDynamicPartitionsRequest]:
+    """Ask for those partitions that Dagster does not know yet."""
+    known = set(instance.get_dynamic_partitions(str(em_datasets.name)))
+    added = [name for name in names if name not in known]
+    return [em_datasets.build_add_request(added)] if added else []
 
 
 def _problem(store: Store, arrival: Arrival) -> str | None:
@@ -156,8 +161,6 @@ def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResou
             break
     else:
         after = ""
-    known = set(context.instance.get_dynamic_partitions(str(em_datasets.name)))
-    added = [name for name in partitions if name not in known]
     told = f"looked at {num_looked:,} datasets; nothing to ask for"
     if waiting:
         told += f"; waiting: {', '.join(waiting[:10])}{' and more' if len(waiting) > 10 else ''}"
@@ -165,7 +168,7 @@ def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResou
         run_requests=requests,
         skip_reason=None if requests else told,
         cursor=after,
-        dynamic_partitions_requests=[em_datasets.build_add_request(added)] if added else [],
+        dynamic_partitions_requests=_additions(context.instance, partitions),
     )
 
 
