@@ -11,7 +11,10 @@ from cem_assets.defs.cem import CHAIN
 from cem_assets.defs.cem_releases import patch_classifier, releases
 from cem_assets.defs.checks import all_checks
 from cem_assets.defs.jobs import ALL_JOBS
+from cem_assets.defs.pool_waits import sleep_while_waiting
 from cem_assets.defs.resources import StoreResource
+
+sleep_while_waiting()
 
 
 def build_definitions(store_url: str = "") -> dg.Definitions:
