@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    ingest = commands.add_parser("ingest", help="take a folder with a dataset.toml in, and run the chain on it")
+    ingest = commands.add_parser("ingest", help="take a folder with a dataset.toml (or source.toml) in, and run its chain")
     ingest.add_argument("folder", type=Path)
     ingest.add_argument("--name", help="name of the dataset instead of the one in dataset.toml")
     ingest.add_argument(
@@ -78,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     releases.add_argument("second", nargs="?", help="version to compare it with; default the newest")
     releases.set_defaults(run=_releases)
 
+    export = commands.add_parser("export", help="write a release as the published data set's folders")
+    export.add_argument("what", choices=["cytoimagenet"])
+    export.add_argument("folder", type=Path)
+    export.add_argument("--release", default="", help="version, such as v1 (default: the newest)")
+    export.set_defaults(run=_export)
+
     path = commands.add_parser("path", help="print the folder that holds the current content of an asset")
     path.add_argument("asset", help="such as filtered, raw, cem/releases")
     path.add_argument("partition", nargs="?", default="", help="dataset or release version")
@@ -86,13 +92,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _ingest(call: Any) -> int:
-    from cem_assets.ingest import ingest_folder, summary_lines
+    from cem_assets.ingest import ingest_folder, ingest_source, source_lines, summary_lines
+    from cem_assets.storage.source_inbox import SOURCE_TOML
     from cem_assets.storage.store import open_store
 
     store = open_store()
+    is_source = (call.folder / SOURCE_TOML).is_file()
     with StageBars() as bars:
-        outcome = ingest_folder(store, call.folder, call.name, call.until, call.replace, bars)
-    print("\n".join(summary_lines(store, outcome.dataset)))
+        if is_source:
+            outcome = ingest_source(store, call.folder, call.name, call.replace, bars)
+        else:
+            outcome = ingest_folder(store, call.folder, call.name, call.until, call.replace, bars)
+    print("\n".join((source_lines if is_source else summary_lines)(store, outcome.dataset)))
     for message in outcome.problems:
         print(f"\nfailed: {message}", file=sys.stderr)
     return 1 if outcome.problems else 0
@@ -153,6 +164,16 @@ def _releases(call: Any) -> int:
             print("".join(f"      {mark} {name}\n" for name in shown), end="")
             if len(names) > len(shown):
                 print(f"      {mark} and {len(names) - len(shown):,} more")
+    return 0
+
+
+def _export(call: Any) -> int:
+    from cem_assets.stages.cyto_export import export_cytoimagenet
+    from cem_assets.storage.store import open_store
+
+    with StageBars() as bars:
+        num = export_cytoimagenet(open_store(), call.folder, call.release, lambda done, total: bars("images", "", done, total))
+    print(f"{num:,} images in {call.folder}")
     return 0
 
 

@@ -10,6 +10,9 @@ from cem_assets.defs.automation import ALL_SCHEDULES, ALL_SENSORS
 from cem_assets.defs.cem import CHAIN
 from cem_assets.defs.cem_releases import patch_classifier, releases
 from cem_assets.defs.checks import all_checks
+from cem_assets.defs.cyto_automation import CYTO_SCHEDULES, CYTO_SENSORS
+from cem_assets.defs.cyto_checks import cyto_checks
+from cem_assets.defs.cytoimagenet import CYTO_ASSETS
 from cem_assets.defs.jobs import ALL_JOBS
 from cem_assets.defs.pool_waits import sleep_while_waiting
 from cem_assets.defs.resources import StoreResource
@@ -27,11 +30,11 @@ def build_definitions(store_url: str = "") -> dg.Definitions:
         Assets, checks, jobs, sensors, schedules and resources.
     """
     return dg.Definitions(
-        assets=[*CHAIN, patch_classifier, releases],
-        asset_checks=all_checks(),
+        assets=[*CHAIN, patch_classifier, releases, *CYTO_ASSETS],
+        asset_checks=[*all_checks(), *cyto_checks()],
         jobs=ALL_JOBS,
-        sensors=[*ALL_SENSORS, failure_alerts, freshness_alerts],
-        schedules=ALL_SCHEDULES,
+        sensors=[*ALL_SENSORS, *CYTO_SENSORS, failure_alerts, freshness_alerts],
+        schedules=[*ALL_SCHEDULES, *CYTO_SCHEDULES],
         resources={"store": StoreResource(url=store_url)},
         # One process for a whole run: a process of its own for each step costs seconds, most datasets take less.
         executor=dg.in_process_executor,

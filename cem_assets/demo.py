@@ -19,6 +19,7 @@ from PIL import Image
 from cem_assets.catalog import EmDataset, em_datasets
 from cem_assets.cem.patchify import parse_patch_name
 from cem_assets.cem.phantom import em_phantom, label_of
+from cem_assets.demo_cytoimagenet import run_cyto_demo
 from cem_assets.ingest import summary_lines
 from cem_assets.readers import read_patches
 from cem_assets.runs import Listener, chain_until, failures, open_instance, run_job
@@ -88,6 +89,8 @@ def run_demo(root: str, listener: Listener) -> Iterator[str]:
         for dataset in datasets:
             run("cem_chain", assets=chain_until("filtered")[3:], partition=dataset)
         run("cem_release")
+        with TemporaryDirectory(prefix="cem_assets-demo-") as name:
+            cyto = list(run_cyto_demo(store, Path(name), run))
     for dataset in datasets:
         yield from summary_lines(store, dataset)
     release = list_releases(store)[-1]
@@ -99,6 +102,7 @@ def run_demo(root: str, listener: Listener) -> Iterator[str]:
     yield f"  dataset card:  {store.url_of(f'{release.folder}/{CARD}')}"
     yield f"  digest:        {release.digest}"
     yield f"  gallery:       {GALLERY.resolve()}"
+    yield from cyto
     yield "  open the UI:   make dev   (then http://127.0.0.1:3000)"
 
 

@@ -1,13 +1,14 @@
-"""Taking a folder in: copy it to the inbox, run the chain on it, say what came of it."""
+"""Taking a folder in: copy it to the inbox, run its chain, say what came of it."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from cem_assets.runs import Listener, chain_until, failures, open_instance, run_job
 from cem_assets.storage.inbox import register_folder
-from cem_assets.storage.layout import FILTERED, RELEASES, STAGES
+from cem_assets.storage.layout import FILTERED, RELEASES, SOURCE_METADATA, STAGES
 from cem_assets.storage.manifests import current_manifest
 from cem_assets.storage.quarantine import report_key
+from cem_assets.storage.source_inbox import register_source
 from cem_assets.storage.store import Store
 
 
@@ -78,4 +79,40 @@ def summary_lines(store: Store, dataset: str) -> list[str]:
         lines.append(f"  refused files and why: {store.url_of(report_key(dataset))}")
     if current_manifest(store, FILTERED, dataset) is not None:
         lines.append(f'  read them: cem_assets.readers.read_patches("{dataset}", "filtered")')
+    return lines
+
+
+def ingest_source(
+    store: Store, folder: Path, name: str | None = None, is_replaced: bool = False, listener: Listener | None = None
+) -> Outcome:
+    """Register a microscopy source and make its metadata; labels, crops and releases are over all sources and follow by sensor.
+
+    Args:
+        store: Where.
+        folder: Tables and images with a `source.toml`.
+        name: Name of the source instead of the one in `source.toml`.
+        is_replaced: Whether another source of that name becomes an older version.
+        listener: Called with progress.
+
+    Raises:
+        ValueError: The folder's description breaks rules.
+        FileNotFoundError: There is no such folder, or no `source.toml` in it.
+        FileExistsError: The name is taken by other files.
+    """
+    source = register_source(store, folder, name, is_replaced)
+    with open_instance() as instance:
+        result = run_job(instance, store.url, "cyto_sources", partition=source, listener=listener)
+    return Outcome(source, () if result.success else tuple(failures(result)))
+
+
+def source_lines(store: Store, source: str) -> list[str]:
+    """Tell in short what a source gave."""
+    manifest = current_manifest(store, SOURCE_METADATA, source)
+    if manifest is None:
+        return [f"{source}: nothing is committed; see {store.url_of(report_key(source))}"]
+    report, counts = manifest.details["report"], manifest.counts
+    lines = [f"\n{source}: {counts['rows']:,} rows, {counts['rows_with_images']:,} with images, {counts['dropped']:,} left out"]
+    lines += [f"  left out: {reason} ({count:,})" for reason, count in report["dropped"].items()]
+    lines += [f"  {column}: {count:,} different values" for column, count in report["num_values"].items() if count]
+    lines.append(f"  {store.url_of(manifest.folder)}")
     return lines

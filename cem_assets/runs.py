@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from cem_assets.definitions import build_definitions
-from cem_assets.defs.partitions import em_datasets
+from cem_assets.defs.partitions import cyto_labels, em_datasets, microscopy_sources
 from cem_assets.defs.steps import progress_listener
 from cem_assets.storage.layout import FILTERED, RELEASES, STAGES, asset_of
 
@@ -22,6 +22,9 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 Listener = Callable[[str, str, int, int], None]
 """Called with (asset, partition, done, total)."""
+
+_PARTITIONS = {"cyto_sources": microscopy_sources, "cyto_crops": cyto_labels}
+"""Partitions of jobs; the others are over EM datasets."""
 
 UNTIL = (*STAGES, "releases")
 """Where `run_chain` may stop."""
@@ -82,7 +85,7 @@ def run_job(
         Dagster's result; `success` is False where a step or a blocking check failed.
     """
     if partition is not None:
-        instance.add_dynamic_partitions(str(em_datasets.name), [partition])
+        instance.add_dynamic_partitions(str(_PARTITIONS.get(job, em_datasets).name), [partition])
     definition = build_definitions(store_url).resolve_job_def(job)
     ops = {name.replace("/", "__"): {"config": dict(values)} for name, values in (config or {}).items()}
     with progress_listener(listener or (lambda *_: None)):

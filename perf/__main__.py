@@ -7,9 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cem_assets.storage.commits import installed_versions
-from perf import dedup, hashing, intake, raw_table
+from perf import crops, dedup, hashing, intake, labels, raw_table
 
-BENCHMARKS = {"hashing": hashing.measure, "dedup": dedup.measure, "raw_table": raw_table.measure, "intake": intake.measure}
+BENCHMARKS = {
+    "hashing": hashing.measure,
+    "dedup": dedup.measure,
+    "raw_table": raw_table.measure,
+    "labels": labels.measure,
+    "crops": crops.measure,
+    "intake": intake.measure,
+}
 
 
 def processor() -> str:

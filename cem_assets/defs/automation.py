@@ -12,10 +12,10 @@ from typing import Any
 
 import dagster as dg
 
+from cem_assets.defs.attempts import WORK_TAG, attempt_at
 from cem_assets.defs.jobs import UNFINISHED, catalogue_intake, cem_chain, cem_release, maintenance
 from cem_assets.defs.partitions import em_datasets
 from cem_assets.defs.resources import StoreResource
-from cem_assets.defs.steps import FAULT_TAG
 from cem_assets.stages.catalogue import missing_rows
 from cem_assets.stages.reconciliation import Work, classifier_digest, is_release_due, look_at, needed_work
 from cem_assets.stages.settings import Settings, read_settings
@@ -25,7 +25,6 @@ from cem_assets.storage.manifests import committed_partitions
 from cem_assets.storage.quarantine import report_key, write_report
 from cem_assets.storage.store import Store
 
-WORK_TAG = "cem_assets/work"
 CATALOGUE_TAG = "cem_assets/catalogue"
 TICK_SECONDS = 5.0
 """A tick stops looking after this long; what it asks for is launched after that."""
@@ -33,8 +32,6 @@ MAX_REQUESTS = 25
 """Runs a tick asks for at most; creating one costs Dagster up to a tenth of a second."""
 GRACE_SECONDS = 120.0
 """So long after it arrived, a dataset without any run is left to the inbox sensor."""
-PROMPT_ATTEMPTS = 3
-"""Failures of the same work that are repeated at the next tick; later ones wait an hour, two, four, ... a day."""
 
 
 def run_request(work: Work, settings: Settings, attempt: int = 0) -> dg.RunRequest:
@@ -195,18 +192,7 @@ def _attempt(instance: dg.DagsterInstance, work: Work, arrival: Arrival | None) 
     is_new = arrival is not None and time.time() - arrival.modified < GRACE_SECONDS
     if is_new and not instance.get_run_records(dg.RunsFilter(job_name=cem_chain.name, tags=of_dataset), limit=1):
         return 0, "it just arrived; the inbox sensor takes it in"
-    records = instance.get_run_records(dg.RunsFilter(tags={WORK_TAG: work.key}))
-    if work.is_look_only and any(record.dagster_run.is_success for record in records):
-        return 0, "looked at already, nothing changed"
-    failures = [record for record in records if not record.dagster_run.is_success]
-    if any(FAULT_TAG in record.dagster_run.tags for record in failures):
-        return 0, "its data was refused; repair it in the inbox and write dataset.toml again"
-    if len(failures) >= PROMPT_ATTEMPTS:
-        wait = min(2 ** (len(failures) - PROMPT_ATTEMPTS), 24) * 3600
-        last = max(record.end_time or 0 for record in failures)
-        if time.time() < last + wait:
-            return 0, f"failed {len(failures)} times, tried again later"
-    return len(records), None
+    return attempt_at(instance, cem_chain.name, work.dataset, work.key, work.is_look_only)
 
 
 @dg.schedule(

@@ -6,7 +6,8 @@ import dagster as dg
 
 from cem_assets.defs.cem import CHAIN
 from cem_assets.defs.cem_releases import patch_classifier, releases
-from cem_assets.defs.partitions import em_datasets
+from cem_assets.defs.cytoimagenet import class_maps, crops, cyto_releases, label_table, source_metadata, test_images
+from cem_assets.defs.partitions import cyto_labels, em_datasets, microscopy_sources
 from cem_assets.defs.resources import StoreResource
 from cem_assets.defs.steps import explained
 from cem_assets.stages.catalogue import fetch_row
@@ -23,6 +24,29 @@ cem_release = dg.define_asset_job(
 )
 cem_patch_classifier = dg.define_asset_job(
     "cem_patch_classifier", dg.AssetSelection.assets(patch_classifier), description="Import or train the patch classifier."
+)
+cyto_sources = dg.define_asset_job(
+    "cyto_sources",
+    dg.AssetSelection.assets(source_metadata),
+    description="Metadata of microscopy sources, one source a run.",
+    partitions_def=microscopy_sources,
+)
+cyto_test_images = dg.define_asset_job(
+    "cyto_test_images", dg.AssetSelection.assets(test_images), description="Fingerprints of the benchmarks' images."
+)
+cyto_label_table = dg.define_asset_job(
+    "cyto_label_table", dg.AssetSelection.assets(label_table), description="Weak labels over all sources."
+)
+cyto_crops = dg.define_asset_job(
+    "cyto_crops",
+    dg.AssetSelection.assets(crops),
+    description="The images of weak labels, one label a run.",
+    partitions_def=cyto_labels,
+)
+cyto_release = dg.define_asset_job(
+    "cyto_release",
+    dg.AssetSelection.assets(cyto_releases, class_maps),
+    description="A new release of CytoImageNet, where anything changed, and maps of its classes.",
 )
 
 
@@ -105,4 +129,15 @@ def maintenance() -> None:
     sweep_store()
 
 
-ALL_JOBS: list[Any] = [cem_chain, cem_release, cem_patch_classifier, catalogue_intake, maintenance]
+ALL_JOBS: list[Any] = [
+    cem_chain,
+    cem_release,
+    cem_patch_classifier,
+    cyto_sources,
+    cyto_test_images,
+    cyto_label_table,
+    cyto_crops,
+    cyto_release,
+    catalogue_intake,
+    maintenance,
+]

@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from cem_assets.stages.cem_releases import list_releases
-from cem_assets.storage.layout import CLASSIFIER, STAGES
+from cem_assets.stages.cyto_releases import list_cyto_releases
+from cem_assets.storage.layout import CLASS_MAPS, CLASSIFIER, CROPS, LABEL_TABLE, SOURCE_METADATA, STAGES, TEST_IMAGES
 from cem_assets.storage.manifests import Manifest, committed_partitions, manifest_numbers, read_manifest
 from cem_assets.storage.store import Store, StoredObject
 
@@ -56,7 +57,8 @@ def sweep(store: Store, live: Collection[str] = (), min_age_hours: float = MIN_A
     Returns:
         What was deleted.
     """
-    released = {str(item["folder"]) for release in list_releases(store) for item in release.details["contents"]}
+    releases = [*list_releases(store), *list_cyto_releases(store)]
+    released = {str(item["folder"]) for release in releases for item in release.details["contents"]}
     limit = time.time() - 3600 * min_age_hours
     num_objects = num_bytes = 0
     folders: list[str] = []
@@ -82,11 +84,12 @@ def sweep(store: Store, live: Collection[str] = (), min_age_hours: float = MIN_A
 
 
 def _partitions(store: Store) -> Iterator[tuple[str, str]]:
-    for asset in STAGES.values():
+    for asset in (*STAGES.values(), SOURCE_METADATA, CROPS):
         # Every folder, not only committed ones: a run that was killed before its first manifest leaves content, too.
         for partition in store.folders(asset):
             yield asset, partition
-    yield CLASSIFIER, ""
+    for asset in (CLASSIFIER, LABEL_TABLE, TEST_IMAGES, CLASS_MAPS):
+        yield asset, ""
 
 
 def _named(store: Store, asset: str, partition: str) -> set[str]:
@@ -106,6 +109,8 @@ def _named(store: Store, asset: str, partition: str) -> set[str]:
 def _digests_in_use(store: Store, asset: str, partition: str) -> set[str]:
     """List the digests of an asset's partition that current manifests further down were made from."""
     assets = list(STAGES.values())
+    if asset not in (*assets, CLASSIFIER):
+        return set()  # assets of CytoImageNet carry what they need: nothing is read through older content
     if asset == CLASSIFIER:
         users = [(STAGES["scores"], name) for name in committed_partitions(store, STAGES["scores"])]
     else:
@@ -146,4 +151,4 @@ def measure(store: Store) -> list[PrefixSize]:
 
 def _prefix(item: StoredObject) -> str:
     parts = item.key.split("/")
-    return parts[0] if parts[0] != "cem" or len(parts) < 3 else "/".join(parts[:2])
+    return parts[0] if parts[0] not in ("cem", "cytoimagenet") or len(parts) < 3 else "/".join(parts[:2])

@@ -142,6 +142,17 @@ def read_inbox(store: Store, dataset: str) -> InboxDataset:
         ValueError: Its description breaks rules, or there is no file beside it.
     """
     description = read_description(store, dataset)
+    files, rejections = listed_files(store, dataset)
+    if len(files) < 2:
+        raise ValueError(
+            f"dataset {dataset!r} has no files beside its {DESCRIPTION}; expected images of type {expected_suffixes()}. "
+            "Upload them, and dataset.toml last."
+        )
+    return InboxDataset(description, files, rejections)
+
+
+def listed_files(store: Store, dataset: str) -> tuple[tuple[InboxFile, ...], tuple[Rejection, ...]]:
+    """List and hash the files of a folder of the inbox, in order of path; names that are not allowed are rejected."""
     base = f"{INBOX}/{dataset}/"
     allowed, rejections = [], []
     for item in store.walk(base.rstrip("/")):
@@ -152,15 +163,10 @@ def read_inbox(store: Store, dataset: str) -> InboxDataset:
             rejections.append(Rejection(shown_path(path), problem))
         else:
             allowed.append((path, item.num_bytes))
-    if len(allowed) < 2:
-        raise ValueError(
-            f"dataset {dataset!r} has no files beside its {DESCRIPTION}; expected images of type {expected_suffixes()}. "
-            "Upload them, and dataset.toml last."
-        )
     with ThreadPoolExecutor(8) as pool:
         hashes = list(pool.map(lambda entry: store.sha256(base + entry[0]), allowed))
     files = [InboxFile(path, size, digest) for (path, size), digest in zip(allowed, hashes, strict=True)]
-    return InboxDataset(description, tuple(files), tuple(rejections))
+    return tuple(files), tuple(rejections)
 
 
 def path_problem(path: str) -> str | None:
@@ -214,32 +220,51 @@ def register_folder(store: Store, folder: Path, name: str | None = None, replace
             raise ValueError(problem)
         text = _renamed(text, name, str(toml))
     description = parse_description(text, str(toml))
-    local = {path: folder / path for path in _local_files(folder)}
-    if len(local) < 1:
-        raise ValueError(f"{folder} has no files beside its {DESCRIPTION}; expected images of type {expected_suffixes()}.")
-    base = f"{INBOX}/{description.name}"
-    there = {item.key[len(base) + 1 :]: item.num_bytes for item in store.walk(base)}
-    wanted = {path: file.stat().st_size for path, file in local.items()}
-    if DESCRIPTION in there:
-        same = _same_files(store, base, there, local, text)
-        if same:
-            return description.name
-        if not replace:
-            raise FileExistsError(
-                f"the inbox of {store.url} has a dataset {description.name!r} already, with other files. Give another name "
-                "(--name), or replace it as a new version (--replace)."
-            )
-        store.delete([f"{base}/{DESCRIPTION}"])  # incomplete from here until the new one is written, last
-    stale = sorted(set(there) - set(wanted) - {DESCRIPTION})
-    store.delete(f"{base}/{path}" for path in stale)
-    for path, file in local.items():
-        store.put(f"{base}/{path}", file)
-    store.put(f"{base}/{DESCRIPTION}", text)
+    copy_to_inbox(store, folder, description.name, DESCRIPTION, text, replace)
     return description.name
 
 
-def _same_files(store: Store, base: str, there: dict[str, int], local: dict[str, Path], text: bytes) -> bool:
-    if set(there) - {DESCRIPTION} != set(local) or store.read(f"{base}/{DESCRIPTION}") != text:
+def copy_to_inbox(store: Store, folder: Path, name: str, marker: str, text: bytes, replace: bool) -> None:
+    """Copy a local folder's files into the inbox, the file that marks it as complete last.
+
+    Args:
+        store: Where.
+        folder: Files.
+        name: Of the folder in the inbox.
+        marker: File name, such as "dataset.toml".
+        text: Its contents.
+        replace: Whether other files under the same name may be replaced.
+
+    Raises:
+        ValueError: There is no file beside the marker, or a name is not allowed.
+        FileExistsError: The inbox has other files under that name.
+    """
+    local = {path: folder / path for path in _local_files(folder, marker)}
+    if len(local) < 1:
+        raise ValueError(
+            f"{folder} has no files beside its {marker}; expected images of type {expected_suffixes()}, or tables."
+        )
+    base = f"{INBOX}/{name}"
+    there = {item.key[len(base) + 1 :]: item.num_bytes for item in store.walk(base)}
+    wanted = {path: file.stat().st_size for path, file in local.items()}
+    if marker in there:
+        if _same_files(store, base, there, local, marker, text):
+            return
+        if not replace:
+            raise FileExistsError(
+                f"the inbox of {store.url} has a dataset {name!r} already, with other files. Give another name "
+                "(--name), or replace it as a new version (--replace)."
+            )
+        store.delete([f"{base}/{marker}"])  # incomplete from here until the new one is written, last
+    stale = sorted(set(there) - set(wanted) - {marker})
+    store.delete(f"{base}/{path}" for path in stale)
+    for path, file in local.items():
+        store.put(f"{base}/{path}", file)
+    store.put(f"{base}/{marker}", text)
+
+
+def _same_files(store: Store, base: str, there: dict[str, int], local: dict[str, Path], marker: str, text: bytes) -> bool:
+    if set(there) - {marker} != set(local) or store.read(f"{base}/{marker}") != text:
         return False
     if any(there[path] != file.stat().st_size for path, file in local.items()):
         return False
@@ -250,13 +275,13 @@ def _same_files(store: Store, base: str, there: dict[str, int], local: dict[str,
     return True
 
 
-def _local_files(folder: Path) -> list[str]:
+def _local_files(folder: Path, marker: str) -> list[str]:
     """List a folder's files, relative; links that lead out of it are refused."""
     root = folder.resolve()
     found = []
     for file in sorted(folder.rglob("*")):
         path = file.relative_to(folder).as_posix()
-        if not file.is_file() or _JUNK.search(path) or path == DESCRIPTION:
+        if not file.is_file() or _JUNK.search(path) or path == marker:
             continue
         if problem := path_problem(path):
             raise ValueError(f"{shown(file)}: {problem}")
@@ -290,9 +315,9 @@ class Arrival:
     modified: float
 
 
-def arrival_of(store: Store, dataset: str) -> Arrival | None:
-    """Look whether a dataset of the inbox is complete; one request."""
-    found = store.stat(dataset_key(dataset, DESCRIPTION))
+def arrival_of(store: Store, dataset: str, marker: str = DESCRIPTION) -> Arrival | None:
+    """Look whether a dataset of the inbox (or, by its marker, a microscopy source) is complete; one request."""
+    found = store.stat(dataset_key(dataset, marker))
     if found is None:
         return None
     facts = canonical_json([found.num_bytes, found.tag, f"{found.modified:.6f}"])

@@ -13,6 +13,13 @@ CLASSIFIER = "cem/patch_classifier"
 LABELS = "cem/patch_labels"
 RELEASES = "cem/releases"
 
+SOURCE_METADATA = "cytoimagenet/source_metadata"
+LABEL_TABLE = "cytoimagenet/label_table"
+CROPS = "cytoimagenet/crops"
+TEST_IMAGES = "cytoimagenet/test_images"
+CYTO_RELEASES = "cytoimagenet/releases"
+CLASS_MAPS = "cytoimagenet/class_maps"
+
 STAGES: dict[str, str] = {
     "volumes": VOLUMES,
     "raw": RAW,
@@ -29,6 +36,12 @@ CODE_VERSIONS: dict[str, str] = {
     FILTERED: "1",
     CLASSIFIER: "1",
     RELEASES: "1",
+    SOURCE_METADATA: "1",
+    LABEL_TABLE: "1",
+    CROPS: "1",
+    TEST_IMAGES: "1",
+    CYTO_RELEASES: "1",
+    CLASS_MAPS: "1",
 }
 """Written by hand: raise one when the asset's results change for equal inputs."""
 

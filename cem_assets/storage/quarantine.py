@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from cem_assets.storage.inbox import INBOX, Rejection, shown_path
+from cem_assets.storage.layout import VOLUMES
 from cem_assets.storage.store import Store, check_key
 
 QUARANTINE = "quarantine"
@@ -19,7 +20,7 @@ def report_key(dataset: str) -> str:
     return check_key(f"{QUARANTINE}/{dataset}/report.md")
 
 
-def write_report(store: Store, dataset: str, rejections: Sequence[Rejection], is_refused: bool) -> None:
+def write_report(store: Store, dataset: str, rejections: Sequence[Rejection], is_refused: bool, asset: str = VOLUMES) -> None:
     """Write the report of a dataset, in place of an earlier one.
 
     Args:
@@ -27,6 +28,7 @@ def write_report(store: Store, dataset: str, rejections: Sequence[Rejection], is
         dataset: Its name; a name that cannot be a folder gets no report.
         rejections: What was refused.
         is_refused: Whether nothing of the dataset could be used.
+        asset: What to materialize after the repair.
     """
     try:
         key = report_key(dataset)
@@ -43,7 +45,7 @@ def write_report(store: Store, dataset: str, rejections: Sequence[Rejection], is
     lines = [
         f"# {dataset}: {len(rejections)} refused",
         "",
-        f"{outcome} The files stay in `{INBOX}/{dataset}/`. Repair or replace them there, then materialize `cem/volumes`.",
+        f"{outcome} The files stay in `{INBOX}/{dataset}/`. Repair or replace them there, then materialize `{asset}`.",
         "",
     ]
     lines += [f"- `{shown_path(item.what)}`: {' '.join(item.reason.split())}" for item in rejections]

@@ -6,7 +6,7 @@ Pixels lie in an `image` column (struct of `bytes` and `path`) as HF datasets un
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -29,7 +29,8 @@ PATCHES_PER_SHARD = 2560
 """Patches in a file with pixels: 128 MB when none is cut at a border."""
 SHARD_BYTES = 128 * 10**6
 
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""An image column as HF datasets reads it."""
 
 PATCH_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("dataset", pa.string()),
@@ -53,6 +54,7 @@ _HF_TYPES = {
     pa.uint64(): "uint64",
     pa.float32(): "float32",
     pa.float64(): "float64",
+    pa.bool_(): "bool",
 }
 
 
@@ -60,7 +62,7 @@ def schema_of(*fields: tuple[str, pa.DataType]) -> pa.Schema:
     """Make a schema that HF datasets reads with the right features, `image` as an Image."""
     features: dict[str, Any] = {}
     for name, kind in fields:
-        is_image = kind == _IMAGE
+        is_image = kind == IMAGE
         features[name] = {"_type": "Image"} if is_image else {"dtype": _HF_TYPES[kind], "_type": "Value"}
     metadata = {"huggingface": json.dumps({"info": {"features": features}}, sort_keys=True)}
     return pa.schema([pa.field(name, kind) for name, kind in fields], metadata=metadata)
@@ -75,7 +77,7 @@ FILTERED_SCHEMA = schema_of(
     ("num_duplicates", pa.int64()),
     ("logit", pa.float32()),
     ("informative", pa.float32()),
-    ("image", _IMAGE),
+    ("image", IMAGE),
 )
 DROPPED_SCHEMA = schema_of(("name", pa.string()), ("informative", pa.float32()), ("reason", pa.string()))
 REJECTED_SCHEMA = schema_of(("what", pa.string()), ("reason", pa.string()), ("num_patches", pa.int64()))
@@ -93,7 +95,7 @@ IMAGES_SCHEMA = schema_of(
     ("intensity_high", pa.float64()),
     ("source_sha256", pa.string()),
     ("notes", pa.string()),
-    ("image", _IMAGE),
+    ("image", IMAGE),
 )
 
 
@@ -126,13 +128,19 @@ def places_of(table: pa.Table) -> NDArray[np.int32]:
     return np.stack([table[name].to_numpy().astype(np.int32) for name in names], axis=1)
 
 
-def parquet_bytes(tables: Iterable[pa.Table], schema: pa.Schema, row_group: int = TABLE_ROW_GROUP) -> bytes:
+def parquet_bytes(
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    row_group: int = TABLE_ROW_GROUP,
+    dictionary: Sequence[str] = ("dataset", "volume", "reason"),
+) -> bytes:
     """Write tables one after the other into one Parquet file; equal rows give equal bytes.
 
     Args:
         tables: Pieces in order, of any length.
         schema: Their schema.
-        row_group: Rows in a row group, whatever the pieces' lengths.
+        row_group: Rows in a row group, whatever the pieces' lengths; 0 makes every piece a row group.
+        dictionary: Columns with few values, which are stored once each.
 
     Returns:
         The file.
@@ -144,13 +152,13 @@ def parquet_bytes(tables: Iterable[pa.Table], schema: pa.Schema, row_group: int 
         schema,
         compression="zstd",
         compression_level=3,
-        use_dictionary=[name for name in ("dataset", "volume", "reason") if name in schema.names],
+        use_dictionary=[name for name in dictionary if name in schema.names],
         write_statistics=[name for name in schema.names if name != "image"] if has_pixels else True,
         write_page_index=True,
     )
     with writer:
-        for group in rechunk(tables, row_group):
-            writer.write_table(group.cast(schema), row_group_size=row_group)
+        for group in rechunk(tables, row_group) if row_group else tables:
+            writer.write_table(group.cast(schema), row_group_size=row_group or max(len(group), 1))
     return sink.getvalue()
 
 
@@ -253,5 +261,5 @@ def image_column(names: list[str], images: Iterable[NDArray[np.uint8]]) -> pa.Ar
     """Put images into the column HF datasets reads: struct of `bytes` and `path`."""
     return pa.array(
         [{"bytes": encode_tiff(pixels), "path": f"{name}.tiff"} for name, pixels in zip(names, images, strict=True)],
-        _IMAGE,
+        IMAGE,
     )

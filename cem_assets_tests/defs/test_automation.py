@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,7 @@ import dagster as dg
 import pytest
 
 from cem_assets import catalog, readers
+from cem_assets.catalog import microscopy
 from cem_assets.definitions import build_definitions
 from cem_assets.defs.automation import (
     MAX_REQUESTS,
@@ -22,59 +24,22 @@ from cem_assets.defs.automation import (
     reconciliation_sensor,
     release_schedule,
 )
+from cem_assets.defs.cyto_automation import cytoimagenet_sensor
 from cem_assets.defs.partitions import em_datasets
 from cem_assets.defs.resources import StoreResource
 from cem_assets.defs.steps import FAULT_TAG
 from cem_assets.stages import cem_releases
+from cem_assets.stages.catalogue import fetch_row
 from cem_assets.stages.reconciliation import CHAIN
 from cem_assets.storage.commits import hash_file
-from cem_assets.storage.inbox import DESCRIPTION
+from cem_assets.storage.inbox import DESCRIPTION, path_problem
 from cem_assets.storage.layout import DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
-from cem_assets.storage.manifests import current_manifest, damaged_objects, manifest_numbers
+from cem_assets.storage.manifests import current_manifest, damaged_objects
 from cem_assets.storage.store import Store
 from cem_assets_tests.conftest import copy_store
 from cem_assets_tests.datasets import cells, nrrd_bytes, put_in_inbox, toml, volume_dataset
+from cem_assets_tests.defs.ticks import Platform
 from cem_assets_tests.stages.chain import import_classifier
-
-
-class Platform:
-    """A store, a Dagster instance, and the sensors' cursors: ticks without a daemon."""
-
-    def __init__(self, store: Store, instance: dg.DagsterInstance) -> None:
-        self.store, self.instance, self.cursors = store, instance, {}
-
-    def tick(self, sensor) -> dg.SensorResult:
-        with dg.build_sensor_context(
-            self.instance, cursor=self.cursors.get(sensor.name), resources={"store": StoreResource(url=self.store.url)},
-            sensor_name=sensor.name, definitions=build_definitions(self.store.url),
-        ) as context:  # fmt: skip
-            result = sensor(context)
-        self.cursors[sensor.name] = result.cursor
-        for request in result.dynamic_partitions_requests or []:
-            self.instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
-        return result
-
-    def run(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
-        job = build_definitions(self.store.url).resolve_job_def(request.job_name)
-        return job.execute_in_process(
-            run_config=request.run_config or {},
-            instance=self.instance,
-            partition_key=request.partition_key,
-            asset_selection=request.asset_selection,
-            tags=dict(request.tags),
-            raise_on_error=False,
-        )
-
-    def tick_and_run(self, sensor) -> dict[str, list[str]]:
-        """Tick, run what was asked for; return the assets asked for by dataset."""
-        asked = {}
-        for request in self.tick(sensor).run_requests:
-            asked[request.partition_key] = [key.to_user_string() for key in request.asset_selection]
-            self.run(request)
-        return asked
-
-    def num_commits(self, dataset: str) -> dict[str, int]:
-        return {asset: len(manifest_numbers(self.store, f"{asset}/{dataset}")) for asset in CHAIN}
 
 
 @pytest.fixture
@@ -373,3 +338,41 @@ def test_enabled_rows_are_fetched_a_few_a_day_and_a_bad_one_does_not_hold_up_the
     platform_datasets = {request.partition_key for request in local_platform.tick(inbox_sensor).run_requests}
     assert platform_datasets == {"row0", "row1", "row3", "row4"}, "the inbox takes it from there; row5 is not enabled"
     assert [r.tags["cem_assets/catalogue"] for r in evaluate(catalogue_schedule, local_platform)] == ["row2"]
+
+
+def test_enabled_rows_of_microscopy_sources_are_fetched_too(local_platform, tmp_path: Path, monkeypatch):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "wells.csv").write_text("Plate,Well\nP,A1\n")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    handler.log_message = lambda *_: None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/wells.csv"
+    row = microscopy.microscopy_sources()["idr0036"]
+    known = (hash_file(folder / "wells.csv"), address, "tables/idr0036-screenA-library.txt")
+    rows = {
+        "idr0036": replace(row, is_enabled=True, downloads=(known,)),
+        "idr0013": replace(row, name="idr0013", is_enabled=False, downloads=(known,)),
+        "bbbc013": replace(row, name="bbbc013", is_enabled=True, downloads=()),
+    }
+    monkeypatch.setattr("cem_assets.stages.catalogue.microscopy_sources", lambda: rows)
+    monkeypatch.setattr("cem_assets.stages.catalogue.em_datasets", dict)
+    requests = evaluate(catalogue_schedule, local_platform)
+    assert [request.tags["cem_assets/catalogue"] for request in requests] == ["bbbc013", "idr0036"]
+    with pytest.raises(ValueError, match=r"drop them with a source.toml \(recipe = 'bbbc013'\) into inbox/bbbc013/"):
+        fetch_row(local_platform.store, "bbbc013")
+    assert fetch_row(local_platform.store, "idr0036") == "idr0036"
+    assert local_platform.store.read("inbox/idr0036/tables/idr0036-screenA-library.txt").startswith(b"Plate")
+    (request,) = local_platform.tick(cytoimagenet_sensor).run_requests
+    assert (request.job_name, request.partition_key) == ("cyto_sources", "idr0036")
+    assert [r.tags["cem_assets/catalogue"] for r in evaluate(catalogue_schedule, local_platform)] == ["bbbc013"]
+    server.shutdown()
+
+
+def test_what_the_catalogue_says_can_be_fetched_is_checked_byte_for_byte():
+    """An enabled row needs a registry; a registry names digests, https addresses and plain paths."""
+    for row in microscopy.microscopy_sources().values():
+        assert row.downloads or not row.is_enabled
+        for sha256, address, path in row.downloads:
+            assert len(sha256) == 64 and address.startswith("https://") and path_problem(path) is None

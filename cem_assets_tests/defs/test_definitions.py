@@ -18,10 +18,28 @@ ASSETS = {
     "cem/patch_scores": ["cem/deduplicated_patches", "cem/patch_classifier"],
     "cem/filtered_patches": ["cem/patch_scores"],
     "cem/releases": ["cem/filtered_patches"],
+    "cytoimagenet/source_metadata": [],
+    "cytoimagenet/test_images": ["cytoimagenet/source_metadata"],
+    "cytoimagenet/label_table": ["cytoimagenet/source_metadata"],
+    "cytoimagenet/crops": ["cytoimagenet/label_table", "cytoimagenet/test_images"],
+    "cytoimagenet/releases": ["cytoimagenet/crops"],
+    "cytoimagenet/class_maps": ["cem/patch_classifier", "cytoimagenet/releases"],
 }
-PARTITIONED = {name for name in ASSETS if name not in ("cem/patch_classifier", "cem/releases")}
+PARTITIONED = {
+    **dict.fromkeys(
+        ("cem/volumes", "cem/raw_patches", "cem/deduplicated_patches", "cem/patch_scores", "cem/filtered_patches"),
+        "em_datasets",
+    ),
+    "cytoimagenet/source_metadata": "microscopy_sources",
+    "cytoimagenet/crops": "cyto_labels",
+}
 CHECKS = {
-    *(f"{name}:objects_match_manifest" for name in ASSETS if name != "cem/releases"),
+    *(f"{name}:objects_match_manifest" for name in ASSETS if not name.endswith("/releases")),
+    "cytoimagenet/source_metadata:metadata_obeys_schema",
+    "cytoimagenet/label_table:labels_obey_rules",
+    "cytoimagenet/crops:crops_add_up",
+    "cytoimagenet/crops:no_test_images",
+    "cytoimagenet/releases:cyto_release_is_complete",
     "cem/raw_patches:raw_counts_add_up",
     "cem/raw_patches:patches_lie_inside",
     "cem/raw_patches:blank_fraction",
@@ -31,9 +49,17 @@ CHECKS = {
     "cem/filtered_patches:filtered_counts_add_up",
     "cem/releases:release_is_complete",
 }
-JOBS = {"cem_chain", "cem_release", "cem_patch_classifier", "catalogue_intake", "maintenance"}
-SENSORS = {"inbox", "reconciliation", "failure_alerts", "freshness_alerts"}
-SCHEDULES = {"releases": "cem_release", "catalogue": "catalogue_intake", "maintenance": "maintenance"}
+JOBS = {
+    "cem_chain", "cem_release", "cem_patch_classifier", "catalogue_intake", "maintenance",
+    "cyto_sources", "cyto_test_images", "cyto_label_table", "cyto_crops", "cyto_release",
+}  # fmt: skip
+SENSORS = {"inbox", "reconciliation", "cytoimagenet", "failure_alerts", "freshness_alerts"}
+SCHEDULES = {
+    "releases": "cem_release",
+    "cytoimagenet_releases": "cyto_release",
+    "catalogue": "catalogue_intake",
+    "maintenance": "maintenance",
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +78,17 @@ def test_assets_and_what_they_are_made_from(graph):
 def test_key_group_prefix_and_code_version_are_one_word(graph):
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
-        assert node.group_name == key.path[0] == "cem"
+        assert node.group_name == key.path[0] in ("cem", "cytoimagenet")
         assert node.code_version == CODE_VERSIONS[key.to_user_string()]
 
 
-def test_partitions_are_datasets(graph):
+def test_partitions_are_datasets_sources_and_labels(graph):
     for key in graph.get_all_asset_keys():
         partitions = graph.get(key).partitions_def
         assert (partitions is not None) == (key.to_user_string() in PARTITIONED)
         if partitions is not None:
-            assert isinstance(partitions, dg.DynamicPartitionsDefinition) and partitions.name == "em_datasets"
+            assert isinstance(partitions, dg.DynamicPartitionsDefinition)
+            assert partitions.name == PARTITIONED[key.to_user_string()]
 
 
 def test_checks_are_per_partition_and_block_unless_they_warn(graph):
@@ -108,7 +135,7 @@ def test_instance_configuration_is_what_dagster_takes(name):
 def test_gpu_work_is_in_a_pool():
     for name in ASSETS:
         op = defs.resolve_assets_def(dg.AssetKey(name.split("/"))).op
-        assert (op.pool == "gpu") == (name in ("cem/patch_scores", "cem/patch_classifier"))
+        assert (op.pool == "gpu") == (name in ("cem/patch_scores", "cem/patch_classifier", "cytoimagenet/class_maps"))
 
 
 def test_the_store_can_be_given():

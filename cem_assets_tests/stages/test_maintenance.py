@@ -2,16 +2,25 @@
 
 import os
 import time
+from pathlib import Path
 
 from cem_assets import readers
 from cem_assets.cem.dedup import DedupParams
 from cem_assets.cem.filter import FilterParams
+from cem_assets.cytoimagenet.phantom import phantom_sources
+from cem_assets.demo_cytoimagenet import write_phantom_source
 from cem_assets.stages.cem_filter import keep_informative
 from cem_assets.stages.cem_patches import PatchifyParams, choose_exemplars, cut_and_hash
 from cem_assets.stages.cem_releases import make_release
+from cem_assets.stages.cyto_crops import make_crops
+from cem_assets.stages.cyto_images import CropStageParams
+from cem_assets.stages.cyto_labels import LabelTableParams, label_entries, make_label_table
+from cem_assets.stages.cyto_releases import make_cyto_release
+from cem_assets.stages.cyto_sources import standardize_source
 from cem_assets.stages.maintenance import measure, sweep
 from cem_assets.storage.layout import FILTERED
 from cem_assets.storage.manifests import current_manifest, damaged_objects
+from cem_assets.storage.source_inbox import register_source
 from cem_assets.storage.store import Store
 from cem_assets_tests.stages.chain import run_chain
 
@@ -81,3 +90,24 @@ def test_sizes_add_up(curated_store: Store):
     for prefix in ("inbox", "cem/volumes", "cem/filtered_patches"):
         objects = list(curated_store.walk(prefix))
         assert (sizes[prefix].num_objects, sizes[prefix].num_bytes) == (len(objects), sum(item.num_bytes for item in objects))
+
+
+def test_crops_that_a_release_names_stay_and_others_go(local_store: Store, tmp_path: Path):
+    store = local_store
+    write_phantom_source(phantom_sources(3)[2], tmp_path / "phantom_lineup")
+    register_source(store, tmp_path / "phantom_lineup")
+    standardize_source(store, "phantom_lineup")
+    thresholds = {"min_images": 5, "max_images": 10, "presample_images": 40}
+    table = make_label_table(store, LabelTableParams(**thresholds)).manifest
+    key = next(iter(label_entries(store, table)))
+    first = make_crops(store, key, CropStageParams(seed=0, min_images=2)).manifest
+    make_cyto_release(store)
+    between = make_crops(store, key, CropStageParams(seed=1, min_images=2)).manifest
+    last = make_crops(store, key, CropStageParams(seed=2, min_images=2)).manifest
+    make_label_table(store, LabelTableParams(**thresholds, seed=1))
+    swept = sweep(store, min_age_hours=0)
+    assert set(swept.folders) == {between.folder, table.folder}
+    assert damaged_objects(store, first) == damaged_objects(store, last) == {}
+    release = readers.read_cyto_release("v1", store.url)
+    assert len(list(release.iter_images())) == release.num_images > 0
+    assert {size.prefix for size in measure(store)} >= {"cytoimagenet/crops", "cytoimagenet/releases"}

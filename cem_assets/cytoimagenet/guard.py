@@ -1,0 +1,367 @@
+"""Keeping benchmark test images out of training sets: by name, and by content.
+
+By name: rules of `cem_assets/catalog/test_sets.toml` over the texts that say where an image comes from. By
+content: a fingerprint of every test image, its 64-bit dHash and a 32 x 32 thumbnail. An image is a copy of a
+test image when one of the eight flips and quarter turns of that image has a dHash within `max_distance`, and
+the thumbnails correlate. Which images are asked about, and where the index is stored, is decided by the stages.
+
+Measured on the 82 pictures, 57 x 61 px to 2304 x 1536 px, of the test data (BBBC038, BBBC013, BBBC014, CellProfiler, StarDist):
+  unrelated images, neighbouring wells included, any distance and orientation: correlation at most 0.685; two stains of
+    one field 0.947; successive frames and planes reach 0.988 and are found, as they should be;
+  copies by JPEG of quality 75 and 90, resizing to half and to 1.25 times, both at once, gamma 0.8, noise of 2 gray
+    levels, 8 bits by any window that keeps most of the range: distance at most 12, correlation at least 0.978, of
+    detail at least 0.78, none lost;
+  harsher copies: JPEG of quality 50 loses 2 of 82, a quarter of the size 2, clipping 1 % at either end 2 of 12 of 16 bits,
+    and dropping the low 8 of 16 bits loses 9 of 12, because 12-bit data keep 16 gray levels or fewer;
+  crops of 64 x 64 px centred on 1,158 nuclei, 5.4 M comparisons: one round spot looks like another, and 14 unrelated pairs
+    pass (50 at a correlation of 0.95, 2 at 0.98); of their JPEG copies of quality 75 0.5 % are lost. For an index of
+    single cells raise `min_correlation` to 0.985, and let a person look at what is found;
+  empty fields under one lamp (drawn, not real): correlation up to 0.99, of detail at most 0.16, so none passes.
+A crop of a test image is not found: fingerprints compare whole pictures. Ask before cropping, with the same channels
+(one, or merged alike) as the index was built of.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from cem_assets.imaging.dhash import HASH_SIDE_PX, dhash
+from cem_assets.imaging.hamming import near_pairs
+
+THUMBNAIL_SIDE_PX = 32
+ORIENTATIONS = (
+    "unchanged", "turned 90", "turned 180", "turned 270",
+    "mirrored", "mirrored, turned 90", "mirrored, turned 180", "mirrored, turned 270",
+)  # fmt: skip
+"""The eight flips and quarter turns: mirrored means left to right, turns are counterclockwise and come after."""
+_PERCENTILES = (0.1, 99.9)
+
+
+@dataclass(frozen=True)
+class GuardRule:
+    """How texts that name a test set are recognised.
+
+    Attributes:
+        test_set: Name of the test set.
+        pattern: Regular expression, sought anywhere in a text, whatever its case.
+        why: For the report.
+    """
+
+    test_set: str
+    pattern: str
+    why: str
+
+
+class GuardParams(BaseModel):
+    """When two images count as copies; the module's docstring says how the defaults were measured.
+
+    Attributes:
+        max_distance: Largest Hamming distance of the dHashes, of 64 bits.
+        min_correlation: Smallest Pearson correlation of the thumbnails.
+        min_detail: Smallest Pearson correlation of what is left of them without their means over 3 x 3 px. Empty fields
+            lit alike agree in all but this.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    max_distance: Annotated[int, Field(ge=0, le=64)] = 12
+    min_correlation: Annotated[float, Field(gt=0, le=1)] = 0.97
+    min_detail: Annotated[float, Field(ge=-1, le=1)] = 0.4
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
+
+
+@lru_cache(maxsize=1)
+def load_rules() -> tuple[GuardRule, ...]:
+    """Read the rules of the catalogue, in file order.
+
+    Raises:
+        ValueError: Rules are incomplete or their patterns wrong; all are named.
+    """
+    return parse_rules(files("cem_assets.catalog").joinpath("test_sets.toml").read_text(encoding="utf-8"))
+
+
+def parse_rules(text: str) -> tuple[GuardRule, ...]:
+    """Read rules from TOML: a list of tables `rule` with the strings `test_set`, `pattern` and `why`.
+
+    Raises:
+        ValueError: Rules are incomplete or their patterns wrong; all are named.
+    """
+    rules, problems = [], []
+    for number, table in enumerate(tomllib.loads(text).get("rule", []), 1):
+        keys = ("test_set", "pattern", "why")
+        if missing := [key for key in keys if not isinstance(table.get(key), str) or not table[key]]:
+            problems.append(f"rule {number}: {', '.join(missing)} missing, empty or no text")
+            continue
+        rule = GuardRule(*(table[key] for key in keys))
+        try:
+            if _compiled(rule.pattern).search(""):
+                problems.append(f"rule {number} ({rule.test_set}): its pattern matches every text: {rule.pattern}")
+        except re.error as error:
+            problems.append(f"rule {number} ({rule.test_set}): {error} in its pattern {rule.pattern}")
+        rules.append(rule)
+    if not rules and not problems:
+        problems.append("there is no [[rule]]; nothing would be guarded")
+    if problems:
+        raise ValueError("rules of test sets cannot be used: " + "; ".join(problems))
+    return tuple(rules)
+
+
+def guarded_set(texts: Iterable[str], rules: Sequence[GuardRule]) -> str | None:
+    """Name the test set that texts speak of.
+
+    Args:
+        texts: What says where an image comes from: database, title, accession, folder, path, file name, plate.
+            Not compounds, genes or phenotypes, which may be called like a test set.
+        rules: Of `load_rules`.
+
+    Returns:
+        `test_set` of the first rule, in their order, that any text matches; None where none does.
+
+    Source: CytoImageNet (arXiv:2111.11646) keeps BBBC021 out by hand, and its copy in the Image Data Resource is
+    easily missed; here every image is asked.
+    """
+    listed = [text for text in texts if text]
+    for rule in rules:
+        if any(_compiled(rule.pattern).search(text) for text in listed):
+            return rule.test_set
+    return None
+
+
+def guarded_texts(texts: Iterable[str], rules: Sequence[GuardRule]) -> dict[str, str]:
+    """Name the test sets that texts speak of, each for itself; fast for many texts of which few do.
+
+    Args:
+        texts: As for `guarded_set`.
+        rules: Of `load_rules`.
+
+    Returns:
+        Test set by text, for those texts that name one.
+    """
+    # One pattern of all rules passes over almost every text; which rule it was is asked of the few that are left.
+    any_rule = re.compile("|".join(f"(?:{rule.pattern})" for rule in rules), re.IGNORECASE)
+    found = {}
+    for text in dict.fromkeys(texts):
+        if any_rule.search(text) and (test_set := guarded_set([text], rules)):
+            found[text] = test_set
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """What an image is recognised by.
+
+    Attributes:
+        dhash: 64 bits, as `cem_assets.imaging.dhash` gives them.
+        thumbnail: uint8 (32, 32), squeezed to a square; all zero where the image has no contrast.
+    """
+
+    dhash: int
+    thumbnail: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Match:
+    """The test image that an image is a copy of.
+
+    Attributes:
+        name: Of the test image.
+        distance: Hamming distance of the dHashes.
+        correlation: Pearson correlation of the thumbnails.
+        orientation: One of `ORIENTATIONS`: what turns the test image into the image asked about.
+    """
+
+    name: str
+    distance: int
+    correlation: float
+    orientation: str
+
+
+def turned(images: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Flip and turn images.
+
+    Args:
+        images: (..., height, width).
+        orientation: Place in `ORIENTATIONS`.
+    """
+    mirrored = images[..., ::-1] if orientation >= 4 else images
+    return np.ascontiguousarray(np.rot90(mirrored, orientation % 4, axes=(-2, -1)))
+
+
+def _square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Stretch contrast to the 0.1 and 99.9 percentiles and squeeze to 224 x 224 px, bilinear."""
+    if image.dtype != np.uint8 or image.ndim != 2 or not image.size:
+        raise ValueError(
+            f"fingerprints are made of uint8 images of shape (height, width), found {image.dtype} {image.shape}; "
+            "standardize intensities and merge channels first"
+        )
+    at_most = np.cumsum(np.bincount(image.reshape(-1), minlength=256))
+    low, high = (int(np.searchsorted(at_most, share / 100 * image.size)) for share in _PERCENTILES)
+    if low == high:  # a few pixels that differ are still contrast
+        low, high = int(image.min()), int(image.max())
+    table = np.rint(np.clip((np.arange(256) - low) * 255.0 / max(high - low, 1), 0, 255)).astype(np.uint8)
+    side = (HASH_SIDE_PX, HASH_SIDE_PX)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(table[image])).resize(side, Image.Resampling.BILINEAR))
+
+
+def _thumbnail(square: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    step = HASH_SIDE_PX // THUMBNAIL_SIDE_PX
+    means = square.reshape(THUMBNAIL_SIDE_PX, step, THUMBNAIL_SIDE_PX, step).mean(axis=(1, 3))
+    return np.asarray(np.rint(means), dtype=np.uint8)
+
+
+def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
+    """Take the fingerprint of an image.
+
+    Args:
+        image: uint8 (height, width), of any size.
+
+    Raises:
+        ValueError: It is not such an image.
+    """
+    square = _square(image)
+    return Fingerprint(int(dhash(square[None])[0]), _thumbnail(square))
+
+
+def fingerprint_orientations(image: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
+    """Take the fingerprints of the eight flips and quarter turns of an image, in the order of `ORIENTATIONS`.
+
+    Args:
+        image: uint8 (height, width), of any size.
+    """
+    square = _square(image)
+    squares = np.stack([turned(square, orientation) for orientation in range(len(ORIENTATIONS))])
+    thumbnail = _thumbnail(square)
+    hashes = dhash(squares).tolist()
+    return tuple(Fingerprint(value, turned(thumbnail, orientation)) for orientation, value in enumerate(hashes))
+
+
+def _unit(images: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centre and scale images (n, height, width) to unit vectors (n, height * width); zero where there is no contrast."""
+    vectors = images.reshape(len(images), images.shape[1] * images.shape[2])
+    vectors = vectors - vectors.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0))
+
+
+def _detail(images: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Subtract means over 3 x 3 px from images (n, height, width); their border of 1 px is lost."""
+    rows = images[:, :-2] + images[:, 1:-1] + images[:, 2:]
+    means = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
+    return np.asarray(images[:, 1:-1, 1:-1] - means)
+
+
+class FingerprintIndex:
+    """Fingerprints of test images, to be asked whether an image is one of them."""
+
+    def __init__(self, names: Sequence[str], dhashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8]) -> None:
+        """Take arrays as `to_arrays` gives them; see `from_images` for making them.
+
+        Args:
+            names: (n,), such as "bbbc021/Week1_22123/B02_s1".
+            dhashes: uint64 (n, 8), of the eight orientations.
+            thumbnails: uint8 (n, 32, 32), of the image unchanged.
+
+        Raises:
+            ValueError: Shapes or dtypes are others.
+        """
+        num, side = len(names), THUMBNAIL_SIDE_PX
+        problems = [
+            f"{key} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}"
+            for key, array, dtype, shape in (
+                ("dhashes", dhashes, np.uint64, (num, len(ORIENTATIONS))),
+                ("thumbnails", thumbnails, np.uint8, (num, side, side)),
+            )
+            if array.dtype != dtype or array.shape != shape
+        ]
+        if problems:
+            raise ValueError(f"not an index of {num} names: " + "; ".join(problems))
+        self._names = list(names)
+        self._dhashes = np.ascontiguousarray(dhashes)
+        self._thumbnails = np.ascontiguousarray(thumbnails)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @classmethod
+    def from_arrays(
+        cls, names: Sequence[str], dhashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8]
+    ) -> "FingerprintIndex":
+        """Build from what `to_arrays` gave: names (n,), dhashes uint64 (n, 8), thumbnails uint8 (n, 32, 32)."""
+        return cls(names, dhashes, thumbnails)
+
+    @classmethod
+    def from_images(cls, images: Iterable[tuple[str, NDArray[np.uint8]]]) -> "FingerprintIndex":
+        """Build from (name, uint8 (height, width)) pairs; only one image is held at a time."""
+        names, hashes, thumbnails = [], [], []
+        for name, image in images:
+            prints = fingerprint_orientations(image)
+            names.append(name)
+            hashes.append([each.dhash for each in prints])
+            thumbnails.append(prints[0].thumbnail)
+        side = THUMBNAIL_SIDE_PX
+        return cls(
+            names,
+            np.array(hashes, dtype=np.uint64).reshape(-1, len(ORIENTATIONS)),
+            np.array(thumbnails, dtype=np.uint8).reshape(-1, side, side),
+        )
+
+    def to_arrays(self) -> tuple[list[str], NDArray[np.uint64], NDArray[np.uint8]]:
+        """Give names (n,), dhashes uint64 (n, 8) and thumbnails uint8 (n, 32, 32)."""
+        return list(self._names), self._dhashes.copy(), self._thumbnails.copy()
+
+    def find(self, image: NDArray[np.uint8], params: GuardParams | None = None) -> Match | None:
+        """Look for the test image that an image is a copy of.
+
+        Args:
+            image: uint8 (height, width), of any size.
+            params: Distance and correlation.
+
+        Returns:
+            The match of highest correlation, or None; always None for an image without contrast.
+        """
+        return self.find_all([fingerprint(image)], params)[0]
+
+    def find_all(self, prints: Sequence[Fingerprint], params: GuardParams | None = None) -> list[Match | None]:
+        """Look for many images at once, given their fingerprints; the order is kept."""
+        params = params or GuardParams()
+        queries = np.array([each.dhash for each in prints], dtype=np.uint64)
+        candidates: dict[int, list[tuple[int, int]]] = {}
+        for query, place, distance in near_pairs(queries, self._dhashes.reshape(-1), params.max_distance):
+            candidates.setdefault(query, []).append((place, distance))
+        return [self._best(each, candidates.get(number, []), params) for number, each in enumerate(prints)]
+
+    def _best(self, asked: Fingerprint, candidates: list[tuple[int, int]], params: GuardParams) -> Match | None:
+        if not candidates:
+            return None
+        places, distances = np.array(candidates, dtype=np.int64).T
+        rows, orientations = np.divmod(places, len(ORIENTATIONS))
+        wanted = asked.thumbnail[None].astype(np.float64)
+        found = []
+        for orientation in np.unique(orientations).tolist():
+            chosen = np.flatnonzero(orientations == orientation)
+            images = turned(self._thumbnails[rows[chosen]], orientation).astype(np.float64)
+            # Rounded, so that the winner of a tie does not depend on the order in which products were summed.
+            correlations = np.round(_unit(images) @ _unit(wanted)[0], 9)
+            is_copy = correlations >= params.min_correlation
+            is_copy[is_copy] = _unit(_detail(images[is_copy])) @ _unit(_detail(wanted))[0] >= params.min_detail
+            found += [
+                (-float(correlations[n]), int(distances[chosen[n]]), self._names[rows[chosen[n]]], orientation)
+                for n in np.flatnonzero(is_copy)
+            ]
+        if not found:
+            return None
+        negative, distance, name, orientation = min(found)
+        return Match(name, distance, -negative, ORIENTATIONS[orientation])
