@@ -12,6 +12,7 @@ from typing import Any
 from cem_assets.cytoimagenet.labels import keyed_hashes
 
 VALIDATION_SHARE = 0.1
+_MARKUP = re.compile(r"[\\|\[\]`]")
 _MAX_FOLDER_BYTES = 200
 """File systems take names of 255; an image's name is this and a number."""
 _TAKEN = ("metadata.csv", "splits.csv", "release.json", "readme.md")
@@ -73,9 +74,9 @@ class ReleasedLabel:
 
 
 def _cell(text: object) -> str:
-    """Make a source's text safe inside a Markdown table: one line, no pipes, no HTML."""
-    flat = " ".join(str(text).split())
-    return flat.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;") or "-"
+    """Make a source's text safe in Markdown: one line, and no pipes, links, code or HTML."""
+    flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKUP.sub(r"\\\g<0>", flat) or "-"
 
 
 def dataset_card(

@@ -68,7 +68,7 @@ def _csv(frame: pd.DataFrame) -> bytes:
 def _place(folder: Path, path: str, filename: str) -> Path:
     """Find where an image goes: in a folder named as the last part of its path, never outside."""
     name = path.rpartition("/")[2]
-    if not name or name in (".", "..") or Path(filename).name != filename:
+    if any(part in ("", ".", "..") or Path(part).name != part for part in (name, filename)):
         raise ValueError(
             f"the release has an image at {path!r} named {filename!r}, which is no plain name. It was tampered with."
         )
