@@ -101,12 +101,14 @@ class JoinSpec(_Strict):
         on: Column of the rows: column of the table. Cells are compared without case and blanks around.
         prefix: Put before the names of its columns, so that they clash with none.
         is_required: Whether rows without a partner are dropped.
+        is_first_only: Whether only the first row of the table is taken for a key that has several; else each makes a row.
     """
 
     table: str
     on: Annotated[dict[str, str], Field(min_length=1)]
     prefix: str = ""
     is_required: bool = False
+    is_first_only: bool = False
 
 
 class ChannelSpec(_Strict):

@@ -152,6 +152,8 @@ def _join(frame: pd.DataFrame, join: JoinSpec, right: pd.DataFrame, dropped: lis
     right = right.rename(columns={name: f"{join.prefix}{name}" for name in right.columns})
     right = right[[name for name in right.columns if name not in frame.columns]].assign(**{"\0key": right_key.to_numpy()})
     right = right[right["\0key"] != ""]
+    if join.is_first_only:
+        right = right.drop_duplicates("\0key")
     merged = frame.assign(**{"\0key": left_key.to_numpy()}).merge(right, on="\0key", how="left", indicator="\0found")
     lonely = merged["\0found"] == "left_only"
     if join.is_required:

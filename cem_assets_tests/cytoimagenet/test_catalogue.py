@@ -535,10 +535,8 @@ def test_bbbc021_on_its_own_tables(test_data):
 
 def test_jump_cp_on_some_plates_of_its_tables(test_data):
     folder = test_data / "metadata/jump_cp"
-    tables = {
-        name: read_metadata_table(folder / file).frame
-        for name, file in (("plates", "plate.csv.gz"), ("orf", "orf.csv.gz"), ("crispr", "crispr.csv.gz"))
-    }
+    files = {"plates": "plate", "compounds": "compound_source", "orf": "orf", "crispr": "crispr"}
+    tables = {name: read_metadata_table(folder / f"{file}.csv.gz").frame for name, file in files.items()}
     wells = read_metadata_table(folder / "well.csv.gz").frame
     kinds = tables["plates"].drop_duplicates("Metadata_PlateType").set_index("Metadata_PlateType")["Metadata_Plate"]
     orf_plates = set(tables["plates"].loc[tables["plates"]["Metadata_PlateType"] == "ORF", "Metadata_Plate"].iloc[:3])

@@ -246,6 +246,14 @@ compound = { column = "Drug" }
     assert rows["compound"].tolist() == ["a", "b"]
 
 
+@pytest.mark.parametrize(("option", "compounds"), [("", ["dmso|other", "taxol"]), ("is_first_only = true", ["dmso", "taxol"])])
+def test_a_key_with_several_partners_gives_all_or_the_first(option, compounds):
+    drugs = pd.concat([DRUGS, pd.DataFrame({"id": ["x1"], "name": ["Other"], "Well": [""]}, dtype="str")], ignore_index=True)
+    text = RECIPE.replace('on = { Drug = "id" }', f'on = {{ Drug = "id" }}\n{option}')
+    rows = run(text, paths=[PATHS[0], PATHS[4]], drugs=drugs).rows
+    assert rows["compound"].tolist() == compounds
+
+
 def test_rows_may_be_numbers_in_file_names():
     table = pd.DataFrame({"Well": ["B3", "AA12"], "Drug": ["a", "b"]}, dtype="str")
     text = r"""

@@ -158,7 +158,7 @@ def test_jump_wells_are_joined_with_orfs_and_crispr_guides(local_store: Store, t
 @pytest.mark.soak
 def test_all_wells_of_jump_are_taken_in(local_store: Store, test_data):
     folder = test_data / "metadata/jump_cp"
-    files = {f"{name}.csv.gz": folder / f"{name}.csv.gz" for name in ("well", "plate", "orf", "crispr")}
+    files = {f"{name}.csv.gz": folder / f"{name}.csv.gz" for name in ("well", "plate", "compound_source", "orf", "crispr")}
     put_shipped(local_store, "jump_cp", files)
     manifest = take_in(local_store, "jump_cp")["jump_cp"]
     num_wells = len(lines_of(folder / "well.csv.gz"))
