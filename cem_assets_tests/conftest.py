@@ -13,9 +13,10 @@ from hypothesis import settings
 from cem_assets.storage.store import Store, open_store
 from cem_assets_tests.services import ceph
 
-# The same examples in every run: a test that fails only sometimes helps nobody. `make soak` draws new ones.
-settings.register_profile("default", derandomize=True)
-settings.register_profile("soak", derandomize=False, max_examples=5000)
+# The same examples in every run, however long they take: a test that fails only sometimes helps nobody. `make soak` draws
+# new ones.
+settings.register_profile("default", derandomize=True, deadline=None)
+settings.register_profile("soak", derandomize=False, max_examples=5000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 DATA_VARIABLE = "CEM_ASSETS_TEST_DATA"
