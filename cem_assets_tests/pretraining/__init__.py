@@ -1,0 +1,1 @@
+"""Pretraining methods, their parts and their training loop."""
