@@ -7,6 +7,9 @@ import dagster as dg
 
 from cem_assets.defs.alerts import failure_alerts, freshness_alerts
 from cem_assets.defs.automation import ALL_SCHEDULES, ALL_SENSORS
+from cem_assets.defs.benchmarks import BENCHMARK_ASSETS
+from cem_assets.defs.benchmarks_automation import BENCHMARK_SENSORS
+from cem_assets.defs.benchmarks_checks import benchmark_checks
 from cem_assets.defs.cem import CHAIN
 from cem_assets.defs.cem_releases import patch_classifier, releases
 from cem_assets.defs.checks import all_checks
@@ -15,6 +18,9 @@ from cem_assets.defs.cyto_checks import cyto_checks
 from cem_assets.defs.cytoimagenet import CYTO_ASSETS
 from cem_assets.defs.jobs import ALL_JOBS
 from cem_assets.defs.pool_waits import sleep_while_waiting
+from cem_assets.defs.pretraining import weights
+from cem_assets.defs.pretraining_automation import WEIGHTS_SENSORS
+from cem_assets.defs.pretraining_checks import weights_checks
 from cem_assets.defs.resources import StoreResource
 
 sleep_while_waiting()
@@ -30,10 +36,10 @@ def build_definitions(store_url: str = "") -> dg.Definitions:
         Assets, checks, jobs, sensors, schedules and resources.
     """
     return dg.Definitions(
-        assets=[*CHAIN, patch_classifier, releases, *CYTO_ASSETS],
-        asset_checks=[*all_checks(), *cyto_checks()],
+        assets=[*CHAIN, patch_classifier, releases, *CYTO_ASSETS, weights, *BENCHMARK_ASSETS],
+        asset_checks=[*all_checks(), *cyto_checks(), *weights_checks(), *benchmark_checks()],
         jobs=ALL_JOBS,
-        sensors=[*ALL_SENSORS, *CYTO_SENSORS, failure_alerts, freshness_alerts],
+        sensors=[*ALL_SENSORS, *CYTO_SENSORS, *WEIGHTS_SENSORS, *BENCHMARK_SENSORS, failure_alerts, freshness_alerts],
         schedules=[*ALL_SCHEDULES, *CYTO_SCHEDULES],
         resources={"store": StoreResource(url=store_url)},
         # One process for a whole run: a process of its own for each step costs seconds, most datasets take less.

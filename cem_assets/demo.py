@@ -20,6 +20,7 @@ from cem_assets.catalog import EmDataset, em_datasets
 from cem_assets.cem.patchify import parse_patch_name
 from cem_assets.cem.phantom import em_phantom, label_of
 from cem_assets.demo_cytoimagenet import run_cyto_demo
+from cem_assets.demo_weights import run_weights_demo
 from cem_assets.ingest import summary_lines
 from cem_assets.readers import read_patches
 from cem_assets.runs import Listener, chain_until, failures, open_instance, run_job
@@ -91,6 +92,9 @@ def run_demo(root: str, listener: Listener) -> Iterator[str]:
         run("cem_release")
         with TemporaryDirectory(prefix="cem_assets-demo-") as name:
             cyto = list(run_cyto_demo(store, Path(name), run))
+        yield "weights: MoCoV2, SwAV and a classifier are trained, on views of 32 px, then scored"
+        with TemporaryDirectory(prefix="cem_assets-demo-") as name:
+            weights = list(run_weights_demo(store, Path(name), run))
     for dataset in datasets:
         yield from summary_lines(store, dataset)
     release = list_releases(store)[-1]
@@ -103,6 +107,7 @@ def run_demo(root: str, listener: Listener) -> Iterator[str]:
     yield f"  digest:        {release.digest}"
     yield f"  gallery:       {GALLERY.resolve()}"
     yield from cyto
+    yield from weights
     yield "  open the UI:   make dev   (then http://127.0.0.1:3000)"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from cem_assets.definitions import build_definitions
-from cem_assets.defs.partitions import cyto_labels, em_datasets, microscopy_sources
+from cem_assets.defs.partitions import benchmark_rows, cyto_labels, em_datasets, microscopy_sources, weights_rows
 from cem_assets.defs.steps import progress_listener
 from cem_assets.storage.layout import FILTERED, RELEASES, STAGES, asset_of
 
@@ -23,7 +23,12 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 Listener = Callable[[str, str, int, int], None]
 """Called with (asset, partition, done, total)."""
 
-_PARTITIONS = {"cyto_sources": microscopy_sources, "cyto_crops": cyto_labels}
+_PARTITIONS = {
+    "benchmark_data": benchmark_rows,
+    "cyto_sources": microscopy_sources,
+    "cyto_crops": cyto_labels,
+    "pretraining_weights": weights_rows,
+}
 """Partitions of jobs; the others are over EM datasets."""
 
 UNTIL = (*STAGES, "releases")
@@ -84,12 +89,15 @@ def run_job(
     Returns:
         Dagster's result; `success` is False where a step or a blocking check failed.
     """
-    if partition is not None:
+    if isinstance(partition, dg.MultiPartitionKey):
+        for name, definition in (("benchmark", benchmark_rows), ("weights", weights_rows)):
+            instance.add_dynamic_partitions(str(definition.name), [partition.keys_by_dimension[name]])
+    elif partition is not None:
         instance.add_dynamic_partitions(str(_PARTITIONS.get(job, em_datasets).name), [partition])
-    definition = build_definitions(store_url).resolve_job_def(job)
+    built = build_definitions(store_url).resolve_job_def(job)
     ops = {name.replace("/", "__"): {"config": dict(values)} for name, values in (config or {}).items()}
     with progress_listener(listener or (lambda *_: None)):
-        return definition.execute_in_process(
+        return built.execute_in_process(
             run_config={**_QUIET, "ops": ops},
             instance=instance,
             partition_key=partition,

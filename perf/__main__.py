@@ -1,13 +1,13 @@
 """Run every benchmark, print a table, and write `perf/results/latest.json`."""
 
 import json
-import platform
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cem_assets.storage.commits import installed_versions
-from perf import crops, dedup, hashing, intake, labels, raw_table
+from perf import crops, dedup, hashing, intake, labels, raw_table, reading, training
+from perf.machine import processor
 
 BENCHMARKS = {
     "hashing": hashing.measure,
@@ -16,14 +16,9 @@ BENCHMARKS = {
     "labels": labels.measure,
     "crops": crops.measure,
     "intake": intake.measure,
+    "reading": reading.measure,
+    "training": training.measure,
 }
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def main() -> None:
@@ -42,7 +37,7 @@ def main() -> None:
     about = {
         "processor": processor(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": installed_versions("imagehash", "numba"),
+        "versions": installed_versions("imagehash", "numba", "torch", "torchvision"),
     }
     (folder / "latest.json").write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
 

@@ -1,14 +1,50 @@
 """What exists: rows, not code.
 
 `em_datasets.csv` lists electron-microscopy datasets by name, with voxel size, licence and citation, and
-where their files can be had. `registries/` holds, for datasets made of single files, their names and
-sha256. Fetching them is `cem_assets.sources`.
+where their files, or the remote volume to sample, can be had. `registries/` holds, for datasets made of single
+files, their names and sha256. Fetching them is `cem_assets.sources`; sampling is `cem_assets.stages.sampling`.
 """
 
 import csv
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+
+REMOTE_FORMATS = ("zarr2", "zarr3", "ome-zarr", "n5", "precomputed")
+_COLUMNS = (
+    "name", "enabled", "kind", "z_nm", "y_nm", "x_nm", "licence", "citation", "organism", "tissue", "technique", "source_url",
+    "base_url", "registry", "remote_url", "remote_format", "scale", "crop", "cube_px", "invert", "padding_value", "gigabytes",
+)  # fmt: skip
+_REMOTE_COLUMNS = _COLUMNS[15:]
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class RemoteSource:
+    """A volume on a foreign server, of which cubes are taken.
+
+    Attributes:
+        url: Its address: s3://, gs:// or https://.
+        format: One of `REMOTE_FORMATS`.
+        scale: Which scale of its pyramid is sampled; 0 is the finest.
+        is_cropped: Whether cubes are taken; else the whole volume, where it fits the budget.
+        cube_px: Side of a cube in voxels.
+        is_inverted: Whether dark and bright are exchanged.
+        padding_value: Source value that means "nothing here".
+        gigabytes: Budget in 10^9 bytes.
+    """
+
+    url: str
+    format: str
+    scale: int
+    is_cropped: bool
+    cube_px: int
+    is_inverted: bool
+    padding_value: int
+    gigabytes: float
 
 
 @dataclass(frozen=True)
@@ -19,16 +55,17 @@ class EmDataset:
         name: Name of the dataset.
         is_enabled: Whether the catalogue schedule fetches it.
         kind: "volume", "images" or "video".
-        voxel_size_nm: (z, y, x) in nm.
+        voxel_size_nm: (z, y, x) in nm; of a remote volume at its finest scale, or None where only its metadata say it.
         licence, citation, organism, tissue, technique, source_url: As in `dataset.toml`.
         base_url: Address its files lie under.
         files: sha256 by file name.
+        remote: Instead of files, the volume to sample.
     """
 
     name: str
     is_enabled: bool
     kind: str
-    voxel_size_nm: tuple[float, float, float]
+    voxel_size_nm: tuple[float, float, float] | None
     licence: str
     citation: str
     organism: str
@@ -37,11 +74,22 @@ class EmDataset:
     source_url: str
     base_url: str
     files: dict[str, str]
+    remote: RemoteSource | None = None
 
-    def description_toml(self) -> str:
-        """Write the row as a `dataset.toml`."""
+    def description_toml(self, voxel_size_nm: tuple[float, float, float] | None = None) -> str:
+        """Write the row as a `dataset.toml`.
+
+        Args:
+            voxel_size_nm: (z, y, x) of what was fetched, where it is not the row's.
+
+        Raises:
+            ValueError: The voxel size is not known.
+        """
+        size = voxel_size_nm or self.voxel_size_nm
+        if size is None:
+            raise ValueError(f"the catalogue does not know the voxel size of {self.name!r}; expected it from its metadata.")
         texts = ("licence", "citation", "organism", "tissue", "technique", "source_url")
-        lines = [f'name = "{self.name}"', f'kind = "{self.kind}"', f"voxel_size_nm = {list(self.voxel_size_nm)}"]
+        lines = [f'name = "{self.name}"', f'kind = "{self.kind}"', f"voxel_size_nm = {list(size)}"]
         for key in texts:
             value = str(getattr(self, key)).replace("\\", "\\\\").replace('"', '\\"')
             if value:
@@ -53,22 +101,115 @@ class EmDataset:
 def em_datasets() -> dict[str, EmDataset]:
     """Read the catalogue of EM datasets, by name."""
     folder = files("cem_assets.catalog")
-    found = {}
-    for row in csv.DictReader(folder.joinpath("em_datasets.csv").read_text(encoding="utf-8").splitlines()):
-        registry = folder.joinpath("registries", row["registry"]).read_text(encoding="utf-8")
-        pairs = (line.split(maxsplit=1) for line in registry.splitlines() if line and not line.startswith("#"))
-        found[row["name"]] = EmDataset(
-            name=row["name"],
-            is_enabled=row["enabled"] == "yes",
-            kind=row["kind"],
-            voxel_size_nm=(float(row["z_nm"]), float(row["y_nm"]), float(row["x_nm"])),
-            licence=row["licence"],
-            citation=row["citation"],
-            organism=row["organism"],
-            tissue=row["tissue"],
-            technique=row["technique"],
-            source_url=row["source_url"],
-            base_url=row["base_url"],
-            files=dict(pairs),
-        )
+    text = folder.joinpath("em_datasets.csv").read_text(encoding="utf-8")
+    return parse_em_datasets(text, lambda name: folder.joinpath("registries", name).read_text(encoding="utf-8"))
+
+
+def parse_em_datasets(text: str, registry: Callable[[str], str]) -> dict[str, EmDataset]:
+    """Read a catalogue table.
+
+    Args:
+        text: CSV with exactly the columns of `em_datasets.csv`.
+        registry: Gives the text of a registry by its file name.
+
+    Returns:
+        The rows by name.
+
+    Raises:
+        ValueError: Columns or cells break rules; all problems are named at once.
+    """
+    reader = csv.DictReader(text.splitlines())
+    if tuple(reader.fieldnames or ()) != _COLUMNS:
+        raise ValueError(f"em_datasets.csv has columns {reader.fieldnames}; expected {list(_COLUMNS)}.")
+    found: dict[str, EmDataset] = {}
+    problems: list[str] = []
+    for row in reader:
+        cells = {key: value or "" for key, value in row.items() if key is not None}
+        try:
+            if None in row or None in row.values():
+                raise ValueError(f"expected {len(_COLUMNS)} cells")
+            dataset = _dataset(cells, registry)
+            if dataset.name in found:
+                raise ValueError("its name is there twice")
+            found[dataset.name] = dataset
+        except ValueError as error:
+            problems.append(f"line {reader.line_num} ({cells.get('name')}): {error}")
+    if problems:
+        raise ValueError(f"em_datasets.csv has {len(problems)} problem(s):\n" + "\n".join(f"  - {line}" for line in problems))
     return found
+
+
+def _dataset(cells: dict[str, str], registry: Callable[[str], str]) -> EmDataset:
+    if not _NAME.fullmatch(cells["name"]):
+        raise ValueError(f"name is {cells['name']!r}; expected a-z, 0-9, '_', '-', '.', at most 63 characters")
+    if cells["kind"] not in ("volume", "images", "video"):
+        raise ValueError(f"kind is {cells['kind']!r}; expected volume, images or video")
+    if not cells["licence"] or not cells["citation"]:
+        raise ValueError("licence and citation must be given; write 'see source' where a licence is not known for sure")
+    remote = _remote(cells)
+    listed: dict[str, str] = {}
+    if remote is None:
+        if left := [name for name in _REMOTE_COLUMNS if cells[name]]:
+            raise ValueError(f"{', '.join(left)} only have a meaning with remote_url")
+        lines = registry(cells["registry"]).splitlines()
+        listed = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
+    elif cells["base_url"] or cells["registry"]:
+        raise ValueError("it has both remote_url and base_url or registry; expected one of them")
+    sizes = [cells[name] for name in ("z_nm", "y_nm", "x_nm")]
+    if remote is None and not all(sizes):
+        raise ValueError("z_nm, y_nm and x_nm must be given for datasets made of files")
+    numbers = [_number(name, cells[name]) for name in ("z_nm", "y_nm", "x_nm") if cells[name]]
+    return EmDataset(
+        name=cells["name"],
+        is_enabled=_yes(cells, "enabled"),
+        kind=cells["kind"],
+        voxel_size_nm=(numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 else None,
+        licence=cells["licence"],
+        citation=cells["citation"],
+        organism=cells["organism"],
+        tissue=cells["tissue"],
+        technique=cells["technique"],
+        source_url=cells["source_url"],
+        base_url=cells["base_url"],
+        files=listed,
+        remote=remote,
+    )
+
+
+def _remote(cells: dict[str, str]) -> RemoteSource | None:
+    url = cells["remote_url"]
+    if not url:
+        return None
+    if not url.startswith(("s3://", "gs://", "https://", "http://")) or url.endswith("/"):
+        raise ValueError(f"remote_url is {url!r}; expected s3://, gs:// or https://, without a slash at its end")
+    if cells["remote_format"] not in REMOTE_FORMATS:
+        raise ValueError(f"remote_format is {cells['remote_format']!r}; expected one of {', '.join(REMOTE_FORMATS)}")
+    for name in ("scale", "cube_px", "padding_value"):
+        if not cells[name].isdecimal():
+            raise ValueError(f"{name} is {cells[name]!r}; expected a whole number")
+    return RemoteSource(
+        url=url,
+        format=cells["remote_format"],
+        scale=int(cells["scale"]),
+        is_cropped=_yes(cells, "crop"),
+        cube_px=int(cells["cube_px"]),
+        is_inverted=_yes(cells, "invert"),
+        padding_value=int(cells["padding_value"]),
+        gigabytes=_number("gigabytes", cells["gigabytes"]),
+    )
+
+
+def _yes(cells: dict[str, str], name: str) -> bool:
+    if cells[name] not in ("yes", "no"):
+        raise ValueError(f"{name} is {cells[name]!r}; expected yes or no")
+    return cells[name] == "yes"
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {text!r}; expected a positive number")
+    return value

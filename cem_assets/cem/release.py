@@ -32,6 +32,9 @@ class PixelSums:
     def __add__(self, other: "PixelSums") -> "PixelSums":
         return PixelSums(self.count + other.count, self.total + other.total, self.squares + other.squares)
 
+    def __sub__(self, other: "PixelSums") -> "PixelSums":
+        return PixelSums(self.count - other.count, self.total - other.total, self.squares - other.squares)
+
     def norms(self) -> tuple[float, float]:
         """Return (mean, standard deviation) of pixels scaled to 0..1; (0, 0) where there are none."""
         if not self.count:
@@ -114,7 +117,11 @@ def _joined(datasets: Sequence[ReleasedDataset], field: str) -> str:
 
 
 def dataset_card(
-    version: str, datasets: Sequence[ReleasedDataset], duplicates: CrossDatasetDuplicates, threshold_note: str
+    version: str,
+    datasets: Sequence[ReleasedDataset],
+    duplicates: CrossDatasetDuplicates,
+    threshold_note: str,
+    excluded_note: str = "",
 ) -> str:
     """Write the dataset card of a release.
 
@@ -123,6 +130,7 @@ def dataset_card(
         datasets: What is in it, in order of name.
         duplicates: Near copies across datasets.
         threshold_note: How patches were judged, in one sentence.
+        excluded_note: Which patches were left out, in one sentence; empty where none were.
 
     Returns:
         Markdown with a YAML head as dataset hubs read it.
@@ -149,6 +157,7 @@ def dataset_card(
         f"- Tissues: {_joined(datasets, 'tissue')}",
         f"- Techniques: {_joined(datasets, 'technique')}",
         f"- {threshold_note}",
+        *([f"- {excluded_note}"] if excluded_note else []),
         f"- Near copies across datasets (at most {duplicates.max_distance} of 64 bits apart): {duplicates.num_pairs:,} pair(s) "
         f"in {duplicates.num_datasets} dataset(s), listed in `cross_dataset_duplicates.parquet`",
         "",

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 SIDE_PX = 224
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def network_input(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -29,7 +29,7 @@ def features_of(model: nn.Module, batches: Iterator[NDArray[np.uint8]]) -> NDArr
         float32 (total, d), in order.
     """
     model.eval()
-    mean, std = torch.tensor(_MEAN).view(1, 3, 1, 1), torch.tensor(_STD).view(1, 3, 1, 1)
+    mean, std = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
     found = []
     with torch.inference_mode():
         for batch in batches:

@@ -29,10 +29,13 @@ class ReleaseConfig(dg.Config):
     Attributes:
         version: Its name; empty counts up v1, v2, ...
         datasets: Which datasets; empty takes all that are filtered.
+        exclude_contaminated: Whether patches that show test images of benchmarks are left out; unset does as the release
+            before did.
     """
 
     version: str = ""
     datasets: list[str] = Field(default_factory=list)
+    exclude_contaminated: bool | None = None
 
 
 @dg.asset(
@@ -117,7 +120,12 @@ def releases(context: dg.AssetExecutionContext, config: ReleaseConfig, store: St
     opened = store.open()
     with explained(context):
         result = make_release(
-            opened, config.version, config.datasets, context.run_id, progress_of(context, "datasets compared")
+            opened,
+            config.version,
+            config.datasets,
+            context.run_id,
+            progress_of(context, "datasets compared"),
+            exclude_contaminated=config.exclude_contaminated,
         )
     card = opened.read(f"{result.manifest.folder}/{CARD}").decode()
     described = materialized(opened, result, {})

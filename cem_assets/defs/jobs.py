@@ -4,10 +4,12 @@ from typing import Any
 
 import dagster as dg
 
+from cem_assets.defs.benchmarks import benchmark_data, benchmark_scores, contamination, leaderboard, promotions
 from cem_assets.defs.cem import CHAIN
 from cem_assets.defs.cem_releases import patch_classifier, releases
 from cem_assets.defs.cytoimagenet import class_maps, crops, cyto_releases, label_table, source_metadata, test_images
-from cem_assets.defs.partitions import cyto_labels, em_datasets, microscopy_sources
+from cem_assets.defs.partitions import benchmark_rows, cyto_labels, em_datasets, microscopy_sources, scored_pairs, weights_rows
+from cem_assets.defs.pretraining import weights
 from cem_assets.defs.resources import StoreResource
 from cem_assets.defs.steps import explained
 from cem_assets.stages.catalogue import fetch_row
@@ -47,6 +49,35 @@ cyto_release = dg.define_asset_job(
     "cyto_release",
     dg.AssetSelection.assets(cyto_releases, class_maps),
     description="A new release of CytoImageNet, where anything changed, and maps of its classes.",
+)
+pretraining_weights = dg.define_asset_job(
+    "pretraining_weights",
+    dg.AssetSelection.assets(weights),
+    description="Trains or imports encoder weights, one row of the catalogue a run.",
+    partitions_def=weights_rows,
+)
+benchmark_preparation = dg.define_asset_job(
+    "benchmark_data",
+    dg.AssetSelection.assets(benchmark_data),
+    description="Prepares the data of a benchmark, one benchmark a run.",
+    partitions_def=benchmark_rows,
+)
+benchmark_scoring = dg.define_asset_job(
+    "benchmark_scores",
+    dg.AssetSelection.assets(benchmark_scores),
+    description="Scores weights on a benchmark, one pair a run.",
+    partitions_def=scored_pairs,
+)
+benchmark_leaderboard = dg.define_asset_job(
+    "benchmark_leaderboard", dg.AssetSelection.assets(leaderboard), description="A leaderboard of all scores."
+)
+benchmark_contamination = dg.define_asset_job(
+    "benchmark_contamination",
+    dg.AssetSelection.assets(contamination),
+    description="Compares a release with the test images of all benchmarks.",
+)
+benchmark_promotion = dg.define_asset_job(
+    "benchmark_promotion", dg.AssetSelection.assets(promotions), description="Puts weights before the gate."
 )
 
 
@@ -138,6 +169,12 @@ ALL_JOBS: list[Any] = [
     cyto_label_table,
     cyto_crops,
     cyto_release,
+    pretraining_weights,
+    benchmark_preparation,
+    benchmark_scoring,
+    benchmark_leaderboard,
+    benchmark_contamination,
+    benchmark_promotion,
     catalogue_intake,
     maintenance,
 ]

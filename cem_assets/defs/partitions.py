@@ -10,3 +10,12 @@ microscopy_sources = dg.DynamicPartitionsDefinition(name="microscopy_sources")
 
 cyto_labels = dg.DynamicPartitionsDefinition(name="cyto_labels")
 """Labels of the current label table: a slug and 8 hex digits; the label itself is in the metadata."""
+
+weights_rows = dg.DynamicPartitionsDefinition(name="weights")
+"""Rows of the catalogue of weights: those shipped, and those of `settings/weights.toml` in the store."""
+
+benchmark_rows = dg.DynamicPartitionsDefinition(name="benchmarks")
+"""Rows of the catalogue of benchmarks: those shipped, and those of `settings/benchmarks.toml` in the store."""
+
+scored_pairs = dg.MultiPartitionsDefinition({"benchmark": benchmark_rows, "weights": weights_rows})
+"""Weights on benchmarks. Fused features of two weights are a key of their own, such as "a+b"."""

@@ -20,6 +20,7 @@ import torch
 
 from cem_assets.pretraining import distributed
 from cem_assets.pretraining.method import Method
+from cem_assets.pretraining.params import MAY_CHANGE
 
 MAX_BYTES = 16 << 30
 """Largest checkpoint that is read: a ResNet50 with its queue and optimiser takes about 0.4 GiB."""
@@ -31,8 +32,6 @@ CONTENTS = (
 )
 """What every checkpoint holds: whose it is, where the run is (epoch and its batches done, from 0), sums behind the
 means of the epoch so far (float64, a row for each process), the results so far, and the state."""
-MAY_CHANGE = ("epochs", "milestones", "queue_start_epoch")
-"""Parameters that a resumed run may have otherwise than the checkpoint: they say when something happens."""
 _MAX_PICKLE_BYTES = 64 << 20
 """Largest description of the tensors in a file; that of a ResNet50 with its optimiser takes about 0.1 MiB."""
 _DAMAGE = (

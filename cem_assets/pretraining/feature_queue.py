@@ -40,6 +40,11 @@ class FeatureQueue(nn.Module):
         return len(self.rows)
 
     @property
+    def num_pushed(self) -> int:
+        """Rows from the first on that were pushed, without waiting for the device."""
+        return self._fill
+
+    @property
     def is_full(self) -> bool:
         """Whether every row was pushed at least once."""
         return self._fill == len(self.rows)

@@ -84,18 +84,21 @@ class MoCo(Method):
         own = keys[rank() * len(queries) : (rank() + 1) * len(queries)]
         with torch.autocast(views[0].device.type, enabled=False):
             positive = (queries * own).sum(dim=1, keepdim=True)
-            negative = queries @ self.queue.rows.T
+            negative = queries @ self._negatives().T
             logits = torch.cat([positive, negative], dim=1) / self.params.temperature
             loss = functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
         self._pending = keys
         with torch.no_grad():
             indicators = {
                 "feature_std": feature_std(queries),
-                "contrastive_accuracy": (positive > negative.amax(dim=1, keepdim=True)).float().mean(),
+                "contrastive_accuracy": (positive > negative).all(dim=1).float().mean(),
                 "positive_similarity": positive.detach().mean(),
-                "negative_similarity": negative.detach().mean(),
+                "negative_similarity": negative.detach().mean() if negative.numel() else torch.zeros_like(loss),
             }
         return loss, indicators
+
+    def _negatives(self) -> Tensor:
+        return self.queue.rows if self.params.first_negatives == "random" else self.queue.rows[: self.queue.num_pushed]
 
     @torch.no_grad()
     def _keys_of_all(self, images: Tensor, step: int) -> Tensor:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from cem_assets.pretraining.presets import PRESETS
 
 __all__ = [
+    "MAY_CHANGE",
     "PARAMS",
     "PRESETS",
     "MethodParams",
@@ -27,6 +28,10 @@ __all__ = [
     "queue_length",
     "views",
 ]
+
+
+MAY_CHANGE = ("epochs", "milestones", "queue_start_epoch")
+"""Parameters that a resumed run may have otherwise than before: they say when something happens."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,9 @@ class MoCoParams(MethodParams):
         queue: Keys kept as negatives; at most the dataset's size, see `queue_length`.
         encoder_momentum: Share of its old weights that the key encoder keeps in a step.
         temperature: Of the softmax.
+        first_negatives: What the queue holds before keys fill it: "random" directions as in the paper's code, or "none".
+            Random ones are far from all keys, and push the features of the first steps together; a long training
+            forgets that, one of a few dozen steps does not.
         num_batch_splits: Groups of the whole batch within which BatchNorm takes its statistics, over all ranks:
             4 are four ranks of one group each, or one rank that normalises in four groups.
     """
@@ -120,6 +128,7 @@ class MoCoParams(MethodParams):
     queue: Annotated[int, Field(ge=2, le=1 << 24)] = 65_536
     encoder_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.999
     temperature: Annotated[float, Field(ge=0.01, le=10)] = 0.2
+    first_negatives: Literal["random", "none"] = "random"
     num_batch_splits: Annotated[int, Field(ge=1, le=1024)] = 4
 
     @model_validator(mode="after")

@@ -7,7 +7,8 @@
   Prototypes are frozen for as many images as in `paper`, the queue starts at the same share of the epochs, and
   MoCo's BatchNorm groups keep 32 images.
 - `smoke`: learns something from a few hundred images on a CPU in seconds; for tests and trials. Views are small, and
-  queue, momentum and rates suit tens of steps, not thousands.
+  queue, momentum and rates suit tens of steps, not thousands: MoCo does without SGD's momentum and without random
+  first negatives, both of which push all features together in the first steps.
 """
 
 from typing import Any
@@ -32,6 +33,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "queue": 65_536,
             "encoder_momentum": 0.999,
             "temperature": 0.2,
+            "first_negatives": "random",
             "num_batch_splits": 4,
         },
         "single_gpu": {
@@ -52,26 +54,28 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "queue": 65_536,
             "encoder_momentum": 0.999,
             "temperature": 0.2,
+            "first_negatives": "random",
             "num_batch_splits": 8,
         },
         "smoke": {
-            "epochs": 8,
+            "epochs": 24,
             "batch_size": 32,
-            "lr": 0.003,
+            "lr": 0.2,
             "weight_decay": 1e-4,
             "dtype": "float32",
             "seed": 1447,
             "weight_gamma": 0.5,
             "mean": 0.57287,
             "std": 0.12741,
-            "crops": ({"num": 2, "size_px": 32, "scale": (0.2, 1.0)},),
-            "momentum": 0.9,
-            "milestones": (6, 7),
+            "crops": ({"num": 2, "size_px": 32, "scale": (0.6, 1.0)},),
+            "momentum": 0.0,
+            "milestones": (20, 22),
             "lr_decay": 0.1,
             "dim": 32,
             "queue": 64,
-            "encoder_momentum": 0.9,
+            "encoder_momentum": 0.99,
             "temperature": 0.1,
+            "first_negatives": "none",
             "num_batch_splits": 2,
         },
     },
@@ -133,9 +137,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "queue_start_epoch": 8,
         },
         "smoke": {
-            "epochs": 6,
+            "epochs": 10,
             "batch_size": 32,
-            "lr": 4.0,
+            "lr": 1.0,
             "weight_decay": 1e-6,
             "dtype": "float32",
             "seed": 1447,

@@ -27,7 +27,7 @@ def missing_rows(store: Store) -> list[str]:
 
 
 def fetch_row(store: Store, name: str) -> str:
-    """Download the files of a row, check their digests, and put them into the inbox.
+    """Download the files of a row, check their digests, and put them into the inbox; of a remote volume, sample cubes.
 
     Args:
         store: Where.
@@ -39,7 +39,8 @@ def fetch_row(store: Store, name: str) -> str:
     Raises:
         KeyError: The catalogue has no such row.
         ValueError: A file has another digest than the catalogue says, or the catalogue does not know the files of the row.
-        ConnectionError: A file could not be fetched.
+        ConnectionError: A file, or a chunk of a remote volume, could not be fetched; the cubes done so far are kept.
+        PermissionError: Access to a remote volume is refused.
         FileExistsError: The inbox has other files under that name.
     """
     rows, sources = em_datasets(), microscopy_sources()
@@ -49,6 +50,11 @@ def fetch_row(store: Store, name: str) -> str:
         raise KeyError(f"the catalogue has no dataset {name!r}; it has {', '.join(sorted({*rows, *sources}))}.")
     row = rows[name]
     with scratch_folder("catalogue") as scratch:
+        if row.remote is not None:
+            from cem_assets.stages.sampling import sample_dataset  # tensorstore is heavy, and most runs need none
+
+            sample_dataset(store, row, Path(scratch))
+            return name
         folder = Path(scratch) / name
         folder.mkdir()
         for file, sha256 in row.files.items():

@@ -4,14 +4,17 @@ A release has one manifest for ever. It names the content folders it is made of,
 sweep leaves alone, so later versions of a dataset do not touch it.
 """
 
+import hashlib
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cem_assets.cem.dedup import CROSS_DATASET_DISTANCE
 from cem_assets.cem.description import DatasetDescription
@@ -27,19 +30,26 @@ from cem_assets.cem.release import (
 from cem_assets.imaging.hamming import near_pairs
 from cem_assets.stages.common import Progress, StageResult, no_progress
 from cem_assets.storage.commits import Commit
-from cem_assets.storage.layout import CODE_VERSIONS, FILTERED, RELEASES
+from cem_assets.storage.contamination_reports import contaminated_patches, contamination_reports
+from cem_assets.storage.layout import CODE_VERSIONS, CONTAMINATION, FILTERED, RELEASES
 from cem_assets.storage.manifests import (
     Inputs,
     Manifest,
+    ManifestObject,
+    canonical_json,
     committed_partitions,
     current_manifest,
     require_manifest,
 )
+from cem_assets.storage.reduced_shards import patch_hashes, write_without
 from cem_assets.storage.store import Store
 from cem_assets.storage.tables import parquet_bytes, read_parts, schema_of
 
 CARD = "README.md"
 LISTING = "release.json"
+EXCLUDED = "_excluded/part-00000.parquet"
+_IS_EXCLUDING = "exclude_contaminated"
+"""Noted in details, whether anything had to be left out or not, so that the next release does as this one did."""
 _DUPLICATES_SCHEMA = schema_of(
     ("dataset", pa.string()),
     ("name", pa.string()),
@@ -47,12 +57,18 @@ _DUPLICATES_SCHEMA = schema_of(
     ("other_name", pa.string()),
     ("distance", pa.int32()),
 )
+_EXCLUDED_SCHEMA = schema_of(("dataset", pa.string()), ("name", pa.string()), ("reason", pa.string()))
 
 
 @dataclass(frozen=True)
 class _Member:
+    """A dataset of a release: its filtered patches, and of those left out the benchmarks whose test images they show."""
+
     manifest: Manifest
     released: ReleasedDataset
+    folder: str
+    objects: tuple[ManifestObject, ...]
+    excluded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def make_release(
@@ -61,8 +77,12 @@ def make_release(
     datasets: Sequence[str] = (),
     run_id: str = "",
     progress: Progress = no_progress,
+    exclude_contaminated: bool | None = None,
 ) -> StageResult:
     """Make a release of everything that is filtered, or of some datasets.
+
+    A release made without patches is of the same partitions as one with them, so it is not due again until a partition
+    changes (`cem_assets.stages.reconciliation.is_release_due`), and by default the next one is made without them, too.
 
     Args:
         store: Where.
@@ -70,12 +90,15 @@ def make_release(
         datasets: Which ones; empty takes every committed partition of `cem/filtered_patches`.
         run_id: Recorded in the manifest.
         progress: Called with (datasets compared, in all).
+        exclude_contaminated: Whether patches that show test images of benchmarks, as the reports of
+            `benchmarks/contamination` say, are left out; None does as the newest release did.
 
     Returns:
-        The new release; or the newest one, not new, where it holds the very same partitions.
+        The new release; or the newest one, not new, where it holds the very same partitions and leaves out the same patches.
 
     Raises:
-        ValueError: The version is not allowed, or nothing is filtered yet.
+        ValueError: The version is not allowed, nothing is filtered yet, or no release was compared with test images and
+            patches shall be left out.
         FileExistsError: The version is taken by a release with other contents.
     """
     started = time.monotonic()
@@ -87,7 +110,11 @@ def make_release(
         raise ValueError(f"there is nothing to release: no partition of {FILTERED} is committed. Materialize one first.")
     upstream = {f"{FILTERED}/{member.manifest.inputs.partition}": member.manifest.digest for member in members}
     known = list_releases(store)
-    if known and dict(known[-1].inputs.upstream) == upstream and version in ("", known[-1].inputs.partition):
+    if exclude_contaminated is None:
+        exclude_contaminated = bool(known and known[-1].details.get(_IS_EXCLUDING))
+    if exclude_contaminated:
+        members = _marked(store, members)
+    if known and _is_same(known[-1], members, upstream) and version in ("", known[-1].inputs.partition):
         return StageResult(known[-1], False, time.monotonic() - started)
     while True:
         taken = [release.inputs.partition for release in known]
@@ -95,7 +122,8 @@ def make_release(
             raise FileExistsError(f"release {version!r} exists with other contents, and releases never change. Choose another.")
         chosen = version or next_version(taken)
         try:
-            manifest = _commit(store, chosen, members, upstream, len(known) + 1, run_id, progress)
+            more = {_IS_EXCLUDING: True} if exclude_contaminated else {}
+            manifest = _commit(store, chosen, members, upstream, len(known) + 1, run_id, progress, more)
         except FileExistsError:  # another run took this version while we worked
             if version:
                 raise
@@ -115,7 +143,36 @@ def _member(manifest: Manifest) -> _Member:
             num_bytes=sum(item.num_bytes for item in manifest.find(".parquet")),
             pixels=PixelSums(**details["pixels"]),
         ),
+        manifest.folder,
+        tuple(manifest.find(".parquet")),
     )
+
+
+def _marked(store: Store, members: list[_Member]) -> list[_Member]:
+    """Note which patches of the members show test images."""
+    if not contamination_reports(store, "cem"):
+        raise ValueError(
+            f"no release was compared with the test images of benchmarks yet, so nobody knows which patches to leave out. "
+            f"Materialize {CONTAMINATION} of the newest release first, or make this one with exclude_contaminated = false."
+        )
+    found = contaminated_patches(store, "cem")
+    marked = []
+    for member in members:
+        hits = found.get(member.manifest.inputs.partition, {})
+        present = patch_hashes(store, member.manifest) if hits else []
+        marked.append(replace(member, excluded={patch[0]: hits[patch] for patch in present if patch in hits}))
+    return marked
+
+
+def _exclusion(members: Sequence[_Member]) -> dict[str, str]:
+    """Name what is left out by a digest, so that a release without it is another one; nothing where nothing is."""
+    names = {member.manifest.inputs.partition: sorted(member.excluded) for member in members if member.excluded}
+    return {"excluded": hashlib.sha256(canonical_json(names)).hexdigest()} if names else {}
+
+
+def _is_same(release: Manifest, members: Sequence[_Member], upstream: Mapping[str, str]) -> bool:
+    excluded = _exclusion(members).get("excluded")
+    return dict(release.inputs.upstream) == upstream and release.inputs.parameters.get("excluded") == excluded
 
 
 def _commit(
@@ -126,10 +183,21 @@ def _commit(
     sequence: int,
     run_id: str,
     progress: Progress,
+    more: Mapping[str, Any],
 ) -> Manifest:
-    inputs = Inputs(RELEASES, version, CODE_VERSIONS[RELEASES], {"distance": CROSS_DATASET_DISTANCE}, upstream)
-    commit = Commit(store, inputs, run_id)
-    duplicates, table = _cross_dataset(store, [member.manifest for member in members], progress)
+    # What is left out is a parameter, not upstream: whether a release is due depends on the partitions alone.
+    parameters = {"distance": CROSS_DATASET_DISTANCE, **_exclusion(members)}
+    commit = Commit(store, Inputs(RELEASES, version, CODE_VERSIONS[RELEASES], parameters, upstream), run_id)
+    excluded = [
+        {"dataset": member.manifest.inputs.partition, "name": name, "reason": f"shows test images of {', '.join(benchmarks)}"}
+        for member in members
+        for name, benchmarks in sorted(member.excluded.items())
+    ]
+    note = _excluded_note(members)
+    members = [_reduced(store, commit, member) if member.excluded else member for member in members]
+    if excluded:
+        commit.write(EXCLUDED, parquet_bytes([pa.Table.from_pylist(excluded, _EXCLUDED_SCHEMA)], _EXCLUDED_SCHEMA))
+    duplicates, table = _cross_dataset(store, members, progress)
     commit.write("cross_dataset_duplicates.parquet", parquet_bytes([table], _DUPLICATES_SCHEMA))
     datasets = [member.released for member in members]
     mean, std = sum((item.pixels for item in datasets), PixelSums(0, 0, 0)).norms()
@@ -144,15 +212,36 @@ def _commit(
         "cross_dataset_duplicates": asdict(duplicates),
     }
     commit.write(LISTING, json.dumps(listing, indent=1, ensure_ascii=False).encode())
-    commit.write(CARD, dataset_card(version, datasets, duplicates, _judge(members)).encode())
+    commit.write(CARD, dataset_card(version, datasets, duplicates, _judge(members), note).encode())
     counts = {
         "datasets": len(datasets),
         "patches": num_patches,
         "released_bytes": sum(item.num_bytes for item in datasets),
         "cross_dataset_pairs": duplicates.num_pairs,
+        **({"excluded": len(excluded)} if excluded else {}),
     }
-    details = {"sequence": sequence, "pixel_mean": mean, "pixel_std": std, "contents": listing["datasets"]}
+    details = {"sequence": sequence, "pixel_mean": mean, "pixel_std": std, "contents": listing["datasets"], **more}
     return commit.finish(counts, details, is_final=True)
+
+
+def _reduced(store: Store, commit: Commit, member: _Member) -> _Member:
+    """Write the shards of a dataset that loses patches into the release, and count what stays."""
+    dataset, released = member.manifest.inputs.partition, member.released
+    objects, lost = write_without(store, commit, member.manifest, f"patches/{dataset}", set(member.excluded))
+    num_left = released.counts["filtered_patches"] - len(member.excluded)
+    counts = {**released.counts, "filtered_patches": num_left, "excluded_patches": len(member.excluded)}
+    num_bytes = sum(item.num_bytes for item in objects)
+    kept = replace(released, counts=counts, num_bytes=num_bytes, pixels=released.pixels - lost)
+    return replace(member, released=kept, folder=commit.content.folder, objects=tuple(objects))
+
+
+def _excluded_note(members: Sequence[_Member]) -> str:
+    hits = Counter(name for member in members for benchmarks in member.excluded.values() for name in benchmarks)
+    if not hits:
+        return ""
+    num = sum(len(member.excluded) for member in members)
+    told = ", ".join(f"{name} ({count:,})" for name, count in sorted(hits.items()))
+    return f"Left out: {num:,} patch(es) that show test images of the benchmarks {told}, listed in `{EXCLUDED}`"
 
 
 def _judge(members: list[_Member]) -> str:
@@ -170,19 +259,22 @@ def _listed(member: _Member) -> dict[str, Any]:
     manifest, released = member.manifest, member.released
     return {
         "dataset": released.description.name,
-        "folder": manifest.folder,
+        "folder": member.folder,
         "digest": manifest.digest,
         "counts": released.counts,
         "description": json.loads(released.description.model_dump_json()),
-        "objects": [asdict(item) for item in manifest.find(".parquet")],
+        "objects": [asdict(item) for item in member.objects],
     }
 
 
-def _cross_dataset(store: Store, members: list[Manifest], progress: Progress) -> tuple[CrossDatasetDuplicates, pa.Table]:
+def _cross_dataset(store: Store, members: list[_Member], progress: Progress) -> tuple[CrossDatasetDuplicates, pa.Table]:
     """Find near copies between the datasets of a release, at the strict distance."""
     hashes, owners, names = [], [], []
-    for number, manifest in enumerate(members):
-        for table in read_parts(store, manifest, ["name", "dhash"]):
+    for number, member in enumerate(members):
+        left_out = pa.array(sorted(member.excluded), pa.string())
+        for table in read_parts(store, member.manifest, ["name", "dhash"]):
+            if member.excluded:
+                table = table.filter(pc.invert(pc.is_in(table["name"], value_set=left_out)))
             hashes.append(table["dhash"].to_numpy())
             owners.append(np.full(len(table), number))
             names.append(table["name"].combine_chunks())
@@ -197,9 +289,9 @@ def _cross_dataset(store: Store, members: list[Manifest], progress: Progress) ->
             involved |= {number, int(owner[second])}
             rows.append(
                 {
-                    "dataset": members[number].inputs.partition,
+                    "dataset": members[number].manifest.inputs.partition,
                     "name": name[first].as_py(),
-                    "other_dataset": members[int(owner[second])].inputs.partition,
+                    "other_dataset": members[int(owner[second])].manifest.inputs.partition,
                     "other_name": name[second].as_py(),
                     "distance": distance,
                 }

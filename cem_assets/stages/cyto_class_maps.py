@@ -21,8 +21,10 @@ from cem_assets.stages.cem_classifier import load_classifier
 from cem_assets.stages.common import Progress, StageResult, no_progress
 from cem_assets.stages.cyto_releases import LISTING, require_cyto_release
 from cem_assets.storage.commits import Commit, installed_versions
+from cem_assets.storage.encoder_weights import load_encoder_weights
 from cem_assets.storage.layout import CLASS_MAPS, CLASSIFIER, CODE_VERSIONS, CYTO_RELEASES
-from cem_assets.storage.manifests import Inputs, current_manifest
+from cem_assets.storage.layout import WEIGHTS as PRETRAINED
+from cem_assets.storage.manifests import Inputs, committed_partitions, current_manifest
 from cem_assets.storage.store import Store
 from cem_assets.storage.tables import decode_image
 
@@ -39,7 +41,8 @@ class ClassMapParams(BaseModel):
 
     Attributes:
         release: Version; empty takes the newest.
-        weights: A key of `WEIGHTS`; empty takes the patch classifier where there is one, else random weights.
+        weights: A key of `WEIGHTS`, or the name of committed `pretraining/weights`; empty takes the patch classifier where
+            there is one, else random weights.
         num_classes: Classes drawn.
         max_images: Images of each.
         seed: Key of the draws, of random weights and of UMAP.
@@ -83,6 +86,30 @@ WEIGHTS: dict[str, Callable[[Store, int], "nn.Module"]] = {
 """Networks that give features: name to a function of store and seed. All take three channels of 224 x 224."""
 
 
+def _network(store: Store, name: str, seed: int) -> "nn.Module":
+    """Build a network of `WEIGHTS`, or an encoder of `pretraining/weights` behind the input that those take."""
+    if name in WEIGHTS:
+        return WEIGHTS[name](store, seed)
+    from torch import Tensor, nn
+
+    from cem_assets.cytoimagenet.features import IMAGENET_MEAN, IMAGENET_STD
+
+    weights, _ = load_encoder_weights(store, name)
+    mean, std = weights.norms or (IMAGENET_MEAN[0], IMAGENET_STD[0])
+
+    class Gray(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = weights.build()
+
+        def forward(self, images: Tensor) -> Tensor:
+            gray = images[:, :1] * IMAGENET_STD[0] + IMAGENET_MEAN[0]
+            features: Tensor = self.encoder((gray - mean) / std)
+            return features
+
+    return Gray().eval()
+
+
 def map_classes(
     store: Store, params: ClassMapParams | None = None, run_id: str = "", progress: Progress = no_progress
 ) -> StageResult:
@@ -106,11 +133,16 @@ def map_classes(
     release = require_cyto_release(store, params.release)
     classifier = current_manifest(store, CLASSIFIER)
     name = params.weights or (CLASSIFIER if classifier else "random")
-    if name not in WEIGHTS:
-        raise ValueError(f"weights {name!r} are not known; expected one of {', '.join(WEIGHTS)}.")
+    is_pretrained = name not in WEIGHTS and name in committed_partitions(store, PRETRAINED)
+    trained = current_manifest(store, PRETRAINED, name) if is_pretrained else None
+    if name not in WEIGHTS and trained is None:
+        known = [*WEIGHTS, *committed_partitions(store, PRETRAINED)]
+        raise ValueError(f"weights {name!r} are not known, or not committed; expected one of {', '.join(known)}.")
     upstream = {f"{CYTO_RELEASES}/{release.inputs.partition}": release.digest}
     if name == CLASSIFIER and classifier:
         upstream[CLASSIFIER] = classifier.digest
+    if trained is not None:
+        upstream[f"{PRETRAINED}/{name}"] = trained.digest
     parameters = {**params.model_dump(mode="json"), "weights": name, "release": release.inputs.partition}
     commit = Commit(store, Inputs(CLASS_MAPS, "", CODE_VERSIONS[CLASS_MAPS], parameters, upstream), run_id)
     if commit.up_to_date:
@@ -120,7 +152,7 @@ def map_classes(
         raise ValueError(f"release {release.inputs.partition} has {len(labels)} label(s); expected at least 2 to compare.")
     order = keyed_order([label["key"] for label in labels], params.seed)[: params.num_classes]
     chosen = [labels[place] for place in sorted(order.tolist())]
-    points, features = _features(store, chosen, WEIGHTS[name](store, params.seed), params, progress)
+    points, features = _features(store, chosen, _network(store, name, params.seed), params, progress)
     places = umap_points(features, params.seed)
     points["x"], points["y"] = places[:, 0], places[:, 1]
     distances = cosine_distances(features, points["label"].tolist())

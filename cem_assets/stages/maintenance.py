@@ -1,18 +1,35 @@
 """Maintenance of the store: sweeping what nothing names any more, and measuring it by prefix.
 
 What stays: the content of every current manifest; the content of whatever a current manifest was made from, as
-long as it is (pixels are found again through it); the content that releases name; everything of a live run; everything
-younger than a day. Manifests are never swept: they are the history.
+long as it is (pixels are found again through it); the content that releases name; weights that became champion; everything
+of a live run, and the state of training runs; everything younger than a day. Manifests are never swept: they are the history.
 """
 
 import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cem_assets.stages.cem_releases import list_releases
 from cem_assets.stages.cyto_releases import list_cyto_releases
-from cem_assets.storage.layout import CLASS_MAPS, CLASSIFIER, CROPS, LABEL_TABLE, SOURCE_METADATA, STAGES, TEST_IMAGES
-from cem_assets.storage.manifests import Manifest, committed_partitions, manifest_numbers, read_manifest
+from cem_assets.stages.promotion import PromotionRecord, promotion_records
+from cem_assets.storage.layout import (
+    BENCHMARK_DATA,
+    BENCHMARK_FEATURES,
+    BENCHMARK_SCORES,
+    CLASS_MAPS,
+    CLASSIFIER,
+    CONTAMINATION,
+    CROPS,
+    LABEL_TABLE,
+    LEADERBOARD,
+    PROMOTIONS,
+    SOURCE_METADATA,
+    STAGES,
+    TEST_IMAGES,
+    WEIGHTS,
+)
+from cem_assets.storage.manifests import Manifest, committed_partitions, find_manifest, manifest_numbers, read_manifest
 from cem_assets.storage.store import Store, StoredObject
 
 MIN_AGE_HOURS = 24.0
@@ -59,6 +76,7 @@ def sweep(store: Store, live: Collection[str] = (), min_age_hours: float = MIN_A
     """
     releases = [*list_releases(store), *list_cyto_releases(store)]
     released = {str(item["folder"]) for release in releases for item in release.details["contents"]}
+    released |= {folder for record in promotion_records(store) if record.is_promoted for folder in _weights_of(store, record)}
     limit = time.time() - 3600 * min_age_hours
     num_objects = num_bytes = 0
     folders: list[str] = []
@@ -70,7 +88,7 @@ def sweep(store: Store, live: Collection[str] = (), min_age_hours: float = MIN_A
             folder = f"{base}/{content}"
             if content.startswith("_") or folder in named:
                 continue
-            if partition in live:
+            if _key_of(asset, partition) in live:
                 spared.add(partition or asset)
                 continue
             objects = list(store.walk(folder))
@@ -83,12 +101,30 @@ def sweep(store: Store, live: Collection[str] = (), min_age_hours: float = MIN_A
     return Swept(num_objects, num_bytes, tuple(sorted(folders)), tuple(sorted(spared)))
 
 
+def _key_of(asset: str, partition: str) -> str:
+    """Return the partition key that a run carries: scores and features are made by runs of "benchmark|weights"."""
+    if asset not in (BENCHMARK_FEATURES, BENCHMARK_SCORES):
+        return partition
+    return "|".join(partition.split("/")[:2])
+
+
+def _weights_of(store: Store, record: PromotionRecord) -> Iterator[str]:
+    with suppress(FileNotFoundError):
+        yield find_manifest(store, WEIGHTS, record.weights, record.digest).folder
+
+
 def _partitions(store: Store) -> Iterator[tuple[str, str]]:
-    for asset in (*STAGES.values(), SOURCE_METADATA, CROPS):
+    for asset in (*STAGES.values(), SOURCE_METADATA, CROPS, WEIGHTS, BENCHMARK_DATA, CONTAMINATION, PROMOTIONS):
         # Every folder, not only committed ones: a run that was killed before its first manifest leaves content, too.
         for partition in store.folders(asset):
             yield asset, partition
-    for asset in (CLASSIFIER, LABEL_TABLE, TEST_IMAGES, CLASS_MAPS):
+    for asset in (BENCHMARK_FEATURES, BENCHMARK_SCORES):
+        for benchmark in store.folders(asset):
+            for weights in store.folders(f"{asset}/{benchmark}"):
+                for run in store.folders(f"{asset}/{benchmark}/{weights}"):
+                    if not run.startswith("_"):
+                        yield asset, f"{benchmark}/{weights}/{run}"
+    for asset in (CLASSIFIER, LABEL_TABLE, TEST_IMAGES, CLASS_MAPS, LEADERBOARD):
         yield asset, ""
 
 
@@ -151,4 +187,5 @@ def measure(store: Store) -> list[PrefixSize]:
 
 def _prefix(item: StoredObject) -> str:
     parts = item.key.split("/")
-    return parts[0] if parts[0] not in ("cem", "cytoimagenet") or len(parts) < 3 else "/".join(parts[:2])
+    has_assets = parts[0] in ("cem", "cytoimagenet", "pretraining", "benchmarks")
+    return "/".join(parts[:2]) if has_assets and len(parts) >= 3 else parts[0]

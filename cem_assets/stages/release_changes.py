@@ -50,11 +50,12 @@ def compare_releases(store: Store, first: str, second: str) -> list[DatasetChang
     changes = []
     for dataset in sorted(before.keys() | after.keys()):
         old, new = before.get(dataset), after.get(dataset)
-        if old and new and old["digest"] == new["digest"]:
+        # Equal partitions of which one release left patches out differ in their shards alone.
+        if old and new and (old["digest"], old["objects"]) == (new["digest"], new["objects"]):
             continue
         old_names, new_names = _names(store, old), _names(store, new)
         kind = "changed" if old and new else "added" if new else "removed"
-        reasons = _reasons(store, dataset, old["digest"], new["digest"]) if old and new else ()
+        reasons = (*_reasons(store, dataset, old["digest"], new["digest"]), *_left_out(old, new)) if old and new else ()
         changes.append(
             DatasetChange(
                 dataset,
@@ -83,7 +84,9 @@ def _names(store: Store, item: Mapping[str, Any] | None) -> set[str]:
 
 def _reasons(store: Store, dataset: str, old: str, new: str) -> tuple[str, ...]:
     """Walk both chains back to the inbox, and name what differs on the way."""
-    found = []
+    found: list[str] = []
+    if old == new:
+        return ()
     for asset in reversed(STAGES.values()):
         before, after = (find_manifest(store, asset, dataset, digest) for digest in (old, new))
         stage = asset.removeprefix("cem/")
@@ -104,6 +107,14 @@ def _reasons(store: Store, dataset: str, old: str, new: str) -> tuple[str, ...]:
         if old == new:
             break
     return tuple(reversed(found))
+
+
+def _left_out(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tell where one of two releases was made without patches that show test images, or without others."""
+    before, after = (item["counts"].get("excluded_patches", 0) for item in (old, new))
+    if not before and not after:
+        return ()
+    return (f"releases: patches left out because they show test images of benchmarks, {before:,} became {after:,}",)
 
 
 def _before(asset: str) -> str:

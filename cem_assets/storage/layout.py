@@ -20,6 +20,15 @@ TEST_IMAGES = "cytoimagenet/test_images"
 CYTO_RELEASES = "cytoimagenet/releases"
 CLASS_MAPS = "cytoimagenet/class_maps"
 
+WEIGHTS = "pretraining/weights"
+
+BENCHMARK_DATA = "benchmarks/data"
+BENCHMARK_FEATURES = "benchmarks/features"
+CONTAMINATION = "benchmarks/contamination"
+BENCHMARK_SCORES = "benchmarks/scores"
+LEADERBOARD = "benchmarks/leaderboard"
+PROMOTIONS = "benchmarks/promotions"
+
 STAGES: dict[str, str] = {
     "volumes": VOLUMES,
     "raw": RAW,
@@ -42,6 +51,13 @@ CODE_VERSIONS: dict[str, str] = {
     TEST_IMAGES: "1",
     CYTO_RELEASES: "1",
     CLASS_MAPS: "1",
+    WEIGHTS: "1",
+    BENCHMARK_DATA: "1",
+    BENCHMARK_FEATURES: "1",
+    CONTAMINATION: "1",
+    BENCHMARK_SCORES: "1",
+    LEADERBOARD: "1",
+    PROMOTIONS: "1",
 }
 """Written by hand: raise one when the asset's results change for equal inputs."""
 

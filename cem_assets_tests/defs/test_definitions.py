@@ -24,7 +24,14 @@ ASSETS = {
     "cytoimagenet/crops": ["cytoimagenet/label_table", "cytoimagenet/test_images"],
     "cytoimagenet/releases": ["cytoimagenet/crops"],
     "cytoimagenet/class_maps": ["cem/patch_classifier", "cytoimagenet/releases"],
+    "pretraining/weights": ["cem/releases", "cytoimagenet/releases"],
+    "benchmarks/data": [],
+    "benchmarks/scores": ["benchmarks/data", "pretraining/weights"],
+    "benchmarks/leaderboard": ["benchmarks/scores"],
+    "benchmarks/contamination": ["benchmarks/data", "cem/releases", "cytoimagenet/releases"],
+    "benchmarks/promotions": ["benchmarks/leaderboard", "pretraining/weights"],
 }
+ON_GPU = ("cem/patch_scores", "cem/patch_classifier", "cytoimagenet/class_maps", "pretraining/weights", "benchmarks/scores")
 PARTITIONED = {
     **dict.fromkeys(
         ("cem/volumes", "cem/raw_patches", "cem/deduplicated_patches", "cem/patch_scores", "cem/filtered_patches"),
@@ -32,9 +39,13 @@ PARTITIONED = {
     ),
     "cytoimagenet/source_metadata": "microscopy_sources",
     "cytoimagenet/crops": "cyto_labels",
+    "pretraining/weights": "weights",
+    "benchmarks/data": "benchmarks",
+    "benchmarks/scores": "benchmark|weights",
 }
+CHECKED_OTHERWISE = ("/scores", "/contamination", "/promotions")
 CHECKS = {
-    *(f"{name}:objects_match_manifest" for name in ASSETS if not name.endswith("/releases")),
+    *(f"{name}:objects_match_manifest" for name in ASSETS if not name.endswith(("/releases", *CHECKED_OTHERWISE))),
     "cytoimagenet/source_metadata:metadata_obeys_schema",
     "cytoimagenet/label_table:labels_obey_rules",
     "cytoimagenet/crops:crops_add_up",
@@ -48,12 +59,26 @@ CHECKS = {
     "cem/patch_scores:scores_are_probabilities",
     "cem/filtered_patches:filtered_counts_add_up",
     "cem/releases:release_is_complete",
+    "pretraining/weights:weights_give_features",
+    "benchmarks/scores:scores_are_whole",
+    "benchmarks/contamination:releases_are_uncontaminated",
+    "benchmarks/promotions:gate_passes",
 }
 JOBS = {
     "cem_chain", "cem_release", "cem_patch_classifier", "catalogue_intake", "maintenance",
-    "cyto_sources", "cyto_test_images", "cyto_label_table", "cyto_crops", "cyto_release",
+    "cyto_sources", "cyto_test_images", "cyto_label_table", "cyto_crops", "cyto_release", "pretraining_weights",
+    "benchmark_data", "benchmark_scores", "benchmark_leaderboard", "benchmark_contamination", "benchmark_promotion",
 }  # fmt: skip
-SENSORS = {"inbox", "reconciliation", "cytoimagenet", "failure_alerts", "freshness_alerts"}
+SENSORS = {
+    "inbox",
+    "reconciliation",
+    "cytoimagenet",
+    "weights",
+    "tracking_outbox",
+    "benchmarks",
+    "failure_alerts",
+    "freshness_alerts",
+}
 SCHEDULES = {
     "releases": "cem_release",
     "cytoimagenet_releases": "cyto_release",
@@ -78,17 +103,23 @@ def test_assets_and_what_they_are_made_from(graph):
 def test_key_group_prefix_and_code_version_are_one_word(graph):
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
-        assert node.group_name == key.path[0] in ("cem", "cytoimagenet")
+        assert node.group_name == key.path[0] in ("cem", "cytoimagenet", "pretraining", "benchmarks")
         assert node.code_version == CODE_VERSIONS[key.to_user_string()]
 
 
-def test_partitions_are_datasets_sources_and_labels(graph):
+def name_of(partitions: dg.PartitionsDefinition) -> str:
+    if isinstance(partitions, dg.MultiPartitionsDefinition):
+        return "|".join(dimension.name for dimension in partitions.partitions_defs)
+    assert isinstance(partitions, dg.DynamicPartitionsDefinition)
+    return str(partitions.name)
+
+
+def test_partitions_are_datasets_sources_labels_weights_and_benchmarks(graph):
     for key in graph.get_all_asset_keys():
         partitions = graph.get(key).partitions_def
         assert (partitions is not None) == (key.to_user_string() in PARTITIONED)
         if partitions is not None:
-            assert isinstance(partitions, dg.DynamicPartitionsDefinition)
-            assert partitions.name == PARTITIONED[key.to_user_string()]
+            assert name_of(partitions) == PARTITIONED[key.to_user_string()]
 
 
 def test_checks_are_per_partition_and_block_unless_they_warn(graph):
@@ -96,7 +127,7 @@ def test_checks_are_per_partition_and_block_unless_they_warn(graph):
     assert found == CHECKS
     for key in graph.asset_check_keys:
         spec = graph.get_check_spec(key)
-        assert spec.blocking == (key.name != "blank_fraction")
+        assert spec.blocking == (key.name not in ("blank_fraction", "gate_passes"))
         assert (spec.partitions_def is not None) == (key.asset_key.to_user_string() in PARTITIONED), key
         assert spec.description
 
@@ -135,7 +166,7 @@ def test_instance_configuration_is_what_dagster_takes(name):
 def test_gpu_work_is_in_a_pool():
     for name in ASSETS:
         op = defs.resolve_assets_def(dg.AssetKey(name.split("/"))).op
-        assert (op.pool == "gpu") == (name in ("cem/patch_scores", "cem/patch_classifier", "cytoimagenet/class_maps"))
+        assert (op.pool == "gpu") == (name in ON_GPU)
 
 
 def test_the_store_can_be_given():

@@ -21,7 +21,7 @@ GAIN = 0.05  # above the untrained encoder, which tells many of these stripes ap
 LOSS_SHARE = {"moco": 0.85, "swav": 0.6, "supervised": 0.6}
 
 SMALL = {
-    "moco": {"batch_size": 8, "queue": 16},
+    "moco": {"batch_size": 8, "queue": 16, "first_negatives": "random"},
     "swav": {"batch_size": 8, "queue": 16, "queue_start_epoch": 0, "freeze_iterations": 2},
     "supervised": {"batch_size": 8},
 }

@@ -12,7 +12,7 @@ from cem_assets.pretraining.moco import MoCo, shuffle
 from cem_assets.pretraining.params import MoCoParams, params_for
 from cem_assets_tests.pretraining.batches import do_step, random_views
 
-SETTINGS = {"batch_size": 8, "queue": 24, "dim": 16}
+SETTINGS = {"batch_size": 8, "queue": 24, "dim": 16, "first_negatives": "random", "momentum": 0.9, "encoder_momentum": 0.9}
 
 
 def example(num_splits: int = 2, num_samples: int = 100, **more: object) -> MoCo:
@@ -164,3 +164,19 @@ def test_views_that_do_not_fit_are_refused(change, message):
     method = example()
     with pytest.raises(ValueError, match=message):
         method.compute_loss(change(random_views(method.params, 8, seed=0)), None, 0, 0)
+
+
+def test_without_first_negatives_the_loss_knows_only_keys_that_came():
+    method = example(2, first_negatives="none")
+    views = random_views(method.params, 8, seed=1)
+    loss, indicators = method.compute_loss(views, None, step=0, epoch=0)
+    assert float(loss.detach()) == 0.0 and float(indicators["negative_similarity"]) == 0.0  # nothing to tell apart yet
+    method.after_step(0)
+    loss, _ = method.compute_loss(views, None, step=1, epoch=0)
+    whole = example(2)
+    whole.load_state_dict(method.state_dict())
+    whole.queue = type(whole.queue)(8, 16)
+    whole.queue.rows.copy_(method.queue.rows[:8])
+    whole.queue.push(method.queue.rows[:8])
+    expected, _ = whole.compute_loss(views, None, step=1, epoch=0)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)

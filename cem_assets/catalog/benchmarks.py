@@ -1,0 +1,351 @@
+"""The catalogue of benchmarks: what they are, where they can be had, how they are prepared and what was published.
+
+Rows, not code: `benchmarks.toml` has one table per benchmark, its key the name. A store's `settings/benchmarks.toml` is
+laid over it by `cem_assets.stages.benchmark_catalogue`, which also checks the steps; the steps themselves are
+`cem_assets.benchmarks.preparation`.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import field
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
+MAX_TOML_BYTES = 1 << 20
+Split = Literal["train", "valid", "test"]
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BenchmarkSource:
+    """A file of a benchmark.
+
+    Attributes:
+        url: Where it can be had.
+        sha256: Hex digest of its bytes; empty where it is not known, and then it is never downloaded.
+        file: Path in the benchmark's folder; a `.zip` is unpacked beside itself.
+    """
+
+    url: str
+    file: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PublishedScore:
+    """A figure from the literature; never one of ours.
+
+    Attributes:
+        weights: Name of the weights, such as "cem500k_mocov2", "random", "imagenet", "cytoimagenet" or "fusion".
+        measure: What the value is, such as "accuracy".
+        value: In percent.
+        error: Half the width of its uncertainty, in percent; 0 where none is given.
+        subset: Part of the benchmark, such as "test1"; empty for all of it.
+        source: Where it was published.
+    """
+
+    weights: str
+    measure: str
+    value: float
+    source: str
+    error: float = 0.0
+    subset: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PreparationStep:
+    """One named step.
+
+    Attributes:
+        step: Its name, a key of `cem_assets.benchmarks.preparation.STEPS`, or "rename_pairs".
+        splits: Splits it is for; empty for all.
+        parts: Parts of a union it is for; empty for all.
+        parameters: Its other keys.
+    """
+
+    step: str
+    splits: tuple[Split, ...] = ()
+    parts: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        raw = getattr(data, "kwargs", data)
+        if not isinstance(raw, Mapping) or "parameters" in raw:
+            return data
+        own = {key: raw[key] for key in ("step", "splits", "parts") if key in raw}
+        return {**own, "parameters": {key: value for key, value in raw.items() if key not in own}}
+
+    def applies_to(self, split: str, part: str) -> bool:
+        """Tell whether an item of this split and part takes the step."""
+        return (not self.splits or split in self.splits) and (not self.parts or part in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class LayoutRule:
+    """Which files are the images and the label maps of a split.
+
+    A pattern is compared with the end of a path, part by part (`train/images/*.png`); `a|b` takes b where nothing
+    matches a; `*.hdf::volumes/raw` names an array inside HDF5 files.
+
+    Attributes:
+        split: "train", "valid" or "test".
+        images: Patterns of images.
+        masks: One pattern for each label map an image has.
+    """
+
+    split: Split
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+
+
+USER_LAYOUT = tuple(
+    LayoutRule(split=split, images=(f"{split}/images/*",), masks=(f"{split}/masks/*",)) for split in ("train", "valid", "test")
+)
+"""A user's own benchmark: images and masks of equal names."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class UnionPart:
+    """A benchmark whose items are taken up by a union.
+
+    Attributes:
+        benchmark: Its name.
+        rule: How its test items are predicted and scored, as `cem_assets.benchmarks.segmentation_params.EvaluationRule`.
+    """
+
+    benchmark: str
+    rule: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TableJoin:
+    """A table that is joined to the images' own.
+
+    Attributes:
+        files: Patterns of the file.
+        on: Pairs of columns that must agree: ours, the joined table's. Numbers are compared as numbers.
+    """
+
+    files: tuple[str, ...]
+    on: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Benchmark:
+    """What every row has.
+
+    Attributes:
+        name: Its key.
+        title, licence, citation, source_url, note: For people.
+        sources: Files it is made of.
+        published: Figures from the literature.
+        tolerance: By how much a score may fall below the best one before weights count as worse, as a fraction.
+        is_gated: Whether weights that do worse on it are not promoted.
+        is_saturated: Whether all weights do equally well on it, so that it tells nothing.
+        params: Parameters of training and testing, by name; those of segmentation are
+            `cem_assets.benchmarks.segmentation_params.SegmentationParams`.
+    """
+
+    name: str
+    title: str
+    licence: str
+    citation: str
+    source_url: str = ""
+    note: str = ""
+    sources: tuple[BenchmarkSource, ...] = ()
+    published: tuple[PublishedScore, ...] = ()
+    tolerance: float = 0.02
+    is_gated: bool = False
+    is_saturated: bool = False
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_safe(cls, name: str) -> str:
+        if not NAME_PATTERN.fullmatch(name):
+            raise ValueError(f"the name {name!r:.80} is not allowed; expected 1 to 63 of a-z, 0-9, '_' and '-'")
+        return name
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SegmentationBenchmark(Benchmark):
+    """A row of task "segmentation".
+
+    Attributes:
+        classes: Names of the mask values 0, 1, ...; the first is the background.
+        layout: Which files are what; the default is that of a user's own benchmark.
+        union: Benchmarks it is put together from; then it has no files of its own.
+        steps: Preparation, in order.
+    """
+
+    task: Literal["segmentation"] = "segmentation"
+    classes: tuple[str, ...]
+    layout: tuple[LayoutRule, ...] = USER_LAYOUT
+    union: tuple[UnionPart, ...] = ()
+    steps: tuple[PreparationStep, ...] = ()
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_fit(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if not 2 <= len(classes) <= 256:
+            raise ValueError("expected the names of 2 to 256 classes, the first of them the background")
+        return classes
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TransferBenchmark(Benchmark):
+    """A row of task "transfer": images with labels, or features with labels.
+
+    Attributes:
+        kind: "folders": labels are in the paths. "table": a table lists the images. "features": a table holds features.
+        channels: For "folders", values of the pattern's group `channel`, in order. For "table", by name a path with
+            {column} for the table's cells; the files may lie anywhere below a folder.
+        path_pattern: Regular expression over a path, for "folders": groups `image`, `channel`, `label`, and `split` if any.
+        skip_labels: Labels that are left out.
+        merge_labels: Labels by the ones they are counted as.
+        tables: Patterns of the main table.
+        joins: Tables joined to it; rows without a partner are left out.
+        columns: Our columns (label, compound, concentration, plate, well, batch, split) by templates: {column}, or
+            {column|regular expression} for its first group.
+        feature_pattern: Regular expression of the columns that are features.
+        controls: Values of a column that mark controls, such as {compound = ["DMSO"]}.
+        has_controls: Whether controls are kept.
+    """
+
+    task: Literal["transfer"] = "transfer"
+    kind: Literal["folders", "table", "features"]
+    channels: tuple[str, ...] | Mapping[str, str] = ()
+    path_pattern: str = ""
+    skip_labels: tuple[str, ...] = ()
+    merge_labels: Mapping[str, str] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
+    joins: tuple[TableJoin, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    feature_pattern: str = ""
+    controls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    has_controls: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TransferBenchmark":
+        problems = []
+        for key in ("path_pattern", "feature_pattern"):
+            try:
+                groups = set(re.compile(getattr(self, key)).groupindex)
+            except re.error as error:
+                problems.append(f"{key} is no regular expression: {error}")
+                continue
+            if key == "path_pattern" and self.kind == "folders" and not {"image", "channel", "label"} <= groups:
+                problems.append("path_pattern needs the groups (?P<image>...), (?P<channel>...) and (?P<label>...)")
+        if self.kind == "folders" and (isinstance(self.channels, Mapping) or not self.channels):
+            problems.append('kind = "folders" needs channels = ["...", ...]')
+        if self.kind == "table" and (not isinstance(self.channels, Mapping) or not self.channels):
+            problems.append('kind = "table" needs channels = {name = "{column}/{column}"}')
+        if self.kind == "features" and (self.channels or not self.feature_pattern):
+            problems.append('kind = "features" needs feature_pattern and has no channels')
+        if self.kind != "folders" and (not self.tables or "label" not in self.columns):
+            problems.append("a table needs tables = [...] and columns = {label = ...}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+_TASKS: dict[str, TypeAdapter[SegmentationBenchmark] | TypeAdapter[TransferBenchmark]] = {
+    "segmentation": TypeAdapter(SegmentationBenchmark),
+    "transfer": TypeAdapter(TransferBenchmark),
+}
+AnyBenchmark = SegmentationBenchmark | TransferBenchmark
+
+
+@lru_cache(maxsize=1)
+def _shipped_text() -> str:
+    return files("cem_assets.catalog").joinpath("benchmarks.toml").read_text(encoding="utf-8")
+
+
+def benchmark_tables(text: str | None = None, where: str = "benchmarks.toml") -> dict[str, dict[str, Any]]:
+    """Read a catalogue without looking into its tables.
+
+    Args:
+        text: TOML; None for the catalogue that is shipped.
+        where: How to name it in errors.
+
+    Raises:
+        ValueError: It is no TOML, too large, or has something else than tables.
+    """
+    text = _shipped_text() if text is None else text
+    if len(text.encode()) > MAX_TOML_BYTES:
+        raise ValueError(f"{where} has {len(text.encode())} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where} is not valid TOML: {error}.") from error
+    if wrong := [key for key, table in tables.items() if not isinstance(table, dict)]:
+        raise ValueError(f"{where} has {', '.join(wrong)} where one table per benchmark was expected, such as [my_cells].")
+    return tables
+
+
+def benchmark_rows(
+    text: str | None = None, where: str = "benchmarks.toml", tables: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, AnyBenchmark]:
+    """Read a catalogue of benchmarks.
+
+    Args:
+        text: TOML; None for the catalogue that is shipped.
+        where: How to name it in errors.
+        tables: What `benchmark_tables` gave, where it was changed since; then `text` is not read.
+
+    Returns:
+        Rows by name, in the order of the text.
+
+    Raises:
+        ValueError: It breaks rules; all problems are told at once.
+    """
+    rows: dict[str, AnyBenchmark] = {}
+    problems: list[str] = []
+    for name, table in (benchmark_tables(text, where) if tables is None else tables).items():
+        task = table.get("task", "segmentation")
+        adapter = _TASKS.get(task) if isinstance(task, str) else None
+        if adapter is None:
+            problems.append(f"{name}.task is {task!r:.80}; expected one of {', '.join(_TASKS)}")
+            continue
+        if "name" in table:
+            problems.append(f"{name}.name: the name of a benchmark is the key of its table; remove it")
+            continue
+        try:
+            rows[name] = adapter.validate_python({**table, "name": name})
+        except ValidationError as error:
+            problems += [_in_words(name, item) for item in error.errors()]
+    for row in rows.values():
+        problems += _union_problems(row, rows)
+    if problems:
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise ValueError(f"{where} has {len(problems)} problem(s):\n{listing}")
+    return rows
+
+
+def _in_words(name: str, problem: Any) -> str:
+    where = ".".join([name, *(str(part) for part in problem["loc"])])
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{where}: unknown key"
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{where} is missing"
+    return f"{where}: {str(problem['msg']).removeprefix('Value error, ')} (found {problem['input']!r:.120})"
+
+
+def _union_problems(row: AnyBenchmark, rows: Mapping[str, AnyBenchmark]) -> list[str]:
+    if not isinstance(row, SegmentationBenchmark):
+        return []
+    found = []
+    for part in row.union:
+        other = rows.get(part.benchmark)
+        if not isinstance(other, SegmentationBenchmark) or other.union:
+            found.append(f"{row.name}.union: {part.benchmark!r} is no segmentation benchmark with files of its own")
+    return found

@@ -1,0 +1,62 @@
+"""Ending long work in good order: signals become a wish to stop, which the work notices when it can.
+
+Used by whatever trains: the asset in its own process, and the processes that torchrun starts.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopWish:
+    """Whether a signal asked to stop.
+
+    Attributes:
+        signal_number: The signal that came first; 0 while none did.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        """Tell whether to stop."""
+        return self.signal_number != 0
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number:  # asked twice: whoever asks does not want to wait
+            self.deliver(number, frame)
+        self.signal_number = number
+
+    def deliver(self, number: int | None = None, frame: FrameType | None = None) -> None:
+        """Hand the signal to whoever would have had it; does nothing where none came."""
+        number = number or self.signal_number
+        handler = self._before.get(number)
+        if callable(handler):
+            handler(number, frame)
+        elif number and handler == signal.SIG_DFL:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def signals_as_wish() -> Iterator[StopWish]:
+    """Turn interrupts and terminations into a wish to stop while the block runs; a second one is delivered at once.
+
+    Outside of the main thread signals cannot be had, and the wish stays unspoken.
+    """
+    wish = StopWish()
+    if threading.current_thread() is not threading.main_thread():
+        yield wish
+        return
+    for number in _SIGNALS:
+        wish._before[number] = signal.signal(number, wish._take)
+    try:
+        yield wish
+    finally:
+        for before, handler in wish._before.items():
+            signal.signal(before, handler)
