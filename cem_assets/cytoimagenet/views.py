@@ -91,10 +91,8 @@ def _fitting_png(figure: Figure) -> bytes:
     for dpi in (90, 72, 56, 44, 32):
         if len(data) <= MAX_BYTES:
             break
-        figure.set_dpi(dpi)
-        FigureCanvasAgg(figure)  # a canvas keeps the resolution it was made at
         sink = io.BytesIO()
-        with Image.open(io.BytesIO(figure_png(figure))) as picture:
+        with Image.open(io.BytesIO(figure_png(figure, dpi))) as picture:
             reduced = picture.convert("RGB").quantize(255, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
             reduced.save(sink, "PNG", optimize=True)
         data = sink.getvalue()

@@ -17,7 +17,7 @@ from cem_assets.stages.common import StageResult
 from cem_assets.stages.weights_catalogue import known_weights
 from cem_assets.stages.weights_import import import_weights
 from cem_assets.stages.weights_plan import TrainingPlan, contamination_of, make_plan
-from cem_assets.stages.weights_results import finish_weights, trained_already
+from cem_assets.stages.weights_results import finish_weights, link_of, trained_already
 from cem_assets.stages.weights_training import LoopParams, choose_num_processes, epoch_line, train_weights
 from cem_assets.storage.layout import CODE_VERSIONS, CYTO_RELEASES, RELEASES, WEIGHTS
 from cem_assets.storage.store import Store
@@ -97,7 +97,7 @@ def _trained(
             f"the training of {row.name!r} was stopped after {done}, as was asked; its state is kept. Materialize it "
             "again to go on."
         )
-    return finish_weights(store, plan, row.title, context.run_id), link
+    return finish_weights(store, plan, row.title, context.run_id), link or link_of(plan)
 
 
 def _train_here(context: dg.AssetExecutionContext, store: Store, plan: TrainingPlan, loop: LoopParams) -> RunLink | None:

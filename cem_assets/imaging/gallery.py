@@ -99,10 +99,15 @@ def histogram_png(
     return figure_png(figure)
 
 
-def figure_png(figure: Figure) -> bytes:
-    """Render a matplotlib figure to PNG; equal figures give equal bytes."""
+def figure_png(figure: Figure, dpi: float | None = None) -> bytes:
+    """Render a matplotlib figure to PNG; equal figures give equal bytes.
+
+    Args:
+        figure: What to render.
+        dpi: Resolution; None for the figure's own.
+    """
     sink = io.BytesIO()
-    figure.savefig(sink, format="png", metadata={"Software": None})
+    figure.savefig(sink, format="png", metadata={"Software": None}, dpi=dpi or "figure")
     return sink.getvalue()
 
 

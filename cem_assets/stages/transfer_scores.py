@@ -35,10 +35,12 @@ from cem_assets.stages.score_inputs import (
 from cem_assets.stages.score_pictures import confusion_png, feature_map_png
 from cem_assets.storage.commits import Commit, installed_versions
 from cem_assets.storage.layout import BENCHMARK_DATA, BENCHMARK_FEATURES, BENCHMARK_SCORES, CODE_VERSIONS
-from cem_assets.storage.manifests import Inputs
+from cem_assets.storage.manifests import Inputs, Manifest
 from cem_assets.storage.scores import ROWS, ScoreKey, ScoreRow, parameters_digest, rows_bytes
 from cem_assets.storage.store import Store
 from cem_assets.storage.transfer_data import PreparedTransfer, open_transfer
+from cem_assets.tracked_runs import open_tracked_run
+from cem_assets.tracking import Metric
 
 RESULTS = "results.json"
 FUSED = "+"
@@ -219,7 +221,42 @@ def score_features(
     }
     counts = {"rows": len(rows), "images": len(table.metadata), "pictures": len(pictures)}
     manifest = commit.finish(counts, details, installed_versions("umap-learn"))
+    _track(store, plan, manifest, parameters, rows, pictures)
     return StageResult(manifest, True, time.monotonic() - started)
+
+
+def _track(
+    store: Store,
+    plan: TransferPlan,
+    manifest: Manifest,
+    parameters: Mapping[str, Any],
+    rows: Sequence[ScoreRow],
+    pictures: Mapping[str, bytes],
+) -> None:
+    """Tell MLflow, through the outbox: one run for each score."""
+    key = plan.key
+    tags = {
+        "cem_assets.benchmark": key.benchmark,
+        "cem_assets.weights": key.weights,
+        "partition": key.partition,
+        "digest": manifest.digest,
+    }
+    run = open_tracked_run(store, manifest.digest, f"benchmarks/{key.benchmark}", key.weights, flattened(parameters), tags)
+    with run:
+        means = [row for row in rows if not row.class_name]
+        values = {row.metric if row.test_set == ALL else f"{row.metric}_{row.test_set}": row.value for row in means}
+        run.log_metrics([Metric(name, value, 0) for name, value in sorted(values.items())])
+        for name, data in pictures.items():
+            run.log_artifact(name, data)
+        run.finish("FINISHED")
+
+
+def flattened(parameters: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Turn nested parameters into flat ones, names joined by dots."""
+    found: dict[str, Any] = {}
+    for name, value in parameters.items():
+        found |= flattened(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return found
 
 
 def _table(benchmark: PreparedTransfer, extracted: Sequence[tuple[list[str], Any]]) -> FeatureTable:

@@ -28,11 +28,21 @@ from cem_assets.storage.manifests import Inputs, Manifest
 from cem_assets.storage.store import Store
 from cem_assets.storage.training_runs import StoreCheckpoints
 from cem_assets.tracked_runs import open_tracked_run
+from cem_assets.tracking import RunLink, TrackingServer
 
 if TYPE_CHECKING:
     from cem_assets.pretraining.supervised import Supervised
 
 logger = logging.getLogger(__name__)
+
+
+def link_of(plan: TrainingPlan) -> RunLink | None:
+    """Find where a training can be looked at in MLflow; None where that is away."""
+    try:
+        return TrackingServer().find(plan.run, f"{WEIGHTS.split('/')[0]}/{plan.method}")
+    except ConnectionError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def inputs_of(plan: TrainingPlan) -> Inputs:

@@ -125,6 +125,7 @@ def test_two_processes_started_by_the_asset_are_one_of_the_whole_batch(instance,
     assert materialize(instance, alone, "tiny_moco", params=gentle).success
     result = materialize(instance, textured, "tiny_moco", num_processes=2, params=gentle)
     assert result.success, failures(result)
+    assert "mlflow run" in metadata_of(result, WEIGHTS)
     one, two = state_of(alone, "tiny_moco", **gentle), state_of(textured, "tiny_moco", **gentle)
     assert [r["loss"] for r in two["results"]] == pytest.approx([r["loss"] for r in one["results"]], rel=1e-5)
     # Sums are taken in another order: the weights differ in the last bits, by far less than they moved.

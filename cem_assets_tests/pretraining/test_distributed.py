@@ -187,7 +187,7 @@ def test_two_processes_stopped_by_either_resume_bit_by_bit(name, both):
     assert both[0][name]["resumed results"] == both[0][name]["results"]
 
 
-@pytest.mark.soak  # to a tolerance: sums over two processes round otherwise than those of one
+# To a tolerance: sums over two processes round otherwise than those of one.
 @pytest.mark.parametrize("name", ["moco", "swav"])
 def test_two_processes_are_one_of_the_whole_batch(name, both):
     method, results = run(name, MemoryCheckpoints())

@@ -17,7 +17,7 @@ from cem_assets.benchmarks.metrics import knn_accuracy
 from cem_assets.benchmarks.segmentation_inference import Predictor
 from cem_assets.benchmarks.segmentation_metrics import count_classes, match_instances
 from cem_assets.benchmarks.segmentation_model import build_unet
-from cem_assets.stages import benchmark_features, segmentation_scores
+from cem_assets.stages import benchmark_features, segmentation_scores, transfer_scores
 from cem_assets.stages.benchmark_catalogue import SETTINGS, require_benchmark
 from cem_assets.stages.benchmark_data import prepare_benchmark
 from cem_assets.stages.benchmark_features import extract_benchmark_features, read_benchmark_features
@@ -74,7 +74,8 @@ class Recorder:
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch) -> Iterator[None]:
-    monkeypatch.setattr(segmentation_scores, "open_tracked_run", Recorder)
+    for stage in (segmentation_scores, transfer_scores):
+        monkeypatch.setattr(stage, "open_tracked_run", Recorder)
     Recorder.opened.clear()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -458,6 +459,15 @@ def test_another_k_or_metric_extracts_nothing_and_another_preprocessing_does(set
     for change in ({"preprocessing": "merge"}, {"is_normalised": False}, {"mean": 0.3}):
         with pytest.raises(AssertionError, match="extracted again"):
             score_benchmark(sets, "cells", "other", params(seed=2, params=change))
+
+
+def test_mlflow_is_told_of_transfer_scores(sets):
+    manifest = score_benchmark(sets, "cells", "pretrained", params(params={"num_neighbours": 2})).manifest
+    (run,) = Recorder.opened
+    assert run.experiment == "benchmarks/cells" and run.ends == ["FINISHED"] and run.tags["digest"] == manifest.digest
+    main = manifest.details["main"]
+    assert {metric.value for metric in run.metrics} >= {main["value"]}
+    assert not any(isinstance(value, dict) for value in run.parameters.values()), "MLflow's parameters are flat"
 
 
 def test_fused_weights_are_scored_on_both_features_side_by_side(sets):
