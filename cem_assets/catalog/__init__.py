@@ -19,6 +19,8 @@ _COLUMNS = (
     "base_url", "registry", "remote_url", "remote_format", "scale", "crop", "cube_px", "invert", "padding_value", "gigabytes",
 )  # fmt: skip
 _REMOTE_COLUMNS = _COLUMNS[15:]
+_ARCHIVE_COLUMNS = ("archive", "accession", "mirrors", "must_accept")
+"""May follow the others, all four; a table without them means that all are empty."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}", re.ASCII)
 
 
@@ -60,6 +62,10 @@ class EmDataset:
         base_url: Address its files lie under.
         files: sha256 by file name.
         remote: Instead of files, the volume to sample.
+        archive: Instead of base_url, the archive to ask for the files: a key of `cem_assets.sources.archives.ADAPTERS`.
+        accession: What to ask it for.
+        mirrors: Addresses of folders with the same files, asked in order; they end with '/'.
+        licence_must_be_accepted: Whether the store's settings must name the row before anything is fetched.
     """
 
     name: str
@@ -75,6 +81,10 @@ class EmDataset:
     base_url: str
     files: dict[str, str]
     remote: RemoteSource | None = None
+    archive: str = ""
+    accession: str = ""
+    mirrors: tuple[str, ...] = ()
+    licence_must_be_accepted: bool = False
 
     def description_toml(self, voxel_size_nm: tuple[float, float, float] | None = None) -> str:
         """Write the row as a `dataset.toml`.
@@ -89,7 +99,9 @@ class EmDataset:
         if size is None:
             raise ValueError(f"the catalogue does not know the voxel size of {self.name!r}; expected it from its metadata.")
         texts = ("licence", "citation", "organism", "tissue", "technique", "source_url")
-        lines = [f'name = "{self.name}"', f'kind = "{self.kind}"', f"voxel_size_nm = {list(size)}"]
+        lines = [f'name = "{self.name}"', f'kind = "{self.kind}"']
+        # Images have no depth: their description asks for the size of a pixel.
+        lines.append(f"pixel_size_nm = {list(size[1:])}" if self.kind == "images" else f"voxel_size_nm = {list(size)}")
         for key in texts:
             value = str(getattr(self, key)).replace("\\", "\\\\").replace('"', '\\"')
             if value:
@@ -109,7 +121,7 @@ def parse_em_datasets(text: str, registry: Callable[[str], str]) -> dict[str, Em
     """Read a catalogue table.
 
     Args:
-        text: CSV with exactly the columns of `em_datasets.csv`.
+        text: CSV with exactly the columns of `em_datasets.csv`, and optionally archive, accession, mirrors, must_accept.
         registry: Gives the text of a registry by its file name.
 
     Returns:
@@ -119,15 +131,16 @@ def parse_em_datasets(text: str, registry: Callable[[str], str]) -> dict[str, Em
         ValueError: Columns or cells break rules; all problems are named at once.
     """
     reader = csv.DictReader(text.splitlines())
-    if tuple(reader.fieldnames or ()) != _COLUMNS:
+    columns = tuple(reader.fieldnames or ())
+    if columns not in (_COLUMNS, _COLUMNS + _ARCHIVE_COLUMNS):
         raise ValueError(f"em_datasets.csv has columns {reader.fieldnames}; expected {list(_COLUMNS)}.")
     found: dict[str, EmDataset] = {}
     problems: list[str] = []
     for row in reader:
-        cells = {key: value or "" for key, value in row.items() if key is not None}
+        cells = dict.fromkeys(_ARCHIVE_COLUMNS, "") | {key: value or "" for key, value in row.items() if key is not None}
         try:
             if None in row or None in row.values():
-                raise ValueError(f"expected {len(_COLUMNS)} cells")
+                raise ValueError(f"expected {len(columns)} cells")
             dataset = _dataset(cells, registry)
             if dataset.name in found:
                 raise ValueError("its name is there twice")
@@ -151,10 +164,17 @@ def _dataset(cells: dict[str, str], registry: Callable[[str], str]) -> EmDataset
     if remote is None:
         if left := [name for name in _REMOTE_COLUMNS if cells[name]]:
             raise ValueError(f"{', '.join(left)} only have a meaning with remote_url")
-        lines = registry(cells["registry"]).splitlines()
+        lines = [] if cells["archive"] and not cells["registry"] else registry(cells["registry"]).splitlines()
         listed = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
     elif cells["base_url"] or cells["registry"]:
         raise ValueError("it has both remote_url and base_url or registry; expected one of them")
+    elif cells["archive"] or cells["mirrors"]:
+        raise ValueError("archive and mirrors only have a meaning without remote_url")
+    if bool(cells["archive"]) != bool(cells["accession"]) or (cells["archive"] and cells["base_url"]):
+        raise ValueError("archive and accession must be given together, and instead of base_url")
+    mirrors = tuple(cells["mirrors"].split())
+    if bad := [url for url in mirrors if "://" not in url or not url.endswith("/")]:
+        raise ValueError(f"mirrors are {', '.join(bad)}; expected addresses of folders, with a slash at their end")
     sizes = [cells[name] for name in ("z_nm", "y_nm", "x_nm")]
     if remote is None and not all(sizes):
         raise ValueError("z_nm, y_nm and x_nm must be given for datasets made of files")
@@ -173,6 +193,10 @@ def _dataset(cells: dict[str, str], registry: Callable[[str], str]) -> EmDataset
         base_url=cells["base_url"],
         files=listed,
         remote=remote,
+        archive=cells["archive"],
+        accession=cells["accession"],
+        mirrors=mirrors,
+        licence_must_be_accepted=bool(cells["must_accept"]) and _yes(cells, "must_accept"),
     )
 
 

@@ -9,7 +9,16 @@ import re
 import tomllib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from cem_assets.imaging.intensity import Policy
 
@@ -24,6 +33,7 @@ licence = "CC BY 4.0"
 citation = "Author et al., Journal 2026, doi:..."
 """
 
+_LATER_KEYS = frozenset({"target_voxel_size_nm", "sampling"})
 _Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -44,6 +54,26 @@ def check_dataset_name(name: str) -> str | None:
     )
 
 
+class LocalSampling(BaseModel):
+    """Which cubes of a large local volume are taken: the table [sampling] of `dataset.toml`.
+
+    Attributes:
+        cube_px: Side of a cube in voxels, as stored.
+        min_content: Least share of a cube's voxels that are not padding.
+        gigabytes: Budget of each volume in 10^9 bytes, for the cubes' voxels as stored.
+        seed: Of the draw.
+        padding_value: Source value that means "nothing here".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cube_px: Annotated[int, Field(ge=64, le=1024)] = 256
+    min_content: Annotated[float, Field(ge=0, le=1)] = 0.7
+    gigabytes: Annotated[float, Field(gt=0, le=10_000)] = 5.0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    padding_value: int = 0
+
+
 class DatasetDescription(BaseModel):
     """One EM dataset as its curator declares it.
 
@@ -61,6 +91,8 @@ class DatasetDescription(BaseModel):
         hdf5_dataset: Path of the array inside HDF5 files.
         zarr_array: Path of the array inside Zarr and N5 stores that hold several.
         channel: Which channel to take from files that have a channel axis of stains or detectors.
+        target_voxel_size_nm: Axes finer than this are binned by 2 as long as they stay at or below it; None bins nothing.
+        sampling: Take cubes of each volume instead of all of it; None takes all.
         organism, tissue, technique: For the dataset card.
         source_url: Where the data came from.
     """
@@ -79,6 +111,8 @@ class DatasetDescription(BaseModel):
     hdf5_dataset: str | None = None
     zarr_array: str | None = None
     channel: Annotated[int, Field(ge=0)] | None = None
+    target_voxel_size_nm: _Size | None = None
+    sampling: LocalSampling | None = None
     organism: str = ""
     tissue: str = ""
     technique: str = ""
@@ -114,9 +148,17 @@ class DatasetDescription(BaseModel):
                 problems.append('intensity_window only has a meaning with intensity = "window"')
             if not self.intensity_window[0] < self.intensity_window[1]:
                 problems.append(f"intensity_window must be [low, high] with low < high, found {self.intensity_window}")
+        if self.sampling is not None and self.kind != "volume":
+            problems.append(f'[sampling] takes cubes of volumes; kind = "{self.kind}" has none')
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out keys of later versions that are not used: descriptions written before them keep their digests."""
+        data: dict[str, Any] = handler(self)
+        return {key: value for key, value in data.items() if value is not None or key not in _LATER_KEYS}
 
     def voxel_size(self) -> tuple[float, float, float]:
         """Return (z, y, x) in nm; z of a 2D image is its y."""
@@ -156,8 +198,9 @@ def parse_description(text: bytes, where: str) -> DatasetDescription:
 def _in_words(problem: Any, data: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = list(DatasetDescription.model_fields)
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.45)
+        owner = LocalSampling if problem["loc"][0] == "sampling" and len(problem["loc"]) > 1 else DatasetDescription
+        known = list(owner.model_fields)
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.45)
         hint = f'did you mean "{close[0]}"?' if close else f"known keys: {', '.join(known)}."
         return f'unknown key "{key}"; {hint}'
     if problem["type"] == "missing":

@@ -6,13 +6,14 @@ Light on purpose: no torch here, so that definitions load fast. The network that
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from scipy.special import expit
 
+from cem_assets.cem.dedup import visiting_order
 from cem_assets.imaging.dhash import HASH_SIDE_PX, stretch_to_hash_side
 
 
@@ -52,11 +53,23 @@ class FilterParams(BaseModel):
 
     Attributes:
         threshold: A patch is informative when its probability is above this.
+        max_patches: At most this many informative patches of the dataset are kept; None keeps all. They are chosen by a
+            keyed hash of their names, so a larger limit only adds.
+        seed: Key of that choice.
     """
 
     model_config = ConfigDict(frozen=True)
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    max_patches: Annotated[int | None, Field(ge=1)] = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a limit that is not set, and its seed: tables made before there was one keep their digests."""
+        data: dict[str, Any] = handler(self)
+        unused = {"max_patches", "seed"} if self.max_patches is None else set()
+        return {key: value for key, value in data.items() if key not in unused}
 
 
 class ClassifierParams(BaseModel):
@@ -113,6 +126,22 @@ def is_informative(probabilities: NDArray[np.float32], params: FilterParams) -> 
         bool (n,).
     """
     return np.asarray(probabilities > np.float32(params.threshold))
+
+
+def within_limit(names: Iterable[str], params: FilterParams) -> NDArray[np.bool_]:
+    """Tell which informative patches of a dataset are within its limit.
+
+    Args:
+        names: Distinct names of all informative patches, in row order; taken once.
+        params: Limit and seed.
+
+    Returns:
+        bool (n,): the first `max_patches` in the order of a keyed hash of the names; all where there is no limit.
+    """
+    order = visiting_order(names, params.seed)
+    chosen = np.zeros(len(order), np.bool_)
+    chosen[order[: params.max_patches]] = True
+    return chosen
 
 
 def to_hash_side(patches: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:

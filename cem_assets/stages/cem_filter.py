@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cem_assets.cem.filter import FilterParams, ScoreParams, is_informative, probability, to_hash_side
+from cem_assets.cem.filter import FilterParams, ScoreParams, is_informative, probability, to_hash_side, within_limit
 from cem_assets.cem.release import PixelSums
 from cem_assets.engine import Engine, LocalEngine, default_num_workers, local_engine
 from cem_assets.stages.cem_classifier import load_classifier
@@ -175,7 +175,7 @@ def keep_informative(
     Args:
         store: Where.
         dataset: Partition key.
-        params: The threshold.
+        params: The threshold, and how many patches are kept at most.
         run_id: Recorded in the manifest.
         engine: Shares the shards; None chooses a pool.
         progress: Called with (shards done, in all).
@@ -194,8 +194,10 @@ def keep_informative(
     if commit.up_to_date:
         return StageResult(commit.up_to_date, False, time.monotonic() - started)
     num_scored = upstream.counts["patches"]
-    num_kept = sum(int(keep.sum()) for _, keep in _judged(store, upstream, params))
-    kept = (table.filter(pa.array(keep)) for table, keep in _judged(store, upstream, params))
+    chosen_rows = _chosen_rows(store, upstream, params)
+    num_informative = sum(int(keep.sum()) for _, keep in _judged(store, upstream, params))
+    num_kept = num_informative if chosen_rows is None else int(chosen_rows.sum())
+    kept = (table.filter(pa.array(keep)) for table, keep, _ in _divided(store, upstream, params, chosen_rows))
     shards = -(-num_kept // PATCHES_PER_SHARD)
     items = (
         (part_name(number), part, commit.has(part_name(number))) for number, part in enumerate(rechunk(kept, PATCHES_PER_SHARD))
@@ -213,15 +215,18 @@ def keep_informative(
             [
                 table["name"].combine_chunks().filter(pa.array(~keep)),
                 table["informative"].combine_chunks().filter(pa.array(~keep)),
-                pa.array(["uninformative"] * int((~keep).sum()), pa.string()),
+                pa.array(reasons, pa.string()),
             ],
             schema=DROPPED_SCHEMA,
         )
-        for table, keep in _judged(store, upstream, params)
+        for table, keep, reasons in _divided(store, upstream, params, chosen_rows)
     )
     commit.write("_dropped/part-00000.parquet", parquet_bytes(dropped, DROPPED_SCHEMA))
+    counts = {"patches": num_kept, "dropped": num_scored - num_kept, "shards": shards}
+    if params.max_patches is not None:  # tables without a limit keep the counts, and so the digests, they always had
+        counts["over_max_patches"] = num_informative - num_kept
     manifest = commit.finish(
-        counts={"patches": num_kept, "dropped": num_scored - num_kept, "shards": shards},
+        counts=counts,
         details={
             "description": upstream.details["description"],
             "lineage": {**upstream.details["lineage"], "filtered_patches": num_kept},
@@ -238,3 +243,30 @@ def _judged(
 ) -> Iterator[tuple[pa.Table, np.ndarray[Any, np.dtype[np.bool_]]]]:
     for table in read_parts(store, scores, None, _BATCH_ROWS):
         yield table, is_informative(table["informative"].to_numpy(), params)
+
+
+def _chosen_rows(store: Store, scores: Manifest, params: FilterParams) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    """Return for each informative row, in order, whether it is within the limit; None where there is no limit."""
+    if params.max_patches is None:
+        return None
+    names = (
+        name
+        for table, keep in _judged(store, scores, params)
+        for name in table["name"].combine_chunks().filter(pa.array(keep)).to_pylist()
+    )
+    return within_limit(names, params)
+
+
+def _divided(
+    store: Store, scores: Manifest, params: FilterParams, chosen_rows: np.ndarray[Any, np.dtype[np.bool_]] | None
+) -> Iterator[tuple[pa.Table, np.ndarray[Any, np.dtype[np.bool_]], list[str]]]:
+    """Yield scored rows, which of them are kept, and for each of the others why not."""
+    start = 0
+    for table, informative in _judged(store, scores, params):
+        keep = informative
+        if chosen_rows is not None:
+            stop = start + int(informative.sum())
+            keep = informative.copy()
+            keep[informative] = chosen_rows[start:stop]
+            start = stop
+        yield table, keep, ["over max_patches" if is_over else "uninformative" for is_over in informative[~keep]]

@@ -2,22 +2,29 @@
 
 import json
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cem_assets.cem.bricks import count_patches
+from cem_assets.cem.description import DatasetDescription
+from cem_assets.cem.sparse_sampling import roi_name
 from cem_assets.engine import Engine
 from cem_assets.stages.common import Progress, StageResult, no_progress
 from cem_assets.storage.commits import Commit
-from cem_assets.storage.inbox import InboxDataset, Rejection, read_inbox
-from cem_assets.storage.intake import holds_one_image, intakes, slice_candidates
+from cem_assets.storage.derived_volumes import Region, drawn_cubes
+from cem_assets.storage.formats.arrays import Opened
+from cem_assets.storage.inbox import MAX_NAME, InboxDataset, Rejection, read_inbox
+from cem_assets.storage.intake import Intake, holds_one_image, intakes, slice_candidates
 from cem_assets.storage.layout import CODE_VERSIONS, VOLUMES
 from cem_assets.storage.manifests import Inputs
 from cem_assets.storage.quarantine import clear_report, write_report
 from cem_assets.storage.scratch import scratch_folder
-from cem_assets.storage.standardize import local_paths, opened_volume, standardize_images, standardize_volume
+from cem_assets.storage.standardize import local_paths, opened_volume, standardize_volume
+from cem_assets.storage.standardize_images import standardize_images
 from cem_assets.storage.store import Store
 from cem_assets.storage.tables import REJECTED_SCHEMA, parquet_bytes
 
@@ -94,12 +101,32 @@ def _standardize(
         for item in items:
             try:
                 with opened_volume(store, inbox, item, scratch) as opened:
-                    record = standardize_volume(opened, item, inbox.description, commit, engine, progress)
+                    for part, one in _parts(item, opened, inbox.description):
+                        try:
+                            record = standardize_volume(one, part, inbox.description, commit, engine, progress)
+                        except ValueError as error:
+                            if part is item:
+                                raise
+                            rejections.append(Rejection(part.name, str(error)))  # one cube; the others may be sound
+                            continue
+                        records.append(record.to_json())
+                        counts["volumes"] += 1
+                        counts["voxels"] += int(np.prod(record.shape, dtype=object))
+                        counts["patches_expected"] += count_patches(record.shape, record.planes)
             except ValueError as error:
                 rejections.append(Rejection(item.name if item.kind == "stack" else item.paths[0], str(error)))
-                continue
-            records.append(record.to_json())
-            counts["volumes"] += 1
-            counts["voxels"] += int(np.prod(record.shape, dtype=object))
-            counts["patches_expected"] += count_patches(record.shape, record.planes)
     return records, counts | {"rejected": len(rejections)}, rejections
+
+
+def _parts(item: Intake, opened: Opened, description: DatasetDescription) -> Iterator[tuple[Intake, Opened]]:
+    """Yield an opened volume itself, or the cubes of it that its dataset wants, named after their place."""
+    if description.sampling is None:
+        yield item, opened
+        return
+    drawn = drawn_cubes(opened.source, description.sampling)
+    for box in drawn.boxes:
+        name = roi_name(item.name, box)
+        if len(name) > MAX_NAME:
+            raise ValueError(f"its cubes have names of {len(name)} characters; expected at most {MAX_NAME}. Rename it.")
+        region = replace(opened, source=Region(opened.source, box), notes=(*opened.notes, *drawn.notes))
+        yield replace(item, name=name), region

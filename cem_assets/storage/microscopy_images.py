@@ -148,7 +148,7 @@ def _read_tiff(path: Path, what: str) -> Decoded:
         if len(full) < len(every):
             notes.append(f"{len(every) - len(full)} smaller copies of the image left out")
         stored = path.stat().st_size
-        _check_pages(pages, stored, what)
+        _check_pages(pages, stored, what, in_segments=False)
         check_decoded_size(what, sum(int(page.nbytes) for page in pages), stored)
         arrays = _unlisted_planes(tif, path, what) or (page.asarray(maxworkers=_DECODE_THREADS) for page in pages)
         planes: list[NDArray[Any]] = []

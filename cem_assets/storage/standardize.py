@@ -1,37 +1,38 @@
 """From files in the inbox to standardized voxels: open, choose the intensity mapping, write bricks.
 
-The stage behind `cem/volumes`. A file that cannot be used becomes a `Rejection` and the rest goes on; trouble
-with the store is raised, because another attempt may help there. Formats are in `storage.formats`.
+The stage behind `cem/volumes`; 2D images are in `storage.standardize_images`, formats in `storage.formats`. A file
+that cannot be used becomes a `Rejection` and the rest goes on; trouble with the store is raised, because another
+attempt may help there.
 """
 
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from cem_assets.cem.binning import NO_BINNING, Factors, binned_shape, binned_voxel_size, binning_factors
 from cem_assets.cem.bricks import ALL_PLANES, XY_ONLY, Box, brick_boxes
 from cem_assets.cem.description import DatasetDescription
 from cem_assets.cem.patchify import is_anisotropic
 from cem_assets.engine import Engine, local_engine
 from cem_assets.imaging.intensity import IntensityMapping, default_policy, mapping_for
 from cem_assets.storage.commits import Commit, ContentFolder
+from cem_assets.storage.derived_volumes import BinnedVolume
 from cem_assets.storage.formats import open_file
 from cem_assets.storage.formats.arrays import ArraySource, Opened
-from cem_assets.storage.formats.stacks import open_stack, read_plane
+from cem_assets.storage.formats.stacks import open_stack
 from cem_assets.storage.formats.zarr_stores import open_zarr
-from cem_assets.storage.inbox import InboxDataset, Rejection, dataset_key
+from cem_assets.storage.inbox import InboxDataset, dataset_key
 from cem_assets.storage.intake import Intake
 from cem_assets.storage.manifests import ManifestObject
 from cem_assets.storage.store import Store
-from cem_assets.storage.tables import IMAGES_SCHEMA, SHARD_BYTES, encode_tiff, parquet_bytes, part_name
 from cem_assets.storage.volumes import (
     MISSING_VALUE,
     VolumeRecord,
@@ -46,12 +47,12 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
-_ROW_GROUP_BYTES = 16 << 20
-"""Pixels in a row group of an image table: what a reader of one image has to decode."""
-
 _SAMPLE_BRICKS = 32
 _SAMPLE_VALUES = 1 << 18
 """Values taken from each sampled brick; 32 bricks give 8 Mi values, whatever the volume's size."""
+
+
+_ALREADY_MAPPED = IntensityMapping("identity", "uint8", 0.0, 255.0)
 
 
 @contextmanager
@@ -199,7 +200,7 @@ def standardize_volume(
     engine: Engine | None,
     progress: Progress,
 ) -> VolumeRecord:
-    """Write one volume as uint8 OME-Zarr into a commit.
+    """Write one volume as uint8 OME-Zarr into a commit, binned where its description asks for it.
 
     Args:
         opened: The source.
@@ -216,15 +217,18 @@ def standardize_volume(
         ValueError: The source is damaged, has NaN or infinite values, or is constant.
     """
     source = opened.source
-    shape = source.shape
-    voxel_size = description.voxel_size()
+    declared = description.voxel_size()
+    factors = binning_factors(source.shape, declared, description.target_voxel_size_nm, description.kind == "video")
+    shape, voxel_size = binned_shape(source.shape, factors), binned_voxel_size(declared, factors)
     planes = XY_ONLY if description.kind == "video" or is_anisotropic(voxel_size) else ALL_PLANES
     if opened.is_image:
         planes = XY_ONLY
     boxes = brick_boxes(shape, planes)
-    mapping = intensity_mapping(source, description, boxes)
+    mapping = intensity_mapping(source, description, brick_boxes(source.shape, planes))
     folder = volume_folder(intake.name)
     job = _BrickJob(source, mapping, shape, planes, commit.content, folder)
+    if factors != NO_BINNING:
+        job = replace(job, source=BinnedVolume(source, mapping, factors), mapping=_ALREADY_MAPPED)
     items = [(box, commit.has(f"{folder}/{brick_name(shape, planes, box)}")) for box in boxes]
     histogram = np.zeros(256, np.int64)
     num_missing = 0
@@ -235,7 +239,7 @@ def standardize_volume(
         num_missing += done.num_missing
         described.extend(done.objects)
         progress(number, len(items))
-    _refuse_constant(histogram, mapping)
+    refuse_constant(histogram, mapping)
     record = VolumeRecord(
         name=intake.name,
         folder=folder,
@@ -247,7 +251,7 @@ def standardize_volume(
         num_missing=num_missing,
         histogram=tuple(int(count) for count in histogram),
         header_voxel_size_nm=opened.header_voxel_size_nm,
-        notes=opened.notes,
+        notes=(*opened.notes, *binning_notes(source.shape, declared, factors)),
     )
     for item in described:
         commit.add(item)
@@ -256,7 +260,25 @@ def standardize_volume(
     return record
 
 
-def _refuse_constant(histogram: NDArray[np.int64], mapping: IntensityMapping) -> None:
+def binning_notes(shape: tuple[int, ...], declared: tuple[float, ...], factors: Factors) -> tuple[str, ...]:
+    """Say how something was binned, for its record; nothing where it was not."""
+    if factors == NO_BINNING:
+        return ()
+    return (
+        f"binned by {list(factors)} (z, y, x), means rounded with halves up, from {list(shape)} voxels of {list(declared)} nm",
+    )
+
+
+def refuse_constant(histogram: NDArray[np.int64], mapping: IntensityMapping) -> None:
+    """Refuse what has fewer than two values.
+
+    Args:
+        histogram: int64 (256,): counts of the mapped values.
+        mapping: To tell the original value.
+
+    Raises:
+        ValueError: It is constant, or no voxel of it could be read.
+    """
     values = np.flatnonzero(histogram)
     if len(values) == 0:
         raise ValueError("no voxel of it could be read: every chunk is absent or refused. Upload the chunks.")
@@ -271,129 +293,3 @@ def _refuse_constant(histogram: NDArray[np.int64], mapping: IntensityMapping) ->
     raise ValueError(
         f"it is constant: every voxel is {original:g} (blank); expected at least two values. Remove it from the dataset."
     )
-
-
-@dataclass(frozen=True)
-class StandardImage:
-    """One standardized 2D image.
-
-    Attributes:
-        pixels: uint8 (height, width).
-        mapping: From source values to uint8.
-        notes: What was recognised or reduced.
-    """
-
-    pixels: NDArray[np.uint8]
-    mapping: IntensityMapping
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _ImageJob:
-    """Reads and converts 2D images, in whatever process."""
-
-    store: Store
-    dataset: InboxDataset
-    scratch: Path
-
-    def __call__(self, intake: Intake) -> StandardImage | Rejection:
-        description = self.dataset.description
-        try:
-            if intake.kind == "zarr":
-                plane, notes = _zarr_plane(self.store, self.dataset, intake)
-            else:
-                with local_paths(self.store, self.dataset.name, intake.paths, self.scratch) as files:
-                    plane, notes = read_plane(files[0], self.scratch, description)
-            policy = description.intensity or default_policy(plane.dtype)
-            mapping = mapping_for(policy, plane.dtype, plane, description.intensity_percentiles, description.intensity_window)
-            pixels = mapping.apply(plane)
-            _refuse_constant(np.bincount(pixels.reshape(-1), minlength=256).astype(np.int64), mapping)
-        except ValueError as error:
-            return Rejection(intake.paths[0], str(error))
-        return StandardImage(pixels, mapping, notes)
-
-
-def _zarr_plane(store: Store, dataset: InboxDataset, intake: Intake) -> tuple[NDArray[Any], tuple[str, ...]]:
-    description = dataset.description
-    key = dataset_key(dataset.name, intake.paths[0])
-    opened = open_zarr(store, key, description.zarr_array, description.channel)
-    z, y, x = opened.source.shape
-    if z != 1:
-        raise ValueError(f'it is a stack of {z} slices; expected one 2D image. Use kind = "volume".')
-    box = (slice(0, 1), slice(0, y), slice(0, x))
-    plane = np.asarray(opened.source.read(box)[0])
-    if opened.source.missing(box) is not None:
-        raise ValueError("it lacks chunks; expected a whole image. Upload the chunks.")
-    return plane, opened.notes
-
-
-def standardize_images(
-    store: Store,
-    dataset: InboxDataset,
-    items: list[Intake],
-    commit: Commit,
-    engine: Engine | None,
-    scratch: Path,
-    progress: Progress,
-) -> tuple[int, int, list[Rejection]]:
-    """Write 2D images as Parquet tables of TIFF bytes into a commit.
-
-    Args:
-        store: Where the inbox lies.
-        dataset: The dataset.
-        items: Its images.
-        commit: Where the tables go.
-        engine: Shares the images; None chooses a pool by their number.
-        scratch: Folder for copies.
-        progress: Called with (images done, images in all).
-
-    Returns:
-        (number of images, number of pixels, images that were refused).
-    """
-    hashes = {item.path: item.sha256 for item in dataset.files}
-    rejections: list[Rejection] = []
-    rows: list[dict[str, Any]] = []
-    num_images = num_pixels = held = part = 0
-    pixel_size = dataset.description.voxel_size()[1:]
-
-    def flush() -> None:
-        nonlocal rows, held, part
-        table = pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
-        largest = max(row["height"] * row["width"] for row in rows)
-        group = max(1, min(256, _ROW_GROUP_BYTES // largest))
-        commit.write(part_name(part), parquet_bytes([table], IMAGES_SCHEMA, row_group=group))
-        rows, held, part = [], 0, part + 1
-
-    chosen = engine or local_engine(None, len(items), items_per_worker=16)
-    for number, (item, result) in enumerate(zip(items, chosen.map(_ImageJob(store, dataset, scratch), items), strict=True), 1):
-        progress(number, len(items))
-        if isinstance(result, Rejection):
-            rejections.append(result)
-            continue
-        height, width = result.pixels.shape
-        rows.append(
-            {
-                "dataset": dataset.name,
-                "name": item.name,
-                "file": item.paths[0],
-                "height": height,
-                "width": width,
-                "pixel_size_y_nm": pixel_size[0],
-                "pixel_size_x_nm": pixel_size[1],
-                "intensity_policy": result.mapping.policy,
-                "source_dtype": result.mapping.dtype,
-                "intensity_low": result.mapping.low,
-                "intensity_high": result.mapping.high,
-                "source_sha256": hashes.get(item.paths[0], ""),
-                "notes": "; ".join(result.notes),
-                "image": {"bytes": encode_tiff(result.pixels), "path": f"{item.name}.tiff"},
-            }
-        )
-        num_images += 1
-        num_pixels += result.pixels.size
-        held += result.pixels.size
-        if held >= SHARD_BYTES:
-            flush()
-    if rows:
-        flush()
-    return num_images, num_pixels, rejections

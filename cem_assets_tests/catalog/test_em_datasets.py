@@ -1,6 +1,7 @@
 """The table of EM datasets: what is in it, and that a broken row is told in words."""
 
 import csv
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -105,3 +106,18 @@ def test_all_problems_are_told_at_once_and_a_name_must_be_unique():
         parsed(GOOD, GOOD, {**GOOD, "name": "c", "scale": "x"})
     with pytest.raises(ValueError, match="has columns"):
         parse_em_datasets("name,enabled\n", lambda name: "")
+
+
+def test_every_row_is_told_of_in_the_table_of_sources():
+    from pathlib import Path
+
+    from cem_assets.catalog.microscopy import microscopy_sources
+
+    text = (Path(__file__).parents[2] / "docs/sources.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert [name for name in (*em_datasets(), *microscopy_sources()) if name not in rows] == []
+
+
+def test_images_of_the_catalogue_have_the_size_of_a_pixel():
+    row = replace(next(iter(em_datasets().values())), kind="images", voxel_size_nm=(1.0, 4.0, 4.5))
+    assert "pixel_size_nm = [4.0, 4.5]" in row.description_toml() and "voxel_size_nm" not in row.description_toml()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cem_assets.cem.description import EXAMPLE, check_dataset_name, parse_description
+from cem_assets.cem.description import EXAMPLE, DatasetDescription, check_dataset_name, parse_description
 
 GOOD = 'name = "vnc"\nkind = "volume"\nvoxel_size_nm = [45, 4.6, 4.6]\nlicence = "CC0"\ncitation = "A."\n'
 
@@ -111,3 +111,33 @@ def test_options_that_do_not_fit_together(more, message):
 def test_files_that_are_no_toml(text):
     with pytest.raises(ValueError, match=r"x/dataset.toml"):
         parse_description(text, "x/dataset.toml")
+
+
+def test_keys_of_later_versions_leave_no_trace_where_they_are_not_used():
+    text = 'name = "d"\nkind = "volume"\nvoxel_size_nm = [8, 8, 8]\nlicence = "x"\ncitation = "x"\n'
+    plain = parse_description(text.encode(), "dataset.toml").model_dump()
+    assert "sampling" not in plain and "target_voxel_size_nm" not in plain and plain["channel"] is None
+    used = parse_description(f"{text}target_voxel_size_nm = 16\n[sampling]\ncube_px = 128\n".encode(), "dataset.toml")
+    assert used.model_dump()["sampling"]["cube_px"] == 128 and used.sampling is not None and used.sampling.seed == 0
+    assert DatasetDescription.model_validate(used.model_dump()) == used
+
+
+@pytest.mark.parametrize(
+    ("extra", "part"),
+    [
+        ("[sampling]\ncube = 128\n", 'unknown key "sampling.cube"; did you mean "cube_px"?'),
+        ("[sampling]\ngigabytes = 0\n", "sampling.gigabytes: Input should be greater than 0"),
+        ("target_voxel_size_nm = -1\n", "target_voxel_size_nm: Input should be greater than 0"),
+    ],
+)
+def test_problems_of_sampling_and_binning_are_told(extra, part):
+    text = 'name = "d"\nkind = "volume"\nvoxel_size_nm = [8, 8, 8]\nlicence = "x"\ncitation = "x"\n' + extra
+    with pytest.raises(ValueError) as caught:
+        parse_description(text.encode(), "dataset.toml")
+    assert part in str(caught.value)
+
+
+def test_sampling_is_for_volumes_only():
+    text = 'name = "d"\nkind = "images"\npixel_size_nm = [8, 8]\nlicence = "x"\ncitation = "x"\n[sampling]\n'
+    with pytest.raises(ValueError, match='takes cubes of volumes; kind = "images" has none'):
+        parse_description(text.encode(), "dataset.toml")

@@ -317,6 +317,7 @@ def served_catalogue(tmp_path: Path, monkeypatch):
             {path.name: digest},
         )
     monkeypatch.setattr("cem_assets.stages.catalogue.em_datasets", lambda: rows)
+    monkeypatch.setenv("CEM_ASSETS_ALLOW_PRIVATE_SOURCES", "yes")
     yield rows
     server.shutdown()
 
@@ -358,6 +359,7 @@ def test_enabled_rows_of_microscopy_sources_are_fetched_too(local_platform, tmp_
     }
     monkeypatch.setattr("cem_assets.stages.catalogue.microscopy_sources", lambda: rows)
     monkeypatch.setattr("cem_assets.stages.catalogue.em_datasets", dict)
+    monkeypatch.setenv("CEM_ASSETS_ALLOW_PRIVATE_SOURCES", "yes")
     requests = evaluate(catalogue_schedule, local_platform)
     assert [request.tags["cem_assets/catalogue"] for request in requests] == ["bbbc013", "idr0036"]
     with pytest.raises(ValueError, match=r"drop them with a source.toml \(recipe = 'bbbc013'\) into inbox/bbbc013/"):

@@ -173,7 +173,8 @@ def test_trouble_that_stays_is_an_error(served: HttpFiles, name: str):
     volume = opened(served, name)
     with pytest.raises(ConnectionError, match="could not be fetched in 4 tries: status 503"):
         volume.read(WHOLE)
-    assert served.asked[path] == FAST.num_attempts
+    # One more where a kept connection had gone stale: that request never counts as a try.
+    assert served.asked[path] - FAST.num_attempts in (0, 1)
     served.reset()
     assert volume.read(BOX).is_missing is None, "the volume is usable again when the server is"
 

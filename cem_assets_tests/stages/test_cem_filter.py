@@ -148,3 +148,27 @@ def test_a_gpu_that_is_not_there_is_told(scored):
     store, _ = scored
     with pytest.raises(ValueError, match="torch sees no GPU here"):
         score_patches(store, "cells", ScoreParams(device="cuda"))
+
+
+def test_a_limit_keeps_a_seeded_choice_and_a_larger_one_only_adds(scored):
+    store, middle = scored
+    informative = set(readers.read_patches("cells", "scores", store.url).query("informative > @middle")["name"])
+    kept, choices = [], [(3, 0), (7, 0), (10**6, 0), (3, 1)]
+    for limit, seed in choices:
+        manifest = keep_informative(store, "cells", FilterParams(threshold=middle, max_patches=limit, seed=seed)).manifest
+        found = set(readers.read_patches("cells", "filtered", store.url)["name"])
+        dropped = pd.read_parquet(f"{store.url_of(manifest.folder)}/_dropped/part-00000.parquet")
+        over = set(dropped.loc[dropped["reason"] == "over max_patches", "name"])
+        assert found <= informative and len(found) == min(limit, len(informative)) and over == informative - found
+        assert manifest.counts["over_max_patches"] == len(over) and manifest.counts["patches"] == len(found)
+        assert set(dropped.loc[dropped["reason"] == "uninformative", "name"]).isdisjoint(informative)
+        kept.append(found)
+    assert kept[0] < kept[1] < kept[2] == informative and kept[3] != kept[0]
+
+
+def test_a_limit_that_is_not_set_leaves_no_trace(scored):
+    store, middle = scored
+    manifest = keep_informative(store, "cells", FilterParams(threshold=middle)).manifest
+    assert dict(manifest.inputs.parameters) == {"threshold": middle} and "over_max_patches" not in manifest.counts
+    assert FilterParams(seed=3).model_dump() == {"threshold": 0.5} == FilterParams().model_dump(mode="json", exclude={"device"})
+    assert FilterParams(max_patches=2).model_dump() == {"threshold": 0.5, "max_patches": 2, "seed": 0}

@@ -19,6 +19,7 @@ from cem_assets.storage.formats.headers import decompress_file, open_mrc, open_n
 from cem_assets.storage.formats.micrograph import open_dm
 from cem_assets.storage.formats.rasters import read_raster
 from cem_assets.storage.formats.tiff import open_tiff
+from cem_assets.storage.formats.video import open_video
 
 Opener = Callable[[Path, Path, DatasetDescription], Opened]
 
@@ -39,6 +40,8 @@ FORMATS: dict[str, tuple[tuple[str, ...], Opener]] = {
     "NIfTI": ((".nii",), lambda path, scratch, d: open_nifti(path)),
     "HDF5": ((".h5", ".hdf5", ".hdf", ".he5"), lambda path, scratch, d: open_hdf5(path, d.hdf5_dataset, d.channel)),
     "DM": ((".dm3", ".dm4"), lambda path, scratch, d: open_dm(path, scratch)),
+    "MP4": ((".mp4", ".m4v"), lambda path, scratch, d: open_video(path, scratch, d, "MP4")),
+    "AVI": ((".avi",), lambda path, scratch, d: open_video(path, scratch, d, "AVI")),
 }
 COMPRESSED: dict[str, str] = {".gz": "gzip", ".bz2": "bzip2"}
 SLICE_FORMATS = ("TIFF", "PNG", "JPEG", "DM", "MRC")
@@ -93,11 +96,13 @@ def sniff(path: Path) -> str | None:
     signatures = {
         b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG",
         b"\x89HDF": "HDF5", b"NRRD0": "NRRD", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"PK\x03\x04": "zip",
-        b"%PDF": "PDF", b"GIF8": "GIF", b"BM": "BMP", b"7z\xbc\xaf": "7z", b"RIFF": "AVI or WAV",
+        b"%PDF": "PDF", b"GIF8": "GIF", b"BM": "BMP", b"7z\xbc\xaf": "7z",
     }  # fmt: skip
     for signature, name in signatures.items():
         if head.startswith(signature):
             return name
+    if head[:4] == b"RIFF":
+        return "AVI" if head[8:12] == b"AVI " else "RIFF without video"
     if head[4:8] == b"ftyp":
         return "MP4"
     if head[344:347] in (b"n+1", b"ni1") or head[4:7] == b"n+2":

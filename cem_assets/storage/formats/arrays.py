@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,8 @@ _PLANE_EXPANSION_FROM = 64 << 20
 _FILE_EXPANSION_FROM = 1 << 30
 """Sizes from which on the expansion counts: small blank images and label masks shrink a lot, and do no harm."""
 _SLICES_AT_ONCE = 16
+_MAPPED_BYTES = 16 << 20
+"""Of a file, mapped at a time; larger planes are mapped some rows at a time."""
 _SPARE_DISK = 512 << 20
 
 
@@ -162,15 +164,25 @@ class RawFile:
         for axis, span in zip(self.order, box, strict=True):
             on_disk[axis] = span
         out = np.empty([s.stop - s.start for s in on_disk], np.dtype(self.disk_dtype).newbyteorder("="))
-        plane = self.disk_shape[1] * self.disk_shape[2] * np.dtype(self.disk_dtype).itemsize
-        for start in range(on_disk[0].start, on_disk[0].stop, _SLICES_AT_ONCE):
-            stop = min(start + _SLICES_AT_ONCE, on_disk[0].stop)
-            # A mapping of few slices, given back at once: pages of a large mapping would count as our memory.
-            mapped = np.memmap(
-                self.path, self.disk_dtype, "r", self.offset + start * plane, (stop - start, *self.disk_shape[1:])
-            )
-            out[start - on_disk[0].start : stop - on_disk[0].start] = mapped[:, on_disk[1], on_disk[2]]
-            del mapped
+        row = self.disk_shape[2] * np.dtype(self.disk_dtype).itemsize
+        plane = self.disk_shape[1] * row
+        num_slices = max(1, min(_SLICES_AT_ONCE, _MAPPED_BYTES // plane))
+        num_rows = on_disk[1].stop - on_disk[1].start if plane <= _MAPPED_BYTES else max(1, _MAPPED_BYTES // row)
+        for z in range(on_disk[0].start, on_disk[0].stop, num_slices):
+            depth = min(num_slices, on_disk[0].stop - z)
+            for y in range(on_disk[1].start, on_disk[1].stop, num_rows):
+                # A mapping of few slices or rows, given back at once: pages of a large mapping would count as our memory.
+                count = min(num_rows, on_disk[1].stop - y)
+                if plane <= _MAPPED_BYTES:
+                    mapped = np.memmap(self.path, self.disk_dtype, "r", self.offset + z * plane, (depth, *self.disk_shape[1:]))
+                    part = mapped[:, on_disk[1], on_disk[2]]
+                else:
+                    start = self.offset + z * plane + y * row
+                    mapped = np.memmap(self.path, self.disk_dtype, "r", start, (1, count, self.disk_shape[2]))
+                    part = mapped[:, :, on_disk[2]]
+                z_out, y_out = z - on_disk[0].start, y - on_disk[1].start
+                out[z_out : z_out + depth, y_out : y_out + count] = part
+                del mapped, part
         turned = out.transpose(self.order)
         if (self.slope, self.intercept) != (1.0, 0.0):
             return turned.astype(np.float64) * self.slope + self.intercept
@@ -198,23 +210,74 @@ def spool(planes: Iterable[NDArray[Any]], shape: Shape, dtype: np.dtype[Any], sc
         ValueError: A plane has another size or type than announced, or there are too few.
         OSError: The scratch disk is too small; the message says how much is needed.
     """
-    need = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    require_disk(scratch, need, what)
-    path = scratch / f"{uuid.uuid4().hex}.raw"
-    count = 0
     native = dtype.newbyteorder("=")
-    with open(path, "wb") as handle:
+    count = 0
+
+    def checked() -> Iterator[NDArray[Any]]:
+        nonlocal count
         for plane in planes:
             if plane.shape != shape[1:] or plane.dtype.newbyteorder("=") != native:
                 raise ValueError(
                     f"{what}: slice {count} is {plane.dtype} {plane.shape}, expected {native} {shape[1:]} like the first. "
                     "Remove or repair that slice."
                 )
-            handle.write(np.ascontiguousarray(plane, dtype=native).data)
+            yield plane
             count += 1
-    if count != shape[0]:
-        raise ValueError(f"{what} has {count} slices; its header announces {shape[0]}. Copy it again from its source.")
+        if count != shape[0]:
+            raise ValueError(f"{what} has {count} slices; its header announces {shape[0]}. Copy it again from its source.")
+
+    return spool_rows(checked(), shape, dtype, scratch, what)
+
+
+def spool_rows(pieces: Iterable[NDArray[Any]], shape: Shape, dtype: np.dtype[Any], scratch: Path, what: str) -> RawFile:
+    """Write pieces of voxels that follow each other in (z, y, x) order to a scratch file, whatever their shapes.
+
+    Args:
+        pieces: Arrays of any shape; only the order of their values counts.
+        shape: (z, y, x) they must add up to.
+        dtype: Number type they are written as.
+        scratch: Folder for the file.
+        what: Name of the source, for errors.
+
+    Returns:
+        The scratch file as an array.
+
+    Raises:
+        ValueError: There are more or fewer values than announced.
+        OSError: The scratch disk is too small.
+    """
+    expected = int(np.prod(shape, dtype=object))
+    require_disk(scratch, expected * dtype.itemsize, what)
+    path = scratch / f"{uuid.uuid4().hex}.raw"
+    native = dtype.newbyteorder("=")
+    count = 0
+    with open(path, "wb") as handle:
+        for piece in pieces:
+            count += piece.size
+            if count > expected:
+                break
+            handle.write(np.ascontiguousarray(piece, dtype=native).data)
+    if count != expected:
+        found = "more" if count > expected else str(count)
+        raise ValueError(f"{what} holds {found} numbers; its header announces {expected}. Copy it again from its source.")
     return RawFile(path, 0, shape, native.str)
+
+
+def check_whole_in_memory(what: str, num_bytes: int) -> None:
+    """Refuse what is held in memory whole, and is too large for that.
+
+    Args:
+        what: Name of the image or chunk.
+        num_bytes: Its decoded size.
+
+    Raises:
+        ValueError: It is above `MAX_PLANE_BYTES`.
+    """
+    if num_bytes > MAX_PLANE_BYTES:
+        raise ValueError(
+            f"{what} has {num_bytes / 2**30:.1f} GiB decoded and can only be held in memory whole; expected at most "
+            f"{MAX_PLANE_BYTES / 2**30:.0f} GiB. Save it in smaller pieces, for example as OME-Zarr."
+        )
 
 
 def require_disk(scratch: Path, num_bytes: int, what: str) -> None:

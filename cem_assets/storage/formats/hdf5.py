@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cem_assets.storage.formats.arrays import Box, Opened, Shape, shown
+from cem_assets.storage.formats.arrays import Box, Opened, Shape, check_whole_in_memory, shown
 
 _MAX_LISTED = 20
 
@@ -135,6 +135,9 @@ def open_hdf5(path: Path, name: str | None, channel: int | None = None) -> Opene
             if dataset.external or dataset.is_virtual:
                 raise ValueError(f"{what}: array {chosen!r} keeps its voxels in other files. Repack it into one file.")
             shape, dtype = tuple(int(size) for size in dataset.shape), dataset.dtype
+            if dataset.chunks is not None:
+                num_bytes = int(np.prod(dataset.chunks, dtype=object)) * dtype.itemsize
+                check_whole_in_memory(f"{what}: a chunk of array {chosen!r}", num_bytes)
             if dataset.id.get_storage_size() == 0:
                 raise ValueError(f"{what}: array {chosen!r} was never written. Copy the file again from its source.")
     except (OSError, KeyError, RuntimeError) as error:

@@ -9,6 +9,7 @@ import gzip
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ import nibabel.spatialimages
 import nrrd
 import numpy as np
 from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
 
-from cem_assets.storage.formats.arrays import Opened, RawFile, Shape, check_decoded_size, require_disk, shown, spool
+from cem_assets.storage.formats.arrays import Opened, RawFile, Shape, check_decoded_size, require_disk, shown, spool_rows
 
 _BLOCK = 1 << 22
+_TEXT_BLOCK = 1 << 18
+_MAX_WORD = 1000
 _IMOD_STAMP = 1146047817
 _MRC_SUPPORTED = "0 (int8), 1 (int16), 2 (float32), 6 (uint16), 12 (float16)"
 _NM_PER_SPATIAL_UNIT = {"meter": 1e9, "mm": 1e6, "micron": 1e3}
@@ -193,14 +197,26 @@ def open_nrrd(path: Path, scratch: Path) -> Opened:
     if encoding in ("gzip", "gz", "bzip2", "bz2"):
         raw = _inflate_nrrd(raw, "gzip" if encoding in ("gzip", "gz") else "bzip2", scratch, what)
     elif encoding in ("ascii", "txt", "text"):
-        check_decoded_size(what, raw.num_bytes, data.stat().st_size, is_plane=True)
-        numbers = np.array(data.read_bytes()[raw.offset :].split(), dtype=np.float64)
-        if numbers.size != np.prod(shape):
-            raise ValueError(f"{what} holds {numbers.size} numbers; its header announces {np.prod(shape)}.")
-        raw = spool(iter(numbers.astype(dtype.newbyteorder("=")).reshape(shape)), shape, dtype, scratch, what)
+        check_decoded_size(what, raw.num_bytes, data.stat().st_size, is_plane=False)
+        raw = spool_rows(_ascii_numbers(raw, dtype), shape, dtype, scratch, what)
     elif encoding != "raw":
         raise ValueError(f"{what} has NRRD encoding {encoding!r}; expected raw, gzip, bzip2 or ascii.")
     return Opened(raw.check_length(what), shape[0] == 1, _nrrd_voxel_size(header))
+
+
+def _ascii_numbers(raw: RawFile, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+    """Read numbers written as text, some at a time; a number may lie across two blocks."""
+    with open(raw.path, "rb") as handle:
+        handle.seek(raw.offset)
+        rest = b""
+        while block := handle.read(_TEXT_BLOCK):
+            words = (rest + block).split()
+            rest = words.pop() if words and not block[-1:].isspace() else b""
+            if len(rest) > _MAX_WORD:
+                raise ValueError(f"{shown(raw.path)} has {len(rest)} characters without a blank; expected numbers.")
+            yield np.array(words, dtype=np.float64).astype(dtype.newbyteorder("="))
+        if rest:
+            yield np.array([rest], dtype=np.float64).astype(dtype.newbyteorder("="))
 
 
 def _inflate_nrrd(raw: RawFile, kind: str, scratch: Path, what: str) -> RawFile:

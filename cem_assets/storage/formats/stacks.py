@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cem_assets.cem.description import DatasetDescription
 from cem_assets.storage.formats import open_file
-from cem_assets.storage.formats.arrays import Opened, shown, spool
+from cem_assets.storage.formats.arrays import Opened, check_whole_in_memory, shown, spool
 
 _DECODE_THREADS = 2
 
@@ -45,6 +45,7 @@ def read_plane(path: Path, scratch: Path, description: DatasetDescription) -> tu
                 f'{shown(path)} is a stack of {source.shape[0]} slices; expected one 2D image. Use kind = "volume", or '
                 "save its slices as single files."
             )
+        check_whole_in_memory(f"image {shown(path)}", source.shape[1] * source.shape[2] * source.dtype.itemsize)
         box = (slice(0, 1), slice(0, source.shape[1]), slice(0, source.shape[2]))
         plane = np.asarray(source.read(box)[0])
         if source.missing(box) is not None:
@@ -67,6 +68,11 @@ def open_stack(paths: Sequence[Path], scratch: Path, description: DatasetDescrip
     Raises:
         ValueError: A slice is damaged, or has another size or number type than the first.
     """
+    told = f"{len(paths)} slices in natural order of their names"
+    if len(paths) == 1:  # one page may be larger than memory: it is read by boxes, where slices are read whole
+        opened = open_file(paths[0], scratch, description)
+        if opened.source.shape[0] == 1:
+            return Opened(opened.source, False, None, (told, *opened.notes))
     first, notes = read_plane(paths[0], scratch, description)
 
     def planes() -> Iterator[NDArray[Any]]:
@@ -86,4 +92,4 @@ def open_stack(paths: Sequence[Path], scratch: Path, description: DatasetDescrip
                 yield plane
 
     raw = spool(planes(), (len(paths), *first.shape), first.dtype, scratch, f"volume {name!r}")
-    return Opened(raw, False, None, (f"{len(paths)} slices in natural order of their names", *notes))
+    return Opened(raw, False, None, (told, *notes))

@@ -1,6 +1,7 @@
 """TIFF files: single images and stacks, any byte order, tiled, stripped or compressed, read by tifffile.
 
-Uncompressed contiguous stacks are read in place; all others are decoded page by page into scratch.
+Uncompressed contiguous stacks are read in place; all others are decoded page by page into scratch, and large gray
+pages strip by strip or tile by tile.
 Missing strips and truncation are errors here, where tifffile would give zeros.
 """
 
@@ -14,13 +15,26 @@ import tifffile
 from numpy.typing import NDArray
 
 from cem_assets.imaging.intensity import gray_from_channels
-from cem_assets.storage.formats.arrays import Opened, RawFile, check_decoded_size, shown, spool
+from cem_assets.storage.formats.arrays import (
+    MAX_PLANE_BYTES,
+    Opened,
+    RawFile,
+    check_decoded_size,
+    check_whole_in_memory,
+    shown,
+    spool,
+    spool_rows,
+)
 
 # tifffile logs damage and goes on; here damage is raised, once, in words.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 _DEPTH_AXES = "ZIQT"
 _DECODE_THREADS = 2
+_PAGE_BYTES_HELD = 32 << 20
+"""Gray pages above this are not decoded whole."""
+_SEGMENT_BUFFER = 1 << 20
+"""Compressed bytes read ahead: what they decode to is in memory at once."""
 _NM_PER_UNIT = {"nm": 1.0, "nanometer": 1.0, "um": 1e3, "µm": 1e3, "micron": 1e3, "\\u00B5m": 1e3, "mm": 1e6}
 
 
@@ -72,7 +86,13 @@ def _open(tif: tifffile.TiffFile, path: Path, scratch: Path, channel: int | None
         disk = np.dtype(f"{tif.byteorder}{dtype.char}")
         raw = RawFile(path, int(series.dataoffset), (depth, *size), disk.str).check_length(what)
         return Opened(raw, depth == 1, voxel_size, notes)
-    _check_pages(pages, path.stat().st_size, what)
+    in_segments = num_channels == 1 and _is_plain(head) and int(head.nbytes) > _PAGE_BYTES_HELD
+    _check_pages(pages, path.stat().st_size, what, in_segments)
+    if in_segments:
+        if len(pages) != depth:
+            raise ValueError(f"{what} has {len(pages)} pages for {depth} slices; expected one page for each slice.")
+        rows = (rows for number, page in enumerate(pages) for rows in _rows(_full_page(page), number, size, dtype, what))
+        return Opened(spool_rows(rows, (depth, *size), np.dtype(dtype), scratch, what), depth == 1, voxel_size, notes)
     done: list[str] = list(notes)
     planes = _decoded(pages, depth, num_channels, channel, what, done)
     first_plane = next(planes)
@@ -149,7 +169,29 @@ def _interpret(axes: str, shape: tuple[int, ...], what: str, channel: int | None
     return depth, num_channels, note
 
 
-def _check_pages(pages: Sequence[Any], file_bytes: int, what: str) -> None:
+def _rows(page: Any, number: int, size: tuple[int, int], dtype: Any, what: str) -> Iterator[NDArray[Any]]:
+    """Decode a gray page a row of strips or tiles at a time."""
+    height, width = size
+    band: NDArray[Any] | None = None
+    top = 0
+    for segment, (*_, y, x, _), _ in page.segments(maxworkers=_DECODE_THREADS, buffersize=_SEGMENT_BUFFER):
+        if segment is None or (page.imagelength, page.imagewidth) != size or page.dtype != dtype:
+            raise ValueError(
+                f"{what}: page {number} lacks strips or tiles, or is unlike the first; expected all of them. Copy the file "
+                "again."
+            )
+        if band is None or y != top:
+            if band is not None:
+                yield band
+            top = y
+            band = np.zeros((min(int(segment.shape[1]), height - y), width), dtype)
+        inside = segment[0, : len(band), : width - x, 0]
+        band[: len(inside), x : x + inside.shape[1]] = inside
+    if band is not None:
+        yield band
+
+
+def _check_pages(pages: Sequence[Any], file_bytes: int, what: str, in_segments: bool) -> None:
     for number, frame in enumerate(pages):
         offsets, counts = frame.dataoffsets, frame.databytecounts
         if not len(counts) or min(counts) == 0 or min(offsets) == 0:
@@ -161,7 +203,19 @@ def _check_pages(pages: Sequence[Any], file_bytes: int, what: str) -> None:
             raise ValueError(
                 f"{what} is truncated: page {number} reaches to byte {end}, the file has {file_bytes}. Copy it again."
             )
-        check_decoded_size(f"{what}, page {number}", int(frame.nbytes), int(sum(counts)))
+        is_held = not in_segments or int(frame.nbytes) <= MAX_PLANE_BYTES
+        check_decoded_size(f"{what}, page {number}", int(frame.nbytes), int(sum(counts)), is_plane=is_held)
+        if in_segments:
+            _check_segments(_full_page(frame), f"{what}, page {number}")
+
+
+def _check_segments(page: Any, what: str) -> None:
+    """Check what is held of a page at once: a strip, or a row of tiles."""
+    rows = int(page.tilelength) if page.is_tiled else min(int(page.rowsperstrip), int(page.imagelength))
+    width = max(int(page.tilewidth), int(page.imagewidth)) if page.is_tiled else int(page.imagewidth)
+    check_whole_in_memory(
+        f"a {'row of tiles' if page.is_tiled else 'strip'} of {what}", rows * width * int(page.dtype.itemsize)
+    )
 
 
 def _decoded(

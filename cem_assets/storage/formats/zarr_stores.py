@@ -19,7 +19,7 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from cem_assets.storage.formats.arrays import Box, Opened, Shape
+from cem_assets.storage.formats.arrays import Box, Opened, Shape, check_whole_in_memory
 from cem_assets.storage.formats.hdf5 import place_axes
 from cem_assets.storage.store import Store, check_key
 
@@ -175,6 +175,7 @@ def open_zarr(store: Store, key: str, array_path: str | None, channel: int | Non
     dtype, shape = np.dtype(array.dtype), tuple(int(size) for size in array.shape)
     if dtype.kind not in "iuf":
         raise ValueError(f"{what} holds {dtype}; expected integers or floats.")
+    check_whole_in_memory(f"a chunk of {what}", int(np.prod(array.chunks, dtype=object)) * dtype.itemsize)
     if names is not None and len(names) == len(shape) and set("yx") <= set(names):
         axes, fixed = _named_axes(names, shape, channel, what)
     else:

@@ -457,3 +457,22 @@ def test_animations_are_refused(tmp_path, scratch):
 
 def test_nothing_is_left_open_or_unpickled():
     assert Evil.ran is False and io is not None
+
+
+@pytest.mark.parametrize("name", ["v.h5", "v.zarr"])
+def test_chunks_that_do_not_fit_memory_are_refused_before_they_are_read(tmp_path, scratch, monkeypatch, name):
+    from cem_assets.storage.formats import arrays
+    from cem_assets.storage.formats.zarr_stores import open_zarr
+    from cem_assets.storage.store import open_store
+
+    monkeypatch.setattr(arrays, "MAX_PLANE_BYTES", 1000)
+    data = np.arange(8 * 16 * 16, dtype=np.uint8).reshape(8, 16, 16)
+    path = tmp_path / name
+    with pytest.raises(ValueError, match="a chunk of .*v.* can only be held in memory whole; expected at most"):
+        if name.endswith(".h5"):
+            with h5py.File(path, "w") as file:
+                file.create_dataset("v", data=data, chunks=(8, 16, 16))
+            open_file(path, scratch, DESCRIPTION)
+        else:
+            zarr.create_array(path, data=data, chunks=(8, 16, 16))
+            open_zarr(open_store(str(tmp_path)), name, None)

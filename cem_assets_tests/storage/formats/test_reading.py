@@ -506,3 +506,31 @@ def test_dm4_stacks(tmp_path, scratch):
 
 def test_stores_open_by_url(tmp_path):
     assert open_store(str(tmp_path)).is_local
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 18])
+def test_numbers_written_as_text_may_lie_across_blocks(tmp_path, scratch, monkeypatch, block):
+    from cem_assets.storage.formats import headers
+
+    monkeypatch.setattr(headers, "_TEXT_BLOCK", block)
+    data = voxels("int16", (2, 3, 4))
+    text = "\n".join(" ".join(map(str, row)) for row in data.reshape(-1, 4).tolist())
+    header = "NRRD0004\ntype: int16\ndimension: 3\nsizes: 4 3 2\nencoding: ascii\n\n"
+    for end in ("", "\n"):
+        (tmp_path / "a.nrrd").write_text(f"{header}{text}{end}")
+        found = open_file(tmp_path / "a.nrrd", scratch, described()).source
+        assert np.array_equal(found.read((slice(0, 2), slice(0, 3), slice(0, 4))), data)
+
+
+@pytest.mark.parametrize("options", [{"tile": (16, 32)}, {"rowsperstrip": 7}, {"tile": (48, 16), "compression": "zlib"}])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_large_pages_are_decoded_in_pieces_to_the_same_voxels(tmp_path, scratch, monkeypatch, options, dtype):
+    from cem_assets.storage.formats import arrays, tiff
+
+    data = voxels(dtype, (3, 70, 90))
+    compressed = {"compression": "zlib", **options}
+    tifffile.imwrite(tmp_path / "a.tif", data, photometric="minisblack", metadata=None, byteorder=">", **compressed)
+    monkeypatch.setattr(tiff, "_PAGE_BYTES_HELD", 100)
+    monkeypatch.setattr(arrays, "_MAPPED_BYTES", 1000)
+    monkeypatch.setattr(tiff, "_decoded", lambda *args: pytest.fail("a page was decoded whole"))
+    assert np.array_equal(whole(tmp_path / "a.tif", scratch), data)

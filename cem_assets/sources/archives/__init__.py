@@ -1,0 +1,56 @@
+"""Archives that can be asked for their files: one module with one function each, and one row of `ADAPTERS`.
+
+An adapter turns an accession and file names (None: all of them) into `RemoteFile`s, from the archive's own answer, which is
+untrusted: bounded, its names checked, addresses built here and never taken from it. It downloads nothing; that is
+`cem_assets.sources.transfer`. Addresses of archives are parameters, for mirrors of a whole archive and for tests.
+"""
+
+from collections.abc import Callable, Sequence
+
+from cem_assets.sources.archives.bbbc import bbbc_files
+from cem_assets.sources.archives.biostudies import biostudies_files
+from cem_assets.sources.archives.empiar import empiar_files
+from cem_assets.sources.archives.figshare import figshare_files
+from cem_assets.sources.archives.github import github_files
+from cem_assets.sources.archives.idr import idr_files
+from cem_assets.sources.archives.plain import plain_files
+from cem_assets.sources.archives.zenodo import zenodo_files
+from cem_assets.sources.remote_files import RemoteFile
+
+Adapter = Callable[[str, Sequence[str] | None], list[RemoteFile]]
+
+ADAPTERS: dict[str, Adapter] = {
+    "bbbc": bbbc_files,
+    "biostudies": biostudies_files,
+    "empiar": empiar_files,
+    "figshare": figshare_files,
+    "github": github_files,
+    "idr": idr_files,
+    "plain": plain_files,
+    "zenodo": zenodo_files,
+}
+
+
+def archive_files(archive: str, accession: str, names: Sequence[str] | None = None) -> list[RemoteFile]:
+    """Ask an archive for files.
+
+    Args:
+        archive: A key of `ADAPTERS`.
+        accession: As the archive writes it.
+        names: Paths within the accession, or None for all.
+
+    Returns:
+        The files, in the order of the names, or in order of name.
+
+    Raises:
+        KeyError: The archive is not known.
+        ValueError: The accession is malformed, or the archive's answer is.
+        FileNotFoundError: The archive has no such accession or file.
+        ConnectionError, PermissionError: It could not be asked.
+    """
+    if archive not in ADAPTERS:
+        raise KeyError(f"archive {archive!r} is not known; expected one of {', '.join(ADAPTERS)}.")
+    found = ADAPTERS[archive](accession, names)
+    if not found:
+        raise FileNotFoundError(f"{archive} {accession} has no files; expected some. Check the accession.")
+    return found
