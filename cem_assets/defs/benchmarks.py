@@ -128,7 +128,8 @@ def benchmark_scores(context: dg.AssetExecutionContext, config: ScoreConfig, sto
     asks nearest neighbours. Seed, iterations and opened layers are part of what is stored: no score overwrites another.
     """
     opened = store.open()
-    keys = context.partition_key.keys_by_dimension
+    # A run launched with the tag of the whole key alone knows it as plain text.
+    keys = scored_pairs.get_partition_key_from_str(str(context.partition_key)).keys_by_dimension
     with explained(context), signals_as_wish() as wish:
         try:
             result = score_benchmark(

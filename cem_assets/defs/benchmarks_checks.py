@@ -50,7 +50,7 @@ def _leaderboard_is_whole(store: Store, _: str) -> Outcome:
 
 
 def _scores_of_pair(store: Store, key: Any) -> Outcome:
-    keys = key.keys_by_dimension
+    keys = scored_pairs.get_partition_key_from_str(str(key)).keys_by_dimension
     return scores_are_whole(store, keys["benchmark"], keys["weights"])
 
 

@@ -31,10 +31,23 @@ LOOP = {"device": "cpu", "num_threads": 1, "num_knn_images": 0, "num_processes":
 TERMINATE = """
 mutation Stop($run: String!) { terminateRun(runId: $run) { __typename ... on PythonError { message } } }
 """
+EVENTS = """
+query Events($run: ID!) {
+  logsForRun(runId: $run) {
+    ... on EventConnection { events { ... on ExecutionStepFailureEvent { error { message causes { message } } }
+                                      ... on RunFailureEvent { error { message } } } }
+  }
+}
+"""
 
 
 def status_of(platform: Stack, run: str) -> str:
     return next(item["status"] for item in platform.runs() if item["runId"] == run)
+
+
+def failure_of(platform: Stack, run: str) -> str:
+    found = platform.graphql(EVENTS, run=run)["logsForRun"]
+    return "\n".join(str(event["error"]) for event in found.get("events", []) if event.get("error"))[:3000]
 
 
 def launch(platform: Stack, job: str, partition: str, asset: str, config: dict) -> str:
@@ -61,13 +74,13 @@ def test_weights_are_trained_stopped_resumed_and_scored(platform: Stack, store: 
 
     again = launch(platform, "pretraining_weights", "long_moco", WEIGHTS, {**LOOP, "params": {"epochs": stopped.epoch + 2}})
     wait_for("weights", lambda: status_of(platform, again) in ("SUCCESS", "FAILURE"), 180)
-    assert status_of(platform, again) == "SUCCESS"
+    assert status_of(platform, again) == "SUCCESS", failure_of(platform, again)
     assert current_manifest(store, WEIGHTS, "long_moco").details["epoch"] == stopped.epoch + 2
 
     pair = dg.MultiPartitionKey({"benchmark": "discs", "weights": "long_moco"})
     scored = launch(platform, "benchmark_scores", str(pair), "benchmarks/scores", {"device": "cpu", "num_threads": 1})
     wait_for("a score", lambda: status_of(platform, scored) in ("SUCCESS", "FAILURE"), 180)
-    assert status_of(platform, scored) == "SUCCESS"
+    assert status_of(platform, scored) == "SUCCESS", failure_of(platform, scored)
     # Asked for by the sensor, because a score is newer than the leaderboard.
     wait_for("a leaderboard", lambda: current_manifest(store, LEADERBOARD) is not None, 120)
     assert "long_moco" in set(readers.read_leaderboard(store.url)["weights"])
