@@ -78,10 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     releases.add_argument("second", nargs="?", help="version to compare it with; default the newest")
     releases.set_defaults(run=_releases)
 
-    export = commands.add_parser("export", help="write a release as the published data set's folders")
-    export.add_argument("what", choices=["cytoimagenet"])
-    export.add_argument("folder", type=Path)
+    export = commands.add_parser("export", help="write a release as the published data set's folders, tars or Parquet")
+    export.add_argument("what", choices=["cem", "cytoimagenet"])
+    export.add_argument("target", metavar="DIR|URL", help="a new folder; for cem also a URL such as s3://bucket/prefix")
     export.add_argument("--release", default="", help="version, such as v1 (default: the newest)")
+    export.add_argument("--format", choices=["tiff-tree", "webdataset", "hf"], help="of cem (default: tiff-tree)")
     export.set_defaults(run=_export)
 
     weights = commands.add_parser("weights", help="list encoder weights; train or import, extend, stop them")
@@ -117,6 +118,14 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("name", help="of the weights")
     promote.add_argument("--reason", default="", help="overrides the gate, and is recorded")
     promote.set_defaults(run=_promote)
+
+    label = commands.add_parser("label", help="open a local page on which patches are labelled good or bad, by keyboard")
+    label.add_argument("dataset")
+    label.add_argument("--annotator", default="", help="your name, recorded with every answer (default: the login name)")
+    label.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: that of the last session, or any)")
+    label.add_argument("--by", choices=["uncertainty", "random"], default="uncertainty", help="which patches come first")
+    label.add_argument("--no-browser", action="store_true", help="only print the address")
+    label.set_defaults(run=_label)
 
     path = commands.add_parser("path", help="print the folder that holds the current content of an asset")
     path.add_argument("asset", help="such as filtered, raw, cem/releases")
@@ -202,12 +211,31 @@ def _releases(call: Any) -> int:
 
 
 def _export(call: Any) -> int:
+    from cem_assets.stages.cem_export import export_cem
     from cem_assets.stages.cyto_export import export_cytoimagenet
     from cem_assets.storage.store import open_store
 
+    if call.what == "cem":
+        with StageBars() as bars:
+            done = export_cem(
+                open_store(),
+                call.target,
+                call.release,
+                call.format or "tiff-tree",
+                lambda done, total: bars("patches", "", done, total),
+            )
+        print(
+            f"{done.num_patches:,} patches of release {done.version} in {done.url}: {done.num_files:,} files "
+            f"({done.num_kept:,} were there), {done.num_bytes:,} bytes"
+        )
+        return 0
+    if call.format:
+        raise ValueError("--format is for cem; CytoImageNet is exported as a folder of PNG files.")
     with StageBars() as bars:
-        num = export_cytoimagenet(open_store(), call.folder, call.release, lambda done, total: bars("images", "", done, total))
-    print(f"{num:,} images in {call.folder}")
+        num = export_cytoimagenet(
+            open_store(), Path(call.target), call.release, lambda done, total: bars("images", "", done, total)
+        )
+    print(f"{num:,} images in {call.target}")
     return 0
 
 
@@ -289,6 +317,26 @@ def _promote(call: Any) -> int:
     lines, is_promoted = promote_weights(open_store(), call.name, call.reason)
     print("\n".join(lines))
     return 0 if is_promoted else 1
+
+
+def _label(call: Any) -> int:
+    import getpass
+
+    from cem_assets.storage.store import open_store
+    from cem_assets.web.next_patches import Order
+    from cem_assets.web.serving import serve_labelling
+
+    has_screen = sys.stdout.isatty() and (sys.platform == "darwin" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)))
+    serve_labelling(
+        open_store(),
+        call.dataset,
+        call.annotator or getpass.getuser(),
+        lambda line: print(line, flush=True),
+        call.port,
+        Order(call.by),
+        has_screen and not call.no_browser,
+    )
+    return 0
 
 
 def _path(call: Any) -> int:

@@ -50,8 +50,9 @@ There is no patch classifier in the store yet. Ways to get one, each by material
   1. from the published file (Zenodo record 6458015, patch_quality_classifier_nn.pth): download it, then set
      source = "file" and file = PATH in the launchpad, or the variable {WEIGHTS_VARIABLE}=PATH;
   2. straight from Zenodo: source = "published" and sha256 = the digest of a copy you trust;
-  3. from your own labels: put a CSV with the columns dataset, name, label (good, bad or none; at least
-     {MIN_LABELLED} good and bad together) under {LABELS}/ in the store, and set source = "labels"."""
+  3. from your own labels: give them on the page that `cem-assets label DATASET` opens, or put a CSV with the columns dataset,
+     name, label (good, bad or none) under {LABELS}/ in the store; at least {MIN_LABELLED} good and bad together. Then set
+     source = "labels"."""
 
 
 class Origin(StrEnum):

@@ -1,0 +1,289 @@
+"""The labelling page's application: what it serves, what it takes, and whom it listens to.
+
+Everything lies under a secret first part of the path; without it, or from a page of another origin, a request
+is refused. Opening the port is `cem_assets.web.serving`; the page is `static/label.html`.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cem_assets.cem.filter import MIN_LABELLED
+from cem_assets.storage.patch_labels import LabelEvent, LabelLog, agreement, check_annotator, current_labels, write_label_table
+from cem_assets.storage.store import Store
+from cem_assets.web.next_patches import Order, next_patches
+from cem_assets.web.patch_source import PatchPictures, find_candidates
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 1 << 18
+MAX_ANSWERS = 100
+MAX_AHEAD_MS = 24 * 3600 * 1000
+"""An answer dated further ahead would outlast every correction of it."""
+HOSTS = frozenset({"127.0.0.1", "localhost"})
+SEED = 1227
+STATIC = {"label.html": "text/html", "label.css": "text/css", "label.js": "text/javascript", "answers.js": "text/javascript"}
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+class NextRequest(BaseModel):
+    """A page asks for patches: for whom, how many, and which it has already."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    annotator: Annotated[str, AfterValidator(check_annotator)]
+    num: Annotated[int, Field(ge=1, le=200)] = 50
+    held: Annotated[tuple[Annotated[str, Field(max_length=1024)], ...], Field(max_length=1000)] = ()
+
+
+class LabellingSession:
+    """What one dataset's labelling knows: its patches, their pictures and everybody's answers.
+
+    Args:
+        store: Where.
+        dataset: What is labelled.
+        order: Which patches come first.
+        seed: Of the random order.
+
+    Raises:
+        FileNotFoundError: There are no patches.
+        ValueError: Label events in the store cannot be read.
+    """
+
+    def __init__(self, store: Store, dataset: str, order: Order = Order.uncertainty, seed: int = SEED) -> None:
+        self.store, self.dataset = store, dataset
+        self.candidates = find_candidates(store, dataset, order, seed)
+        self.names: list[str] = self.candidates.rows["name"].to_pylist()
+        self.pictures = PatchPictures(store, dataset, self.candidates)
+        self.log = LabelLog(store, dataset)
+        self.log.refresh()
+
+    def describe(self, annotator: str) -> dict[str, Any]:
+        """Say what a page must know at its start; `annotator` is the one proposed."""
+        return {
+            "dataset": self.dataset,
+            "store": hashlib.sha256(self.store.url.encode()).hexdigest()[:12],
+            "annotator": annotator,
+            "order": str(self.candidates.order),
+            "asset": self.candidates.manifest.inputs.asset,
+            "classifier": self.candidates.classifier,
+            "version": self.candidates.manifest.digest[:12],
+            "num_patches": self.candidates.num_patches,
+            "num_needed": MIN_LABELLED,
+        }
+
+    def next(self, request: NextRequest) -> dict[str, Any]:
+        """Choose patches for a page, never one its annotator has answered, in this session or another."""
+        self.log.refresh()
+        answered = {name for annotator, name in current_labels(self.log.events()) if annotator == request.annotator}
+        names = next_patches(self.names, answered, set(request.held), request.num)
+        return {"patches": names, "classifier": self.candidates.classifier}
+
+    def take(self, answers: list[Any]) -> dict[str, Any]:
+        """Keep answers, each on its own; what is named as accepted lies in the store.
+
+        Args:
+            answers: JSON of `LabelEvent`s without their dataset.
+
+        Returns:
+            "accepted", ids; and "refused", ids with the reason, which sending them again would not change.
+
+        Raises:
+            OSError: The store cannot be written; sending again may help.
+        """
+        accepted, refused = [], []
+        for answer in answers:
+            event_id = str(answer.get("event_id", ""))[:80] if isinstance(answer, dict) else ""
+            try:
+                if not isinstance(answer, dict):
+                    raise ValueError(f"an answer is a JSON object; found {type(answer).__name__}")
+                event = LabelEvent.model_validate({**answer, "dataset": self.dataset})
+                if event.name not in self.pictures:
+                    raise ValueError(f"patch {event.name!r} is none of those of {self.dataset} that are labelled here")
+                if event.answered_ms > time.time() * 1000 + MAX_AHEAD_MS:
+                    raise ValueError("the answer is dated more than a day ahead; set the clock of the browser's machine")
+                self.log.append(event)
+            except ValueError as error:
+                refused.append({"event_id": event_id, "reason": str(error)[:500]})
+            else:
+                accepted.append(event.event_id)
+        return {"accepted": accepted, "refused": refused}
+
+    def progress(self) -> dict[str, Any]:
+        """Count what everybody has answered, and how far they agree."""
+        self.log.refresh()
+        labels = {place: str(event.label) for place, event in current_labels(self.log.events()).items()}
+        counts: dict[str, dict[str, int]] = {}
+        for (annotator, _), label in labels.items():
+            counts.setdefault(annotator, {"good": 0, "bad": 0, "skip": 0})[label] += 1
+        agreed = agreement(labels)
+        return {
+            "num_patches": self.candidates.num_patches,
+            "num_labelled": len({name for (_, name), label in labels.items() if label != "skip"}),
+            "annotators": [{"annotator": name, **counts[name]} for name in sorted(counts)],
+            "num_shared": agreed.num_shared,
+            "observed": agreed.observed,
+            "kappa": agreed.kappa,
+            "num_conflicts": len(agreed.conflicts),
+        }
+
+
+class Doorkeeper:
+    """Refuses whoever lacks the token, comes from another origin, or reached us under another host's name.
+
+    The host is checked because a name that an attacker's server resolves to 127.0.0.1 makes this server look like
+    the attacker's origin (DNS rebinding); any port will do, so that the page can be reached through a tunnel.
+    """
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._token = app, token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        host, origin = headers.get("host", ""), headers.get("origin")
+        first = scope["path"].removeprefix("/").split("/")[0].encode()
+        refusal = None
+        if host.rsplit(":", 1)[0] not in HOSTS:
+            refusal = "this page answers under 127.0.0.1 and localhost only"
+        elif origin is not None and origin != f"http://{host}":
+            refusal = "this page takes no requests of other origins"
+        elif not hmac.compare_digest(first, self._token):
+            refusal = "the address lacks this session's token; open the one that cem-assets label printed"
+        if refusal:
+            await PlainTextResponse(refusal, 403, HEADERS)(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+            await send(message)
+
+        await self._app(scope, receive, send_guarded)
+
+
+async def _body(request: Request) -> Any:
+    if request.headers.get("content-type", "").split(";")[0] != "application/json":
+        raise HTTPException(415, "expected application/json")
+    data = b""
+    async for piece in request.stream():
+        data += piece
+        if len(data) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"expected at most {MAX_BODY_BYTES} bytes")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "expected JSON") from error
+
+
+def labelling_app(
+    session: LabellingSession, token: str, annotator: str, on_end: Callable[[list[str]], None] = lambda lines: None
+) -> Starlette:
+    """Make the application of one session.
+
+    Args:
+        session: What is labelled.
+        token: Secret first part of every path.
+        annotator: Proposed to whoever opens the page.
+        on_end: Takes what there is to say when the session has ended and its label table is written.
+
+    Returns:
+        The application; when it shuts down it writes the label table.
+    """
+    static = {name: files("cem_assets.web").joinpath("static", name).read_bytes() for name in STATIC}
+    check_annotator(annotator)
+
+    def page(request: Request) -> Response:
+        name = request.path_params.get("name", "label.html")
+        if name not in static:
+            raise HTTPException(404)
+        return Response(static[name], media_type=STATIC[name], headers={"cache-control": "no-cache"})
+
+    def describe(request: Request) -> Response:
+        del request
+        return JSONResponse(session.describe(annotator))
+
+    def image(request: Request) -> Response:
+        name = request.query_params.get("name", "")
+        if name not in session.pictures:
+            raise HTTPException(404, "no such patch")
+        # The address holds the version of the table, so equal addresses have equal pixels for good.
+        headers = {"cache-control": "private, max-age=604800, immutable"}
+        return Response(session.pictures.png(name), media_type="image/png", headers=headers)
+
+    def progress(request: Request) -> Response:
+        del request
+        return JSONResponse(session.progress())
+
+    async def choose(request: Request) -> Response:
+        wish = NextRequest.model_validate(await _body(request))
+        return JSONResponse(await run_in_threadpool(session.next, wish))
+
+    async def take(request: Request) -> Response:
+        body = await _body(request)
+        answers = body.get("answers") if isinstance(body, dict) else None
+        if not isinstance(answers, list) or len(answers) > MAX_ANSWERS:
+            raise HTTPException(400, f"expected answers, a list of at most {MAX_ANSWERS}")
+        # Answers that arrived are written even if the page goes away meanwhile.
+        return JSONResponse(await asyncio.shield(run_in_threadpool(session.take, answers)))
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        del app
+        yield
+        try:
+            written = await run_in_threadpool(write_label_table, session.store, session.dataset)
+        except (ValueError, OSError) as error:
+            on_end([f"the label table was not written: {error} The answers themselves are kept."])
+        else:
+            on_end(written.lines() if written else ["nothing was labelled"])
+
+    async def unreadable(request: Request, error: Exception) -> Response:
+        del request
+        assert isinstance(error, ValidationError)
+        return PlainTextResponse(str(error)[:500], 400)
+
+    async def failed(request: Request, error: Exception) -> Response:
+        logger.warning("%s: %s", request.url.path.rsplit("/", 1)[-1], error)
+        return PlainTextResponse(str(error)[:500], 503)
+
+    routes = [
+        Route(f"/{token}/", page),
+        Route(f"/{token}/static/{{name}}", page),
+        Route(f"/{token}/session", describe),
+        Route(f"/{token}/image", image),
+        Route(f"/{token}/progress", progress),
+        Route(f"/{token}/next", choose, methods=["POST"]),
+        Route(f"/{token}/answers", take, methods=["POST"]),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Doorkeeper, token=token)],
+        exception_handlers={ValidationError: unreadable, OSError: failed, ValueError: failed},
+        lifespan=lifespan,
+    )

@@ -1,0 +1,152 @@
+"""Opening the labelling page: a port of this machine only, an address that stays the same, a server.
+
+A server that was killed comes back at the same address, so that pages left open send what they still hold.
+The application itself is `cem_assets.web.labelling`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+import webbrowser
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from cem_assets.storage.patch_labels import check_annotator, write_label_table
+from cem_assets.storage.store import Store
+from cem_assets.web.labelling import LabellingSession, labelling_app
+from cem_assets.web.next_patches import Order
+
+logger = logging.getLogger(__name__)
+
+ADDRESSES = Path(".cem_assets/labelling")
+HOST = "127.0.0.1"
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a page is served: the port, and the secret part of its path."""
+
+    port: int
+    token: str
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}/{self.token}/"
+
+
+def address_file(folder: Path, store: Store, dataset: str) -> Path:
+    """Return where the address of a dataset's page is remembered, readable by its owner only."""
+    return folder / f"{hashlib.sha256(f'{store.url} {dataset}'.encode()).hexdigest()[:16]}.json"
+
+
+def remembered_address(path: Path) -> Address | None:
+    """Read a remembered address; None where there is none, or it cannot be trusted to be secret."""
+    try:
+        if path.stat().st_mode & 0o077 or path.stat().st_size > 1024:
+            return None
+        content = json.loads(path.read_bytes())
+        port, token = content["port"], content["token"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(port, int) or not 0 < port < 1 << 16 or not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        return None
+    return Address(port, token)
+
+
+def remember_address(path: Path, address: Address) -> None:
+    """Write an address down for the next start, readable by its owner only."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    staged = path.with_suffix(f".{os.getpid()}")
+    with open(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as handle:
+        json.dump({"port": address.port, "token": address.token}, handle)
+    staged.replace(path)
+
+
+def open_port(port: int) -> socket.socket:
+    """Bind a port of the loopback interface; 0 takes any free one.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"port {port} of {HOST} cannot be opened: {error.strerror}. Give another --port") from error
+    return listener
+
+
+def serve_labelling(
+    store: Store,
+    dataset: str,
+    annotator: str,
+    say: Callable[[str], None],
+    port: int = 0,
+    order: Order = Order.uncertainty,
+    is_browser_opened: bool = False,
+    folder: Path = ADDRESSES,
+) -> None:
+    """Serve the labelling page of a dataset until Ctrl-C; then, and at the start, write its label table.
+
+    Args:
+        store: Where.
+        dataset: What is labelled.
+        annotator: Proposed to whoever opens the page; another name can be given there.
+        say: Takes lines for the person at the terminal; the address, which holds the secret, only once.
+        port: Of 127.0.0.1; 0 takes the one of the last session, else any free one.
+        order: Which patches come first.
+        is_browser_opened: Whether to open the page in the default browser.
+        folder: Where addresses are remembered.
+
+    Raises:
+        FileNotFoundError: The dataset has no patches.
+        ValueError: The annotator's name is not allowed, or label events cannot be read.
+        OSError: The port is taken.
+    """
+    check_annotator(annotator)
+    session = LabellingSession(store, dataset, order)
+    if written := write_label_table(store, dataset):  # the last session may have been killed before it could
+        say(f"so far: {written.lines()[0]}")
+    path = address_file(folder, store, dataset)
+    known = remembered_address(path)
+    try:
+        listener = open_port(port or (known.port if known else 0))
+    except OSError:
+        if port:
+            raise
+        known, listener = None, open_port(0)  # somebody is there, such as another session of this dataset
+        say("the address of the last session is in use; this one has another")
+    address = Address(listener.getsockname()[1], known.token if known else secrets.token_urlsafe(32))
+    if remembered_address(path) is None or known:
+        try:
+            remember_address(path, address)
+        except OSError as error:
+            logger.warning("the address cannot be remembered (%s): a restarted server will have another one", error)
+
+    def tell(lines: list[str]) -> None:
+        for line in lines:
+            say(line)
+
+    app = labelling_app(session, address.token, annotator, tell)
+    config = uvicorn.Config(
+        app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=5, limit_concurrency=64
+    )
+    say(f"labelling {dataset} ({session.candidates.num_patches:,} patches, {session.candidates.order} order). Open:")
+    say(address.url)
+    say("Ctrl-C ends the session and writes the label table; answers are kept as they are given.")
+    if is_browser_opened:
+        webbrowser.open(address.url)
+    with listener, suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
+        uvicorn.Server(config).run(sockets=[listener])
