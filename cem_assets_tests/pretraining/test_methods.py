@@ -44,6 +44,7 @@ def accuracy_from_two_examples(method: Method) -> float:
     return measure_knn(bank, LABELS[:NUM_KNOWN], queries, LABELS[:160], k=1).accuracy
 
 
+@pytest.mark.soak  # stages/test_weights_learning.py shows it on a release; here on easier pictures, to tighter bounds
 @pytest.mark.parametrize("name", METHODS)
 def test_it_learns(name):
     """Views share nothing but the class, so a loss can only fall by finding it.
