@@ -18,6 +18,7 @@ MAX_BYTES = 100_000
 TILE_PX = 96
 _CAPTION_PX = 14
 _GAP_PX = 4
+_MAX_FRAMES = 9
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,54 @@ def gallery_jpeg(rows: Sequence[tuple[str, Sequence[Tile]]], tile_px: int = TILE
         if sink.tell() <= MAX_BYTES:
             return sink.getvalue()
     return gallery_jpeg(rows, tile_px * 3 // 4)
+
+
+def flipbook_webp(
+    rows: Sequence[Sequence[tuple[NDArray[np.uint8], str]]], tile_px: int = TILE_PX, frame_ms: int = 180
+) -> bytes:
+    """Draw stacks of slices side by side as one animation that runs there and back for ever.
+
+    Args:
+        rows: Rows of (uint8 (slices, height, width), caption); of long stacks `_MAX_FRAMES` evenly spaced slices are shown,
+            and shorter ones rest on their last slice.
+        tile_px: Side of a tile.
+        frame_ms: How long a slice is shown.
+
+    Returns:
+        An animated WebP of at most `MAX_BYTES`; quality, then size give way until it fits.
+
+    Raises:
+        ValueError: There is nothing to show.
+    """
+    shown = [row for row in rows if row]
+    if not shown:
+        raise ValueError("there is no stack to draw; expected at least one.")
+    step = tile_px + _GAP_PX
+    width, height = max(map(len, shown)) * step + _GAP_PX, len(shown) * (step + _CAPTION_PX) + _GAP_PX
+    num_frames = min(_MAX_FRAMES, max(len(stack) for row in shown for stack, _ in row))
+    font = ImageFont.load_default(size=11)
+    frames = []
+    for number in range(num_frames):
+        canvas = Image.new("L", (width, height), 255)
+        draw = ImageDraw.Draw(canvas)
+        for line, row in enumerate(shown):
+            for column, (stack, caption) in enumerate(row):
+                left, top = _GAP_PX + column * step, _GAP_PX + line * (step + _CAPTION_PX)
+                chosen = np.linspace(0, len(stack) - 1, min(len(stack), num_frames)).round().astype(int)
+                image = Image.fromarray(np.ascontiguousarray(stack[chosen[min(number, len(chosen) - 1)]]))
+                image.thumbnail((tile_px, tile_px))
+                canvas.paste(image, (left, top))
+                draw.text((left, top + tile_px + 1), caption, fill=70, font=font)
+        frames.append(canvas.convert("RGB"))  # WebP has no gray
+    frames += frames[-2:0:-1]
+    for quality in (75, 60, 45, 30):
+        sink = io.BytesIO()
+        frames[0].save(
+            sink, "WEBP", save_all=True, append_images=frames[1:], duration=frame_ms, loop=0, quality=quality, method=4
+        )
+        if sink.tell() <= MAX_BYTES:
+            return sink.getvalue()
+    return flipbook_webp(rows, tile_px * 3 // 4, frame_ms)
 
 
 def histogram_png(

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from cem_assets.cem.bricks import Box, brick_boxes
 from cem_assets.cem.patchify import PLANE_NAMES
-from cem_assets.imaging.gallery import Tile, gallery_jpeg, histogram_png
+from cem_assets.imaging.gallery import Tile, flipbook_webp, gallery_jpeg, histogram_png
 from cem_assets.storage.layout import DEDUPLICATED, SCORES
 from cem_assets.storage.manifests import Manifest, current_manifest
 from cem_assets.storage.patches import DatasetPixels, open_pixels, pixels_behind
@@ -163,3 +163,26 @@ def filtered_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
             values, "scores and threshold", "probability", mark=manifest.inputs.parameters["threshold"], bounds=(0, 1)
         )
     return pictures
+
+
+def subvolume_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
+    """Play some subvolumes, slice by slice; nothing where there are none.
+
+    Args:
+        store: Where.
+        manifest: Of `cem/subvolumes`.
+
+    Returns:
+        An animated WebP as "flipbook".
+    """
+    from cem_assets.stages.cem_subvolumes import read_subvolume
+
+    index = pa.concat_tables(read_parts(store, manifest, ["file", "axis", "volume"]))
+    chosen = index.take(pa.array(_spaced(len(index), _COLUMNS), pa.int64())).to_pylist()
+    if not chosen:
+        return {}
+    stacks = [
+        (read_subvolume(store, manifest, row["file"]), f"{PLANE_NAMES[row['axis']]} {row['volume'][:12]}") for row in chosen
+    ]
+    half = _COLUMNS // 2
+    return {"flipbook": flipbook_webp([stacks[:half], stacks[half:]], 120)}

@@ -9,6 +9,7 @@ RAW = "cem/raw_patches"
 DEDUPLICATED = "cem/deduplicated_patches"
 SCORES = "cem/patch_scores"
 FILTERED = "cem/filtered_patches"
+SUBVOLUMES = "cem/subvolumes"
 CLASSIFIER = "cem/patch_classifier"
 LABELS = "cem/patch_labels"
 RELEASES = "cem/releases"
@@ -43,6 +44,7 @@ CODE_VERSIONS: dict[str, str] = {
     DEDUPLICATED: "1",
     SCORES: "1",
     FILTERED: "1",
+    SUBVOLUMES: "1",
     CLASSIFIER: "1",
     RELEASES: "1",
     SOURCE_METADATA: "1",
