@@ -10,7 +10,7 @@ from cem_assets.defs.automation import ALL_SCHEDULES, ALL_SENSORS
 from cem_assets.defs.benchmarks import BENCHMARK_ASSETS
 from cem_assets.defs.benchmarks_automation import BENCHMARK_SENSORS
 from cem_assets.defs.benchmarks_checks import benchmark_checks
-from cem_assets.defs.cem import CHAIN
+from cem_assets.defs.cem import CHAIN, subvolumes
 from cem_assets.defs.cem_releases import patch_classifier, releases
 from cem_assets.defs.checks import all_checks
 from cem_assets.defs.cyto_automation import CYTO_SCHEDULES, CYTO_SENSORS
@@ -36,7 +36,7 @@ def build_definitions(store_url: str = "") -> dg.Definitions:
         Assets, checks, jobs, sensors, schedules and resources.
     """
     return dg.Definitions(
-        assets=[*CHAIN, patch_classifier, releases, *CYTO_ASSETS, weights, *BENCHMARK_ASSETS],
+        assets=[*CHAIN, subvolumes, patch_classifier, releases, *CYTO_ASSETS, weights, *BENCHMARK_ASSETS],
         asset_checks=[*all_checks(), *cyto_checks(), *weights_checks(), *benchmark_checks()],
         jobs=ALL_JOBS,
         sensors=[*ALL_SENSORS, *CYTO_SENSORS, *WEIGHTS_SENSORS, *BENCHMARK_SENSORS, failure_alerts, freshness_alerts],

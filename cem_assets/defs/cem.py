@@ -6,15 +6,17 @@ import dagster as dg
 
 from cem_assets.cem.dedup import DedupParams
 from cem_assets.cem.filter import FilterParams, ScoreParams
+from cem_assets.cem.subvolumes import SubvolumeParams
 from cem_assets.defs.partitions import em_datasets
 from cem_assets.defs.resources import StoreResource
 from cem_assets.defs.steps import explained, materialized, progress_of
 from cem_assets.stages import cem_previews as previews
 from cem_assets.stages.cem_filter import keep_informative, score_patches
 from cem_assets.stages.cem_patches import PatchifyParams, choose_exemplars, cut_and_hash
+from cem_assets.stages.cem_subvolumes import cut_subvolumes
 from cem_assets.stages.cem_volumes import standardize_dataset
 from cem_assets.storage.inbox import INBOX
-from cem_assets.storage.layout import CODE_VERSIONS, DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
+from cem_assets.storage.layout import CODE_VERSIONS, DEDUPLICATED, FILTERED, RAW, SCORES, SUBVOLUMES, VOLUMES
 from cem_assets.storage.quarantine import QUARANTINE
 
 GPU_POOL = "gpu"
@@ -34,6 +36,10 @@ class ScoreConfig(dg.Config, ScoreParams):
 
 class FilterConfig(dg.Config, FilterParams):
     """Which scored patches are kept; see `FilterParams`."""
+
+
+class SubvolumeConfig(dg.Config, SubvolumeParams):
+    """Which subvolumes are cut; see `SubvolumeParams`."""
 
 
 def _asset(name: str, **more: Any) -> dict[str, Any]:
@@ -133,6 +139,22 @@ def filtered_patches(
         )
         pictures = previews.filtered_pictures(opened, result.manifest)
     return materialized(opened, result, pictures, ("patches", result.manifest.counts["patches"]))
+
+
+@dg.asset(**_asset(SUBVOLUMES, deps=[FILTERED.split("/")], kinds={"zarr"}))
+def subvolumes(context: dg.AssetExecutionContext, config: SubvolumeConfig, store: StoreResource) -> dg.MaterializeResult[Any]:
+    """Slices around informative patches: flipbooks of five to look through, or cubes.
+
+    Cut out of the standardized volumes where there is context on either side, spread so that they hardly overlap, at most
+    so many a dataset. OME-Zarr or TIFF stacks with their voxel size. Made when asked for; no later asset needs them.
+    """
+    opened = store.open()
+    with explained(context):
+        result = cut_subvolumes(
+            opened, context.partition_key, config, context.run_id, progress=progress_of(context, "subvolumes cut")
+        )
+        pictures = previews.subvolume_pictures(opened, result.manifest)
+    return materialized(opened, result, pictures, ("subvolumes", result.manifest.counts["subvolumes"]))
 
 
 CHAIN = [volumes, raw_patches, deduplicated_patches, patch_scores, filtered_patches]

@@ -10,7 +10,7 @@ from cem_assets.defs.resources import StoreResource
 from cem_assets.stages import cem_checks
 from cem_assets.stages.cem_checks import Outcome
 from cem_assets.stages.cem_releases import list_releases
-from cem_assets.storage.layout import CLASSIFIER, DEDUPLICATED, FILTERED, RAW, RELEASES, SCORES, VOLUMES
+from cem_assets.storage.layout import CLASSIFIER, DEDUPLICATED, FILTERED, RAW, RELEASES, SCORES, SUBVOLUMES, VOLUMES
 from cem_assets.storage.store import Store
 
 PARTITION_CHECKS: dict[str, tuple[Callable[[Store, str], Outcome], ...]] = {
@@ -19,6 +19,7 @@ PARTITION_CHECKS: dict[str, tuple[Callable[[Store, str], Outcome], ...]] = {
     DEDUPLICATED: (cem_checks.exemplars_are_distinct, cem_checks.duplicates_have_exemplars),
     SCORES: (cem_checks.scores_are_probabilities,),
     FILTERED: (cem_checks.filtered_counts_add_up,),
+    SUBVOLUMES: (),
 }
 WARN_ONLY = {cem_checks.blank_fraction}
 

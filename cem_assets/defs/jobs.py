@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 
 from cem_assets.defs.benchmarks import benchmark_data, benchmark_scores, contamination, leaderboard, promotions
-from cem_assets.defs.cem import CHAIN
+from cem_assets.defs.cem import CHAIN, subvolumes
 from cem_assets.defs.cem_releases import patch_classifier, releases
 from cem_assets.defs.cytoimagenet import class_maps, crops, cyto_releases, label_table, source_metadata, test_images
 from cem_assets.defs.partitions import benchmark_rows, cyto_labels, em_datasets, microscopy_sources, scored_pairs, weights_rows
@@ -19,6 +19,12 @@ cem_chain = dg.define_asset_job(
     "cem_chain",
     dg.AssetSelection.assets(*CHAIN),
     description="From the inbox to filtered patches, one dataset a run.",
+    partitions_def=em_datasets,
+)
+cem_subvolumes = dg.define_asset_job(
+    "cem_subvolumes",
+    dg.AssetSelection.assets(subvolumes),
+    description="Flipbooks or cubes around filtered patches, one dataset a run.",
     partitions_def=em_datasets,
 )
 cem_release = dg.define_asset_job(
@@ -162,6 +168,7 @@ def maintenance() -> None:
 
 ALL_JOBS: list[Any] = [
     cem_chain,
+    cem_subvolumes,
     cem_release,
     cem_patch_classifier,
     cyto_sources,

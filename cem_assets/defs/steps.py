@@ -76,8 +76,9 @@ def progress_of(context: dg.AssetExecutionContext, what: str) -> Progress:
 
 
 def picture(data: bytes) -> dg.MarkdownMetadataValue:
-    """Make metadata that shows a PNG or JPEG in the UI."""
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    """Make metadata that shows a PNG, JPEG or WebP in the UI."""
+    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    kind = "png" if data.startswith(b"\x89PNG") else "webp" if is_webp else "jpeg"
     return dg.MetadataValue.md(f"![picture](data:image/{kind};base64,{base64.b64encode(data).decode()})")
 
 

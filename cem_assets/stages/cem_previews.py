@@ -9,6 +9,7 @@ import pyarrow as pa
 from cem_assets.cem.bricks import Box, brick_boxes
 from cem_assets.cem.patchify import PLANE_NAMES
 from cem_assets.imaging.gallery import Tile, flipbook_webp, gallery_jpeg, histogram_png
+from cem_assets.stages.cem_subvolumes import read_subvolume
 from cem_assets.storage.layout import DEDUPLICATED, SCORES
 from cem_assets.storage.manifests import Manifest, current_manifest
 from cem_assets.storage.patches import DatasetPixels, open_pixels, pixels_behind
@@ -175,8 +176,6 @@ def subvolume_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
     Returns:
         An animated WebP as "flipbook".
     """
-    from cem_assets.stages.cem_subvolumes import read_subvolume
-
     index = pa.concat_tables(read_parts(store, manifest, ["file", "axis", "volume"]))
     chosen = index.take(pa.array(_spaced(len(index), _COLUMNS), pa.int64())).to_pylist()
     if not chosen:

@@ -26,6 +26,7 @@ from cem_assets.storage.layout import (
     PROMOTIONS,
     SOURCE_METADATA,
     STAGES,
+    SUBVOLUMES,
     TEST_IMAGES,
     WEIGHTS,
 )
@@ -114,7 +115,7 @@ def _weights_of(store: Store, record: PromotionRecord) -> Iterator[str]:
 
 
 def _partitions(store: Store) -> Iterator[tuple[str, str]]:
-    for asset in (*STAGES.values(), SOURCE_METADATA, CROPS, WEIGHTS, BENCHMARK_DATA, CONTAMINATION, PROMOTIONS):
+    for asset in (*STAGES.values(), SUBVOLUMES, SOURCE_METADATA, CROPS, WEIGHTS, BENCHMARK_DATA, CONTAMINATION, PROMOTIONS):
         # Every folder, not only committed ones: a run that was killed before its first manifest leaves content, too.
         for partition in store.folders(asset):
             yield asset, partition

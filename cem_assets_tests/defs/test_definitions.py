@@ -17,6 +17,7 @@ ASSETS = {
     "cem/patch_classifier": [],
     "cem/patch_scores": ["cem/deduplicated_patches", "cem/patch_classifier"],
     "cem/filtered_patches": ["cem/patch_scores"],
+    "cem/subvolumes": ["cem/filtered_patches"],
     "cem/releases": ["cem/filtered_patches"],
     "cytoimagenet/source_metadata": [],
     "cytoimagenet/test_images": ["cytoimagenet/source_metadata"],
@@ -34,7 +35,14 @@ ASSETS = {
 ON_GPU = ("cem/patch_scores", "cem/patch_classifier", "cytoimagenet/class_maps", "pretraining/weights", "benchmarks/scores")
 PARTITIONED = {
     **dict.fromkeys(
-        ("cem/volumes", "cem/raw_patches", "cem/deduplicated_patches", "cem/patch_scores", "cem/filtered_patches"),
+        (
+            "cem/volumes",
+            "cem/raw_patches",
+            "cem/deduplicated_patches",
+            "cem/patch_scores",
+            "cem/filtered_patches",
+            "cem/subvolumes",
+        ),
         "em_datasets",
     ),
     "cytoimagenet/source_metadata": "microscopy_sources",
@@ -65,7 +73,7 @@ CHECKS = {
     "benchmarks/promotions:gate_passes",
 }
 JOBS = {
-    "cem_chain", "cem_release", "cem_patch_classifier", "catalogue_intake", "maintenance",
+    "cem_chain", "cem_subvolumes", "cem_release", "cem_patch_classifier", "catalogue_intake", "maintenance",
     "cyto_sources", "cyto_test_images", "cyto_label_table", "cyto_crops", "cyto_release", "pretraining_weights",
     "benchmark_data", "benchmark_scores", "benchmark_leaderboard", "benchmark_contamination", "benchmark_promotion",
 }  # fmt: skip
