@@ -33,9 +33,9 @@ def metadata_of(result, asset: str) -> dict:
     return dict(event.metadata)
 
 
-def picture_of(value) -> Image.Image:
+def picture_of(value, kind: str = "") -> Image.Image:
     text = value.value
-    assert len(text) < MAX_BYTES * 1.4 and text.startswith("![picture](data:image/")
+    assert len(text) < MAX_BYTES * 1.4 and text.startswith(f"![picture](data:image/{kind}")
     return Image.open(io.BytesIO(base64.b64decode(text.split("base64,")[1].rstrip(")"))))
 
 
@@ -192,3 +192,13 @@ def test_mlflow_being_down_costs_a_warning_not_the_weights(local_store, monkeypa
     assert "could not be written" in caplog.text and "secret" not in "".join(
         record.getMessage() for record in caplog.records if record.name.startswith("cem_assets")
     )
+
+
+def test_flipbooks_are_cut_when_asked_for_and_shown_moving(instance, curated_local):
+    config = {"cem/subvolumes": {"side_px": 64, "num_slices": 5, "limit": 4, "form": "tiff"}}
+    result = run_job(instance, curated_local.url, "cem_subvolumes", partition="cells", config=config)
+    assert result.success, failures(result)
+    shown, manifest = metadata_of(result, "cem/subvolumes"), require_manifest(curated_local, "cem/subvolumes", "cells")
+    assert shown["subvolumes"].value == manifest.counts["subvolumes"] == 4
+    assert picture_of(shown["flipbook"], "webp").n_frames == 8, "five slices, there and back"
+    assert all(check.passed for check in result.get_asset_check_evaluations())
