@@ -13,6 +13,10 @@ from hypothesis import settings
 from cem_assets.storage.store import Store, open_store
 from cem_assets_tests.services import ceph
 
+# Read when torch is imported, which is later: threads that wait for each other must not keep the cores from other processes.
+# Nothing that is computed depends on it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # The same examples in every run, however long they take: a test that fails only sometimes helps nobody. `make soak` draws
 # new ones.
 settings.register_profile("default", derandomize=True, deadline=None)
