@@ -8,7 +8,7 @@ export UV_LINK_MODE ?= hardlink
 # A venv that happens to be active must not receive our packages.
 unexport VIRTUAL_ENV
 
-.PHONY: help install demo dev test check format soak bench image image-check wheel lock clean
+.PHONY: help install demo dev test check format soak bench bench-quick image image-check wheel lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,8 +45,11 @@ format: $(STAMP)  ## let ruff rewrite what it can
 soak: $(STAMP)  ## the long faults and scales (about two hours)
 	$(PYTHON) -m pytest -m soak --timeout 7200 $(PYTEST_ARGS)
 
-bench: $(STAMP)  ## measure, as ratios in one run; writes perf/results/latest.json
-	$(PYTHON) -m perf
+bench: $(STAMP)  ## measure, as ratios in one run; writes perf/results/latest.json and latest.md (under an hour)
+	$(PYTHON) -m perf $(BENCH_ARGS)
+
+bench-quick: $(STAMP)  ## the same on small inputs (5 minutes)
+	$(PYTHON) -m perf --quick $(BENCH_ARGS)
 
 wheel: $(STAMP)  ## build dist/*.whl
 	$(UV) build --quiet --wheel --python $(PYTHON) --out-dir dist .

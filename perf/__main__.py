@@ -1,46 +1,95 @@
-"""Run every benchmark, print a table, and write `perf/results/latest.json`."""
+"""Run the benchmarks, print a table, write `perf/results/latest.json` and `latest.md`.
 
+    python -m perf                 all of them
+    python -m perf --quick         smaller inputs: whether they run, and roughly what comes out
+    python -m perf hashing dedup   only these; rows of the others stay in the files as they were
+
+Each benchmark runs in a process of its own, so that none inherits another's memory, threads or environment, and one
+that fails is told in the report while the rest goes on. The figures are ratios of one run.
+"""
+
+import argparse
 import json
-from dataclasses import asdict
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from cem_assets.storage.commits import installed_versions
-from perf import crops, dedup, hashing, intake, labels, raw_table, reading, training
-from perf.machine import processor
+from perf.machine import num_cores, processor
+from perf.report import as_markdown, line_of, to_json
 
 BENCHMARKS = {
-    "hashing": hashing.measure,
-    "dedup": dedup.measure,
-    "raw_table": raw_table.measure,
-    "labels": labels.measure,
-    "crops": crops.measure,
-    "intake": intake.measure,
-    "reading": reading.measure,
-    "training": training.measure,
+    "hashing": "dHash of full and border patches, one core",
+    "dedup": "greedy deduplication",
+    "raw_table": "a volume to its table of raw patches",
+    "labels": "weak labels",
+    "crops": "crops of fluorescence images",
+    "intake": "a small dataset through the chain in Dagster",
+    "reading": "reading a release for training",
+    "training": "pretraining steps",
 }
+"""Module of `perf` with `measure(is_quick) -> list[Measured]`, and what it measures; in the order they run."""
+RESULTS = Path(__file__).parent / "results"
 
 
-def main() -> None:
-    results = []
-    print(f"{'work':48} {'ours':>14} {'peer':>14} {'ratio':>8} {'goal':>6}  unit, beside")
-    for name, measure in BENCHMARKS.items():
-        for row in measure():
-            results.append({"benchmark": name, **asdict(row), "ratio": row.ratio if row.peer else None})
-            ratio = f"{row.ratio:.1f}" if row.peer else "-"
-            goal = f"{row.goal:g}" if row.goal else "-"
-            print(
-                f"{row.work:48} {row.ours:14,.0f} {row.peer:14,.0f} {ratio:>8} {goal:>6}  {row.unit}, {row.beside}", flush=True
-            )
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    about = {
+def run_alone(name: str, is_quick: bool) -> tuple[list[dict[str, Any]], float, str]:
+    """Run one benchmark in a process of its own; return its rows, its seconds, and how it failed or an empty text."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "rows.json"
+        command = [sys.executable, "-m", "perf", "--child", name, str(target), *(["--quick"] if is_quick else [])]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env={**os.environ, "TQDM_DISABLE": "1"})
+        seconds = time.monotonic() - started
+        if done.returncode or not target.is_file():
+            return [], seconds, "\n".join(done.stderr.strip().splitlines()[-15:]) or f"exit status {done.returncode}"
+        return json.loads(target.read_text()), seconds, ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default all: {', '.join(BENCHMARKS)}")
+    parser.add_argument("--quick", action="store_true", help="small inputs, about 5 minutes in all")
+    parser.add_argument("--child", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
+    call = parser.parse_args()
+    if call.child:
+        rows = import_module(f"perf.{call.child[0]}").measure(call.quick)
+        Path(call.child[1]).write_text(json.dumps([to_json(row) for row in rows]))
+        return 0
+    if unknown := set(call.names) - set(BENCHMARKS):
+        parser.error(f"no benchmark named {', '.join(sorted(unknown))}; expected some of {', '.join(BENCHMARKS)}")
+    RESULTS.mkdir(exist_ok=True)
+    latest = RESULTS / "latest.json"
+    earlier = json.loads(latest.read_text()).get("benchmarks", {}) if call.names and latest.is_file() else {}
+    report: dict[str, Any] = {
         "processor": processor(),
+        "num_cores": num_cores(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "is_quick": call.quick,
         "versions": installed_versions("imagehash", "numba", "torch", "torchvision"),
+        "benchmarks": earlier,
     }
-    (folder / "latest.json").write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
+    has_failed = False
+    for name in call.names or BENCHMARKS:
+        print(f"\n{name}: {BENCHMARKS[name]} (load {os.getloadavg()[0]:.1f})", flush=True)
+        rows, seconds, failure = run_alone(name, call.quick)
+        report["benchmarks"][name] = {"seconds": round(seconds, 1), "failure": failure, "rows": rows}
+        for row in rows:
+            print(line_of(row), flush=True)
+        if failure:
+            has_failed = True
+            print(f"failed: {failure}", flush=True)
+        print(f"  {seconds:.0f} s", flush=True)
+        # After each one: a bench that is stopped has told what it measured.
+        latest.write_text(json.dumps(report, indent=1) + "\n")
+        (RESULTS / "latest.md").write_text(as_markdown(report))
+    return 1 if has_failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -27,7 +27,7 @@ def by_definition(bits: np.ndarray) -> list[int]:
     return exemplars
 
 
-def measure() -> list[Measured]:
+def measure(is_quick: bool = False) -> list[Measured]:
     hashes = clustered(20_000, 4000, 0)
     bits = np.unpackbits(hashes.byteswap().view(np.uint8).reshape(-1, 8), axis=1).astype(bool)
     found = greedy_exemplars(hashes, 12)

@@ -17,7 +17,7 @@ def by_imagehash(patches: np.ndarray) -> list[int]:
     return out
 
 
-def measure() -> list[Measured]:
+def measure(is_quick: bool = False) -> list[Measured]:
     brick = em_phantom((224, 224, 224), 1).voxels
     rows = []
     for name, patches in (

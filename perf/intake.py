@@ -15,7 +15,7 @@ from perf.timing import Measured
 NUM_DATASETS = 6
 
 
-def measure() -> list[Measured]:
+def measure(is_quick: bool = False) -> list[Measured]:
     import torch
 
     from cem_assets.cem.classifier import build_classifier

@@ -66,7 +66,7 @@ def run_one(num: int) -> dict[str, float]:
     return {"seconds": seconds, "peak_gib": peak, "labels": int(found.chosen["label"].nunique())}
 
 
-def measure() -> list[Measured]:
+def measure(is_quick: bool = False) -> list[Measured]:
     table = large_table(SIZES[0], 0)
     ours = assign_weak_labels(table)
     (seconds,) = best_seconds(lambda: assign_weak_labels(table))

@@ -33,7 +33,7 @@ def script_way(voxels: np.ndarray, every: int) -> int:
     return count
 
 
-def measure() -> list[Measured]:
+def measure(is_quick: bool = False) -> list[Measured]:
     voxels = np.tile(em_phantom((112, 224, 224), 2).voxels, (3, 2, 2))
     rows = []
     started = time.perf_counter()

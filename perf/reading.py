@@ -65,7 +65,7 @@ def per_image_loader(files: list[Path], num_workers: int):
     )
 
 
-def measure() -> list[Measured]:
+def measure(is_quick: bool = False) -> list[Measured]:
     num_threads = max(1, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -15,6 +15,7 @@ class Measured:
         ours, peer: Rates.
         beside: What the peer is.
         goal: Ratio aimed at; 0 where there is none.
+        note: What belongs beside the figures: peak memory, an exactness that was checked, that it was extrapolated.
     """
 
     work: str
@@ -23,6 +24,7 @@ class Measured:
     peer: float
     beside: str
     goal: float
+    note: str = ""
 
     @property
     def ratio(self) -> float:

@@ -350,7 +350,7 @@ def _fastest_convolutions(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def measure() -> list[Measured]:
+def measure(is_quick: bool = False) -> list[Measured]:
     """The small cases on the CPU, for the table of all benchmarks."""
     rows = []
     for method in METHODS:
