@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cem_assets import __version__
+from cem_assets.cli_analyses import add_analysis_commands
 from cem_assets.cli_pages import add_page_commands
 from cem_assets.cli_progress import StageBars
 from cem_assets.cli_releases import add_release_commands
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_release_commands(commands)
     add_training_commands(commands)
+    add_analysis_commands(commands)
     add_page_commands(commands)
 
     path = commands.add_parser("path", help="print the folder that holds the current content of an asset")

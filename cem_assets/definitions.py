@@ -6,6 +6,8 @@ Definitions are listed, not discovered, so that they load from an installed whee
 import dagster as dg
 
 from cem_assets.defs.alerts import failure_alerts, freshness_alerts
+from cem_assets.defs.analyses import ANALYSIS_ASSETS, comparisons
+from cem_assets.defs.analyses_checks import analysis_checks
 from cem_assets.defs.automation import ALL_SCHEDULES, ALL_SENSORS
 from cem_assets.defs.benchmarks import BENCHMARK_ASSETS
 from cem_assets.defs.benchmarks_automation import BENCHMARK_SENSORS
@@ -36,8 +38,18 @@ def build_definitions(store_url: str = "") -> dg.Definitions:
         Assets, checks, jobs, sensors, schedules and resources.
     """
     return dg.Definitions(
-        assets=[*CHAIN, subvolumes, patch_classifier, releases, *CYTO_ASSETS, weights, *BENCHMARK_ASSETS],
-        asset_checks=[*all_checks(), *cyto_checks(), *weights_checks(), *benchmark_checks()],
+        assets=[
+            *CHAIN,
+            subvolumes,
+            patch_classifier,
+            releases,
+            *CYTO_ASSETS,
+            weights,
+            *BENCHMARK_ASSETS,
+            *ANALYSIS_ASSETS,
+            comparisons,
+        ],
+        asset_checks=[*all_checks(), *cyto_checks(), *weights_checks(), *benchmark_checks(), *analysis_checks()],
         jobs=ALL_JOBS,
         sensors=[*ALL_SENSORS, *CYTO_SENSORS, *WEIGHTS_SENSORS, *BENCHMARK_SENSORS, failure_alerts, freshness_alerts],
         schedules=[*ALL_SCHEDULES, *CYTO_SCHEDULES],

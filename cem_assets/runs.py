@@ -28,6 +28,7 @@ _PARTITIONS = {
     "cyto_sources": microscopy_sources,
     "cyto_crops": cyto_labels,
     "pretraining_weights": weights_rows,
+    "analyses": weights_rows,
 }
 """Partitions of jobs; the others are over EM datasets."""
 

@@ -13,14 +13,14 @@ interval of 268 to 274; shrunk, 9.0 and 4.5 to 5.9.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 from sklearn.covariance import ledoit_wolf_shrinkage
 
-Shrinkage = Literal["none", "ledoit_wolf"]
+from cem_assets.analyses.params import Shrinkage
 
 
 @dataclass(frozen=True)
@@ -58,35 +58,41 @@ class FrechetDistance:
 class _Fit:
     mean: NDArray[np.float64]
     factor: NDArray[np.float64]
-    """R with R.T @ R the covariance: (at most d, d)."""
+    """R with R.T @ R the covariance in the space that the rows of both sets span: (at most k, k)."""
     variance: float
     """Trace of the covariance."""
+    ridge: float
+    """Deviation along every direction outside that space, where only the identity's share is left."""
 
 
-def _fit(rows: NDArray[np.float64], shrinkage: float) -> _Fit:
+def _fit(rows: NDArray[np.float64], shrinkage: float, num_columns: int) -> _Fit:
+    """Fit a Gaussian to rows, which are coordinates in a space of their own out of `num_columns`."""
     mean = rows.mean(axis=0)
     centred = (rows - mean) / np.sqrt(len(rows) - 1)
     variance = float((centred * centred).sum())
+    ridge = float(np.sqrt(shrinkage * variance / num_columns))
     if shrinkage > 0:
         # The identity's share as further rows: their products add it to the covariance. The trace stays.
-        num_columns = rows.shape[1]
-        ridge = np.sqrt(shrinkage * variance / num_columns)
-        centred = np.concatenate([np.sqrt(1 - shrinkage) * centred, ridge * np.eye(num_columns)])
+        centred = np.concatenate([np.sqrt(1 - shrinkage) * centred, ridge * np.eye(rows.shape[1])])
     if len(centred) > rows.shape[1]:
         centred = scipy.linalg.qr(centred, mode="r", check_finite=False)[0][: rows.shape[1]]
-    return _Fit(mean, centred, variance)
+    return _Fit(mean, centred, variance, ridge)
 
 
-def _distance(first: _Fit, second: _Fit) -> tuple[float, float]:
+def _distance(first: _Fit, second: _Fit, num_outside: int) -> tuple[float, float]:
     difference = first.mean - second.mean
     means_part = float(difference @ difference)
     # The trace of (S1 S2)^(1/2) is the sum of the singular values of R1 R2^T: no root of a matrix, nothing complex.
     overlap = float(scipy.linalg.svdvals(first.factor @ second.factor.T, check_finite=False).sum())
+    overlap += num_outside * first.ridge * second.ridge
     return means_part + max(0.0, first.variance + second.variance - 2 * overlap), means_part
 
 
 def _reduced(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Turn wide tables into coordinates in the space that their rows span: exact, as a rotation changes no distance."""
+    """Turn wide tables into coordinates in the space that their rows span: exact, as a rotation changes no distance.
+
+    With shrinkage both covariances are multiples of the identity outside that space, which `_distance` adds.
+    """
     both = np.concatenate([first, second])
     both = both - both.mean(axis=0)
     if len(both) < both.shape[1]:
@@ -109,8 +115,8 @@ def frechet_distance(
         second: (m, d).
         shrinkage: "none", or "ledoit_wolf" for each set's own; the weights found are kept in the bootstrap, whose repeated
             rows would look less noisy than they are.
-        num_bootstrap: Times that rows of both sets are drawn anew; 0 for no interval. Each costs as much as the distance:
-            at 2,048 columns and as many rows, seconds.
+        num_bootstrap: Times that rows of both sets are drawn anew; 0 for no interval. Each costs as much as the distance,
+            which grows with the cube of the columns, or of the rows where they are fewer: at 2,048 of both, seconds.
         confidence: Of the interval.
         seed: Of the bootstrap.
 
@@ -141,19 +147,21 @@ def frechet_distance(
     weights = (0.0, 0.0)
     if shrinkage == "ledoit_wolf":
         weights = (float(ledoit_wolf_shrinkage(tables[0])), float(ledoit_wolf_shrinkage(tables[1])))
-    else:
-        tables = _reduced(*tables)  # not with shrinkage: the identity fills all columns
-    distance, means_part = _distance(_fit(tables[0], weights[0]), _fit(tables[1], weights[1]))
+    num_columns = first.shape[1]
+    tables = _reduced(*tables)
+    num_outside = num_columns - tables[0].shape[1]
+    fits = [_fit(table, weight, num_columns) for table, weight in zip(tables, weights, strict=True)]
+    distance, means_part = _distance(fits[0], fits[1], num_outside)
     low = high = bias = float("nan")
     if num_bootstrap:
         generator = np.random.default_rng(seed)
         drawn = np.empty(num_bootstrap)
         for number in range(num_bootstrap):
             fits = [
-                _fit(table[generator.integers(0, len(table), len(table))], weight)
+                _fit(table[generator.integers(0, len(table), len(table))], weight, num_columns)
                 for table, weight in zip(tables, weights, strict=True)
             ]
-            drawn[number] = _distance(fits[0], fits[1])[0]
+            drawn[number] = _distance(fits[0], fits[1], num_outside)[0]
         tail = (1 - confidence) / 2
         low, high = (max(0.0, 2 * distance - float(np.quantile(drawn, share))) for share in (1 - tail, tail))
         bias = float(drawn.mean()) - distance

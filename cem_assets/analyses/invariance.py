@@ -10,7 +10,7 @@ most are exactly those above its threshold; thresholds come from the images meas
 local rates are kept strength by strength; units that are maps are averaged over their area first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,34 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cem_assets.analyses.activations import ActivationReader, Norms, pixels_of_images
+from cem_assets.analyses.params import InvarianceParams
 from cem_assets.analyses.transformations import TRANSFORMATIONS, noise_seeds
-
-
-@dataclass(frozen=True)
-class InvarianceParams:
-    """How firing rates are measured.
-
-    Attributes:
-        global_rate: Share of the images that a unit fires for unchanged.
-        is_either_sign: Whether a unit may also fire by being low; the sign of the larger score counts, for each
-            transformation, as in the source. For activations after a ReLU, high alone is meant.
-        layer: Name of the module that is read, averaged over its area; empty for the encoder's features.
-        batch_size: Images at once.
-        seed: Of the noise.
-    """
-
-    global_rate: float = 0.01
-    is_either_sign: bool = False
-    layer: str = ""
-    batch_size: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.global_rate <= 0.5 or self.batch_size < 1 or self.seed < 0:
-            raise ValueError(
-                f"global rate {self.global_rate}, batch size {self.batch_size}, seed {self.seed}; expected a rate in 0..0.5, "
-                "at least one image at once and no negative seed"
-            )
 
 
 @dataclass(frozen=True)
@@ -139,7 +113,7 @@ def measure_invariance(
     images: NDArray[np.uint8],
     norms: Norms,
     params: InvarianceParams | None = None,
-    strengths: Mapping[str, tuple[float, ...]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, FiringRates]:
     """Measure the firing rates of an encoder's units under changes of images.
 
@@ -148,26 +122,20 @@ def measure_invariance(
         images: uint8 (n, height, width) of one size, unchanged; one pass over all is made for every strength.
         norms: Mean and deviation of pixels on a scale of 0 to 1.
         params: How.
-        strengths: Of each transformation wanted; None for all with the strengths of `TRANSFORMATIONS`.
+        progress: Called with (strengths done, in all).
 
     Returns:
         Rates by transformation, in the order asked for. They do not depend on the batch size but where a changed image's
         activation is within rounding of a threshold.
 
     Raises:
-        ValueError: Transformations are unknown, strengths too low, not finite or none; all are told. Or images or the layer
-            do not fit.
+        ValueError: Images or the layer do not fit.
     """
     params = params or InvarianceParams()
-    wanted = {name: row.strengths for name, row in TRANSFORMATIONS.items()} if strengths is None else dict(strengths)
-    problems = []
-    for name, values in wanted.items():
-        if name not in TRANSFORMATIONS:
-            problems.append(f"{name!r} is not known, expected one of {', '.join(TRANSFORMATIONS)}")
-        elif not values or not all(np.isfinite(value) and value >= TRANSFORMATIONS[name].lowest for value in values):
-            problems.append(f"strengths of {name} are {values}, expected numbers from {TRANSFORMATIONS[name].lowest:g}")
-    if problems:
-        raise ValueError(f"these changes cannot be measured: {'; '.join(problems)}.")
+    wanted: dict[str, Sequence[float]] = dict(params.strengths) or {
+        name: row.strengths for name, row in TRANSFORMATIONS.items()
+    }
+    num_done, num_all = 0, sum(map(len, wanted.values()))
     pixels = pixels_of_images(images)
     starts = range(0, len(images), params.batch_size)
     found: dict[str, FiringRates] = {}
@@ -179,14 +147,17 @@ def measure_invariance(
         num_firing = is_firing.sum(axis=0)
         for name, values in wanted.items():
             still = np.zeros((len(values), len(num_firing)), np.int64)
-            for start in starts:
-                chunk = pixels[start : start + params.batch_size].to(reader.device)
-                seeds = noise_seeds(params.seed, start, len(chunk)) if name == "noise" else []
-                for row, strength in enumerate(values):
+            for row, strength in enumerate(values):
+                for start in starts:
+                    chunk = pixels[start : start + params.batch_size].to(reader.device)
+                    seeds = noise_seeds(params.seed, start, len(chunk)) if name == "noise" else []
                     with torch.inference_mode():
                         changed = TRANSFORMATIONS[name].apply(chunk, float(strength), seeds)
                     fires_now = _read(reader, changed, params.is_either_sign) > thresholds
                     still[row] += (fires_now & is_firing[start : start + len(chunk)]).sum(axis=0)
+                num_done += 1
+                if progress is not None:
+                    progress(num_done, num_all)
             local = np.divide(still, num_firing, out=np.full(still.shape, np.nan), where=num_firing > 0)
             rates = FiringRates(name, tuple(map(float, values)), local, num_firing / len(images), len(images))
             found[name] = _better_sign(rates) if params.is_either_sign else rates

@@ -7,7 +7,6 @@ class, so the drop of the cosine similarity between the features of the covered 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,32 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cem_assets.analyses.activations import ActivationReader, Norms, pixels_of_images
-
-
-@dataclass(frozen=True)
-class OcclusionParams:
-    """How images are covered.
-
-    Attributes:
-        square_px: Side of the square.
-        stride_px: Step between its places; the last place of a row or column touches the border.
-        fill: The square is the image's mean gray, or black.
-        layer: Name of the module that is read, averaged over its area; empty for the encoder's features.
-        batch_size: Covered images at once.
-    """
-
-    square_px: int = 48
-    stride_px: int = 16
-    fill: Literal["mean", "black"] = "mean"
-    layer: str = ""
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.stride_px <= self.square_px or self.fill not in ("mean", "black") or self.batch_size < 1:
-            raise ValueError(
-                f"square {self.square_px} px, stride {self.stride_px} px, fill {self.fill!r}, batch size {self.batch_size}; "
-                'expected a stride from 1 to the square, "mean" or "black", and at least one image at once'
-            )
+from cem_assets.analyses.params import OcclusionParams
 
 
 @dataclass(frozen=True)
@@ -118,9 +92,23 @@ def occlusion_map(
                 covered[row, :, top : top + params.square_px, left : left + params.square_px] = fill
             found.append(_drops(whole, reader.units(covered)))
     drops = np.concatenate(found).reshape(len(tops), len(lefts))
-    total, num_covering = np.zeros(image.shape), np.zeros(image.shape)
-    for (top, left), drop in zip(places, drops.ravel(), strict=True):
-        area = np.s_[top : top + params.square_px, left : left + params.square_px]
-        total[area] += drop
-        num_covering[area] += 1
+    return map_of_drops(drops, tops, lefts, params.square_px)
+
+
+def map_of_drops(drops: NDArray[np.float64], tops: NDArray[np.int64], lefts: NDArray[np.int64], square_px: int) -> OcclusionMap:
+    """Spread the drops of places over pixels: each has the mean of the places that cover it.
+
+    Args:
+        drops: float64 (rows, columns).
+        tops: int64 (rows,), as `square_places` gives them.
+        lefts: int64 (columns,).
+        square_px: Side of the square.
+    """
+    shape = (int(tops[-1]) + square_px, int(lefts[-1]) + square_px)
+    total, num_covering = np.zeros(shape), np.zeros(shape)
+    for row, top in enumerate(tops.tolist()):
+        for column, left in enumerate(lefts.tolist()):
+            area = np.s_[top : top + square_px, left : left + square_px]
+            total[area] += drops[row, column]
+            num_covering[area] += 1
     return OcclusionMap(tops, lefts, drops, total / num_covering)

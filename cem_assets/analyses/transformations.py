@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cem_assets.analyses.params import LOWEST_STRENGTHS
+
 _BLUR_REACH = 4.0
 """The Gaussian is cut at so many deviations, as scipy does by default."""
 
@@ -112,12 +114,12 @@ def zoom(pixels: Tensor, factor: float, seeds: Sequence[int] = ()) -> Tensor:
 _FACTORS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)
 
 TRANSFORMATIONS: dict[str, Transformation] = {
-    "rotation": Transformation("degrees", 0.0, (0, 10, 20, 30, 45, 60, 90, 135, 180), -360.0, rotate),
-    "blur": Transformation("sigma in px", 0.0, (0, 0.5, 1, 1.5, 2, 3, 4), 0.0, blur),
-    "noise": Transformation("deviation on 0..1", 0.0, (0, 0.01, 0.02, 0.05, 0.1, 0.2), 0.0, add_noise),
-    "brightness": Transformation("factor", 1.0, _FACTORS, 0.0, brighten),
-    "contrast": Transformation("factor", 1.0, _FACTORS, 0.0, change_contrast),
-    "scale": Transformation("factor", 1.0, (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0), 0.05, zoom),
+    "rotation": Transformation("degrees", 0.0, (0, 10, 20, 30, 45, 60, 90, 135, 180), LOWEST_STRENGTHS["rotation"], rotate),
+    "blur": Transformation("sigma in px", 0.0, (0, 0.5, 1, 1.5, 2, 3, 4), LOWEST_STRENGTHS["blur"], blur),
+    "noise": Transformation("deviation on 0..1", 0.0, (0, 0.01, 0.02, 0.05, 0.1, 0.2), LOWEST_STRENGTHS["noise"], add_noise),
+    "brightness": Transformation("factor", 1.0, _FACTORS, LOWEST_STRENGTHS["brightness"], brighten),
+    "contrast": Transformation("factor", 1.0, _FACTORS, LOWEST_STRENGTHS["contrast"], change_contrast),
+    "scale": Transformation("factor", 1.0, (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0), LOWEST_STRENGTHS["scale"], zoom),
 }
 """All transformations by name, in the order in which charts show them."""
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import dagster as dg
 
+from cem_assets.defs.analyses import ANALYSIS_ASSETS, comparisons
 from cem_assets.defs.benchmarks import benchmark_data, benchmark_scores, contamination, leaderboard, promotions
 from cem_assets.defs.cem import CHAIN, subvolumes
 from cem_assets.defs.cem_releases import patch_classifier, releases
@@ -81,6 +82,15 @@ benchmark_contamination = dg.define_asset_job(
     "benchmark_contamination",
     dg.AssetSelection.assets(contamination),
     description="Compares a release with the test images of all benchmarks.",
+)
+weights_analyses = dg.define_asset_job(
+    "analyses",
+    dg.AssetSelection.assets(*ANALYSIS_ASSETS),
+    description="Analyses of one encoder: invariance, occlusion, organelles, maps of and distances between datasets.",
+    partitions_def=weights_rows,
+)
+analysis_comparison = dg.define_asset_job(
+    "analysis_comparison", dg.AssetSelection.assets(comparisons), description="Sets analyses of several weights side by side."
 )
 benchmark_promotion = dg.define_asset_job(
     "benchmark_promotion", dg.AssetSelection.assets(promotions), description="Puts weights before the gate."
@@ -182,6 +192,8 @@ ALL_JOBS: list[Any] = [
     benchmark_leaderboard,
     benchmark_contamination,
     benchmark_promotion,
+    weights_analyses,
+    analysis_comparison,
     catalogue_intake,
     maintenance,
 ]

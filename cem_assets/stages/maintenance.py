@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from cem_assets.stages.analysis_results import ANALYSES
 from cem_assets.stages.cem_releases import list_releases
 from cem_assets.stages.cyto_releases import list_cyto_releases
 from cem_assets.stages.promotion import PromotionRecord, promotion_records
@@ -19,6 +20,7 @@ from cem_assets.storage.layout import (
     BENCHMARK_SCORES,
     CLASS_MAPS,
     CLASSIFIER,
+    COMPARISONS,
     CONTAMINATION,
     CROPS,
     LABEL_TABLE,
@@ -104,6 +106,10 @@ def sweep(store: Store, live: Collection[str] = (), min_age_hours: float = MIN_A
 
 def _key_of(asset: str, partition: str) -> str:
     """Return the partition key that a run carries: scores and features are made by runs of "benchmark|weights"."""
+    if asset in ANALYSES.values():
+        return partition.split("/", maxsplit=1)[0]
+    if asset == COMPARISONS:
+        return ""
     if asset not in (BENCHMARK_FEATURES, BENCHMARK_SCORES):
         return partition
     return "|".join(partition.split("/")[:2])
@@ -125,6 +131,10 @@ def _partitions(store: Store) -> Iterator[tuple[str, str]]:
                 for run in store.folders(f"{asset}/{benchmark}/{weights}"):
                     if not run.startswith("_"):
                         yield asset, f"{benchmark}/{weights}/{run}"
+    for asset in (*ANALYSES.values(), COMPARISONS):
+        for group in store.folders(asset):
+            for setting in store.folders(f"{asset}/{group}"):
+                yield asset, f"{group}/{setting}"
     for asset in (CLASSIFIER, LABEL_TABLE, TEST_IMAGES, CLASS_MAPS, LEADERBOARD):
         yield asset, ""
 
@@ -188,5 +198,5 @@ def measure(store: Store) -> list[PrefixSize]:
 
 def _prefix(item: StoredObject) -> str:
     parts = item.key.split("/")
-    has_assets = parts[0] in ("cem", "cytoimagenet", "pretraining", "benchmarks")
+    has_assets = parts[0] in ("cem", "cytoimagenet", "pretraining", "benchmarks", "analyses")
     return "/".join(parts[:2]) if has_assets and len(parts) >= 3 else parts[0]

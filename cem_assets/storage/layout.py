@@ -30,6 +30,13 @@ BENCHMARK_SCORES = "benchmarks/scores"
 LEADERBOARD = "benchmarks/leaderboard"
 PROMOTIONS = "benchmarks/promotions"
 
+INVARIANCE = "analyses/invariance"
+OCCLUSION = "analyses/occlusion"
+ORGANELLES = "analyses/organelles"
+DATASET_MAPS = "analyses/dataset_maps"
+DATASET_DISTANCES = "analyses/dataset_distances"
+COMPARISONS = "analyses/comparisons"
+
 STAGES: dict[str, str] = {
     "volumes": VOLUMES,
     "raw": RAW,
@@ -60,6 +67,12 @@ CODE_VERSIONS: dict[str, str] = {
     BENCHMARK_SCORES: "1",
     LEADERBOARD: "1",
     PROMOTIONS: "1",
+    INVARIANCE: "1",
+    OCCLUSION: "1",
+    ORGANELLES: "1",
+    DATASET_MAPS: "1",
+    DATASET_DISTANCES: "1",
+    COMPARISONS: "1",
 }
 """Written by hand: raise one when the asset's results change for equal inputs."""
 

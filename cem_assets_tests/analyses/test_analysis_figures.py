@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cem_assets.analyses.analysis_figures import agreement_png, distances_png, firing_rates_png, occlusion_png
+from cem_assets.analyses.analysis_figures import agreement_png, firing_rates_png, occlusion_png
+from cem_assets.analyses.consensus import measure_consensus
 from cem_assets.analyses.invariance import FiringRates
 from cem_assets.analyses.mask_correlation import measure_agreement
 from cem_assets.analyses.occlusion import OcclusionMap
@@ -62,21 +63,10 @@ def test_masks_and_their_channel() -> None:
     masks = [image > 200 for image in images]
     maps = [generator.normal(size=(5, 8, 6)).astype(np.float32) for _ in images]
     agreement = measure_agreement(maps, masks)
-    data = agreement_png(images, masks, maps, agreement, "mitochondria")
-    assert _open(data).std() > 10 and data == agreement_png(images, masks, maps, agreement, "mitochondria")
+    consensus = measure_consensus(maps, masks, agreement.correlations, 2)
+    data = agreement_png(images, masks, maps, agreement, consensus, "mitochondria")
+    assert _open(data).std() > 10 and data == agreement_png(images, masks, maps, agreement, consensus, "mitochondria")
     with pytest.raises(ValueError, match="1 images, 2 masks"):
-        agreement_png(images[:1], masks, maps, agreement, "t")
+        agreement_png(images[:1], masks, maps, agreement, consensus, "t")
     with pytest.raises(ValueError, match="differ in size"):
-        agreement_png([images[0], images[1][:9]], masks, maps, agreement, "t")
-
-
-@pytest.mark.parametrize("num", [1, 3, 60])
-def test_tables_of_distances(num: int) -> None:
-    table = np.random.default_rng(0).random((num, num))
-    table[0, 0] = np.nan
-    names = [f"dataset {n} of many" for n in range(num)]
-    data = distances_png(names, table, "distances")
-    _open(data)
-    assert data == distances_png(names, table, "distances")
-    with pytest.raises(ValueError, match="one row and column"):
-        distances_png([*names, "more"], table, "t")
+        agreement_png([images[0], images[1][:9]], masks, maps, agreement, consensus, "t")

@@ -33,7 +33,7 @@ def test_distance_agrees_with_the_definition(d: int, n: int, m: int, seed: int) 
     assert np.isnan(found.low) and found.nums == (n, m)
 
 
-@pytest.mark.parametrize(("n", "m"), [(12, 9), (40, 9), (60, 50)])
+@pytest.mark.parametrize(("n", "m"), [(6, 5), (12, 9), (40, 9), (60, 50)])
 def test_shrunk_covariances_agree_with_the_definition_even_with_few_rows(n: int, m: int) -> None:
     first, second = _sets(n, m, 20)
     found = frechet_distance(first, second, "ledoit_wolf", num_bootstrap=0)

@@ -9,7 +9,8 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from cem_assets.analyses.activations import pixels_of_images
-from cem_assets.analyses.invariance import FiringRates, InvarianceParams, firing_thresholds, measure_invariance
+from cem_assets.analyses.invariance import FiringRates, firing_thresholds, measure_invariance
+from cem_assets.analyses.params import InvarianceParams
 from cem_assets.analyses.transformations import TRANSFORMATIONS, noise_seeds
 from cem_assets_tests.analyses.encoders import NORMS, FourQuadrants, random_resnet, tiny_images
 
@@ -45,7 +46,9 @@ def test_rates_agree_with_the_definition_in_any_batches() -> None:
         for name, values in STRENGTHS.items()
     }
     for batch_size in (3, 64):
-        found = measure_invariance(encoder, images, NORMS, InvarianceParams(global_rate=0.3, batch_size=batch_size), STRENGTHS)
+        found = measure_invariance(
+            encoder, images, NORMS, InvarianceParams(global_rate=0.3, batch_size=batch_size, strengths=STRENGTHS)
+        )
         assert list(found) == list(STRENGTHS)
         for name, rates in found.items():
             # A changed image within rounding of a threshold may fall on either side.
@@ -57,8 +60,8 @@ def test_rates_agree_with_the_definition_in_any_batches() -> None:
 
 def test_a_unit_of_either_sign_takes_the_one_that_scores_more() -> None:
     encoder, images = FourQuadrants(), tiny_images(20)
-    params = InvarianceParams(global_rate=0.2, is_either_sign=True)
-    found = measure_invariance(encoder, images, NORMS, params, {"brightness": (0.7, 1.0)})["brightness"]
+    params = InvarianceParams(global_rate=0.2, is_either_sign=True, strengths={"brightness": [0.7, 1.0]})
+    found = measure_invariance(encoder, images, NORMS, params)["brightness"]
     both = [
         np.stack([_slow_rates(encoder, images, "brightness", value, 0.2, sign) for value in (0.7, 1.0)]) for sign in (1, -1)
     ]
@@ -75,7 +78,7 @@ def test_what_a_unit_cannot_see_it_is_invariant_to() -> None:
 
     images = tiny_images(30)
     found = measure_invariance(
-        Mean(), images, NORMS, InvarianceParams(global_rate=0.1), {"rotation": (90.0, 180.0), "brightness": (0.3,)}
+        Mean(), images, NORMS, InvarianceParams(global_rate=0.1, strengths={"rotation": [90, 180], "brightness": [0.3]})
     )
     assert np.array_equal(found["rotation"].mean_rates, [1.0, 1.0])
     assert found["rotation"].top_score() == pytest.approx(10.0)  # 1 / the global rate is the most there can be
@@ -87,7 +90,9 @@ def test_silent_units_are_left_out_of_means() -> None:
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return torch.stack([pixels.mean(dim=(1, 2, 3)), torch.zeros(len(pixels))], 1)
 
-    rates = measure_invariance(WithConstant(), tiny_images(9), NORMS, strengths={"rotation": (180.0,)})["rotation"]
+    rates = measure_invariance(WithConstant(), tiny_images(9), NORMS, InvarianceParams(strengths={"rotation": [180]}))[
+        "rotation"
+    ]
     assert rates.is_firing.tolist() == [True, False] and np.isnan(rates.local_rates[0, 1]) and np.isnan(rates.scores[1])
     assert rates.mean_rates.tolist() == [1.0]
 
@@ -114,9 +119,9 @@ def test_no_unit_fires_for_more_images_than_asked(activations: np.ndarray, share
 
 
 def test_wrong_parameters_are_told_together() -> None:
-    with pytest.raises(ValueError, match=r"'shear' is not known.*strengths of blur are \(-1\.0,\)"):
-        measure_invariance(FourQuadrants(), tiny_images(4), NORMS, strengths={"shear": (1.0,), "blur": (-1.0,)})
-    with pytest.raises(ValueError, match="global rate 0.7"):
+    with pytest.raises(ValueError, match=r"'shear' is not known.*strengths of blur are \[-1\.0\]"):
+        InvarianceParams(strengths={"shear": [1], "blur": [-1]})
+    with pytest.raises(ValueError, match="less than or equal to 0.5"):
         InvarianceParams(global_rate=0.7)
     with pytest.raises(ValueError, match="n above that"):
         firing_thresholds(np.zeros((1, 3)))

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cem_assets.analyses.occlusion import OcclusionParams, occlusion_map, square_places
+from cem_assets.analyses.occlusion import occlusion_map, square_places
+from cem_assets.analyses.params import OcclusionParams
 from cem_assets_tests.analyses.encoders import NORMS, FourQuadrants, random_resnet, tiny_images
 
 
@@ -59,7 +60,7 @@ def test_only_what_the_features_see_drops() -> None:
 
 
 def test_an_even_image_covered_with_its_mean_changes_nothing() -> None:
-    found = occlusion_map(random_resnet(), np.full((32, 32), 128, np.uint8), NORMS, OcclusionParams(16, 16))
+    found = occlusion_map(random_resnet(), np.full((32, 32), 128, np.uint8), NORMS, OcclusionParams(square_px=16, stride_px=16))
     assert found.drops.shape == (2, 2) and np.abs(found.drops).max() < 1e-6
 
 
@@ -67,6 +68,6 @@ def test_small_images_dead_features_and_wrong_parameters_are_told() -> None:
     with pytest.raises(ValueError, match="two sides of 48 px"):
         occlusion_map(FourQuadrants(), tiny_images(1)[0], NORMS)
     with pytest.raises(ValueError, match="all zero"):
-        occlusion_map(FourQuadrants(), np.zeros((32, 32), np.uint8), (0.0, 1.0), OcclusionParams(16, 16))
+        occlusion_map(FourQuadrants(), np.zeros((32, 32), np.uint8), (0.0, 1.0), OcclusionParams(square_px=16, stride_px=16))
     with pytest.raises(ValueError, match="stride from 1 to the square"):
         OcclusionParams(square_px=8, stride_px=9)

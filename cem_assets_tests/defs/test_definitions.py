@@ -31,8 +31,28 @@ ASSETS = {
     "benchmarks/leaderboard": ["benchmarks/scores"],
     "benchmarks/contamination": ["benchmarks/data", "cem/releases", "cytoimagenet/releases"],
     "benchmarks/promotions": ["benchmarks/leaderboard", "pretraining/weights"],
+    "analyses/invariance": ["cem/filtered_patches", "cem/releases", "pretraining/weights"],
+    "analyses/occlusion": ["cem/filtered_patches", "cem/releases", "pretraining/weights"],
+    "analyses/organelles": ["pretraining/weights"],
+    "analyses/dataset_maps": ["cem/filtered_patches", "cem/releases", "pretraining/weights"],
+    "analyses/dataset_distances": ["cem/filtered_patches", "cem/releases", "pretraining/weights"],
+    "analyses/comparisons": [
+        "analyses/dataset_distances",
+        "analyses/dataset_maps",
+        "analyses/invariance",
+        "analyses/occlusion",
+        "analyses/organelles",
+    ],
 }
-ON_GPU = ("cem/patch_scores", "cem/patch_classifier", "cytoimagenet/class_maps", "pretraining/weights", "benchmarks/scores")
+OF_WEIGHTS = tuple(name for name in ASSETS if name.startswith("analyses/") and name != "analyses/comparisons")
+ON_GPU = (
+    "cem/patch_scores",
+    "cem/patch_classifier",
+    "cytoimagenet/class_maps",
+    "pretraining/weights",
+    "benchmarks/scores",
+    *OF_WEIGHTS,
+)
 PARTITIONED = {
     **dict.fromkeys(
         (
@@ -50,10 +70,15 @@ PARTITIONED = {
     "pretraining/weights": "weights",
     "benchmarks/data": "benchmarks",
     "benchmarks/scores": "benchmark|weights",
+    **dict.fromkeys(OF_WEIGHTS, "weights"),
 }
 CHECKED_OTHERWISE = ("/scores", "/contamination", "/promotions")
 CHECKS = {
-    *(f"{name}:objects_match_manifest" for name in ASSETS if not name.endswith(("/releases", *CHECKED_OTHERWISE))),
+    *(
+        f"{name}:objects_match_manifest"
+        for name in ASSETS
+        if not name.endswith(("/releases", *CHECKED_OTHERWISE)) and not name.startswith("analyses/")
+    ),
     "cytoimagenet/source_metadata:metadata_obeys_schema",
     "cytoimagenet/label_table:labels_obey_rules",
     "cytoimagenet/crops:crops_add_up",
@@ -71,11 +96,14 @@ CHECKS = {
     "benchmarks/scores:scores_are_whole",
     "benchmarks/contamination:releases_are_uncontaminated",
     "benchmarks/promotions:gate_passes",
+    *(f"{name}:analyses_are_whole" for name in OF_WEIGHTS),
+    "analyses/comparisons:comparisons_are_whole",
 }
 JOBS = {
     "cem_chain", "cem_subvolumes", "cem_release", "cem_patch_classifier", "catalogue_intake", "maintenance",
     "cyto_sources", "cyto_test_images", "cyto_label_table", "cyto_crops", "cyto_release", "pretraining_weights",
     "benchmark_data", "benchmark_scores", "benchmark_leaderboard", "benchmark_contamination", "benchmark_promotion",
+    "analyses", "analysis_comparison",
 }  # fmt: skip
 SENSORS = {
     "inbox",
@@ -111,7 +139,7 @@ def test_assets_and_what_they_are_made_from(graph):
 def test_key_group_prefix_and_code_version_are_one_word(graph):
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
-        assert node.group_name == key.path[0] in ("cem", "cytoimagenet", "pretraining", "benchmarks")
+        assert node.group_name == key.path[0] in ("cem", "cytoimagenet", "pretraining", "benchmarks", "analyses")
         assert node.code_version == CODE_VERSIONS[key.to_user_string()]
 
 
