@@ -23,7 +23,7 @@ from cem_assets.analyses.transformations import TRANSFORMATIONS
 from cem_assets.imaging.gallery import MAX_BYTES, figure_png
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd")
-_SCALES = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2)
+_SCALES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 
 def firing_rates_png(results: Mapping[str, Mapping[str, FiringRates]], title: str) -> bytes:
@@ -104,7 +104,7 @@ def occlusion_png(
     if problems:
         raise ValueError(f"these maps cannot be drawn: {'; '.join(problems)}.")
     shown = images[:num]
-    figure = small_figure(max(4.0, 1.6 * (1 + len(maps)) + 0.2), 0.4 + 1.75 * len(shown))
+    figure = small_figure(max(4.0, 1.6 * (1 + len(maps)) + 0.2), 0.6 + 1.75 * len(shown))
     figure.suptitle(plain_name(title, 80), fontsize=9)
     panels = figure.subplots(len(shown), 1 + len(maps), squeeze=False)
     for row, image in enumerate(shown):
@@ -115,6 +115,7 @@ def occlusion_png(
             show_gray(axes, image)
             axes.imshow(drops, cmap="Reds", alpha=0.55, vmin=0, vmax=float(drops.max()) or 1.0, interpolation="nearest")
             axes.set_title((f"{plain_name(name, 22)}\n" if row == 0 else "") + f"up to {drops.max():.2g}", fontsize=7)
+    figure.supxlabel("darkest red: the largest drop of each map, told above it; no red: no drop", fontsize=7)
     return fitting_png(figure)
 
 
@@ -185,7 +186,7 @@ def _told(what: str, which: str, correlation: float, held_out: float) -> str:
 
 def show_gray(axes: Axes, image: NDArray[np.uint8]) -> None:
     """Show an image on its whole gray scale, without axes."""
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="auto")  # smooths where it makes smaller
     axes.set_axis_off()
 
 
