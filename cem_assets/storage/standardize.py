@@ -135,7 +135,8 @@ def intensity_mapping(source: ArraySource, description: DatasetDescription, boxe
             voxels = source.read(box)
             mask = source.missing(box)
             flat = voxels.reshape(-1) if mask is None else voxels[~mask]
-            values.append(flat[:: max(1, -(-flat.size // _SAMPLE_VALUES))])
+            # A copy: a view would keep its whole brick in memory.
+            values.append(flat[:: max(1, -(-flat.size // _SAMPLE_VALUES))].copy())
     sample = np.concatenate(values) if values else np.empty(0, source.dtype)
     return mapping_for(policy, source.dtype, sample, description.intensity_percentiles, description.intensity_window)
 

@@ -4,9 +4,12 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -267,15 +270,33 @@ print(json.dumps({"grown": peak() - before, "cube_bytes": ledger["cube_bytes"], 
 """
 
 
+@contextmanager
+def served_from(where: str, folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]]]:
+    """Serve a folder by a plain HTTP server with ranges, or from the real S3 server; yield its address and variables."""
+    if where == "http":
+        with serve_files(folder) as files:
+            yield files.address, {}
+        return
+    import s3fs
+
+    s3 = request.getfixturevalue("s3")
+    fs, place = s3fs.S3FileSystem(skip_instance_cache=True), f"{s3.bucket}/{uuid.uuid4().hex}"
+    fs.put(f"{folder}/", f"{place}/", recursive=True, ACL="public-read")
+    try:
+        yield f"s3://{place}", {"CEM_ASSETS_REMOTE_S3_ENDPOINT": s3.endpoint}
+    finally:
+        fs.rm(place, recursive=True)
+
+
 def measure(
-    tmp_path: Path, shape: tuple[int, int, int], gigabytes: float, cube: int, name: str = "zarr3-sharded"
+    tmp_path: Path, name: str, where: str, request: pytest.FixtureRequest, shape: tuple[int, int, int], gigabytes: float
 ) -> dict[str, int]:
     """Sample in a process of its own, a little first, and tell by how much its memory grew for eight times as much."""
     write_volume(tmp_path / "big", name, textured(shape), chunk=64, num_scales=3)
-    with serve_files(tmp_path / "big") as files:
-        places = [files.address, name, str(tmp_path / "store"), str(tmp_path)]
-        words = [sys.executable, "-c", SCRIPT, *places, str(gigabytes), str(cube)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    with served_from(where, tmp_path / "big", request) as (address, variables):
+        places = [address, name, str(tmp_path / "store"), str(tmp_path)]
+        words = [sys.executable, "-c", SCRIPT, *places, str(gigabytes), "128"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", **variables}
         done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
@@ -290,17 +311,25 @@ def check_sample(tmp_path: Path, voxels: np.ndarray, found: dict[str, int], giga
         np.testing.assert_array_equal(cube, voxels[box_of(name)])
 
 
-def test_a_hundred_megabytes_are_sampled_in_constant_memory(tmp_path: Path):
+LARGE = ("zarr2", "zarr3-sharded", "ome-zarr", "n5", "precomputed", "precomputed-sharded")
+
+
+@pytest.mark.parametrize("where", ["http", "s3"])
+@pytest.mark.parametrize("name", ["zarr2-blosc-slash", "zarr3-sharded", "ome-zarr-v3-5d", "n5-blosc", "precomputed"])
+def test_a_hundred_megabytes_are_sampled_in_constant_memory(tmp_path: Path, name: str, where: str, request):
     shape = (384, 512, 512)
-    found = measure(tmp_path, shape, 0.09, 128)
+    found = measure(tmp_path, name, where, request, shape, 0.09)
     check_sample(tmp_path, textured(shape), found, 0.09)
     assert found["grown"] < 32 << 20, f"{found} for 90 MB instead of 11"
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", ["zarr2", "zarr3-sharded", "ome-zarr", "n5", "precomputed", "precomputed-sharded"])
-def test_a_gibibyte_is_sampled_in_constant_memory(tmp_path: Path, name: str):
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("where", ["http", "s3"])
+@pytest.mark.parametrize("name", LARGE)
+def test_a_gibibyte_is_sampled_in_constant_memory(tmp_path: Path, name: str, where: str, request):
     shape = (1024, 1024, 1024)
-    found = measure(tmp_path, shape, 0.9, 128, name)
+    found = measure(tmp_path, name, where, request, shape, 0.9)
     check_sample(tmp_path, textured(shape), found, 0.9)
     assert found["grown"] < 32 << 20, f"{found} for 0.9 GB instead of 0.1"
+    shutil.rmtree(tmp_path / "big")  # pytest keeps the folders of passed tests for a while

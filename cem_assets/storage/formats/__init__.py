@@ -18,6 +18,8 @@ from cem_assets.storage.formats.hdf5 import open_hdf5
 from cem_assets.storage.formats.headers import decompress_file, open_mrc, open_nifti, open_nrrd
 from cem_assets.storage.formats.micrograph import open_dm
 from cem_assets.storage.formats.rasters import read_raster
+from cem_assets.storage.formats.ser import MAGIC as SER_MAGIC
+from cem_assets.storage.formats.ser import open_ser
 from cem_assets.storage.formats.tiff import open_tiff
 from cem_assets.storage.formats.video import open_video
 
@@ -40,11 +42,12 @@ FORMATS: dict[str, tuple[tuple[str, ...], Opener]] = {
     "NIfTI": ((".nii",), lambda path, scratch, d: open_nifti(path)),
     "HDF5": ((".h5", ".hdf5", ".hdf", ".he5"), lambda path, scratch, d: open_hdf5(path, d.hdf5_dataset, d.channel)),
     "DM": ((".dm3", ".dm4"), lambda path, scratch, d: open_dm(path, scratch)),
+    "SER": ((".ser",), lambda path, scratch, d: open_ser(path)),
     "MP4": ((".mp4", ".m4v"), lambda path, scratch, d: open_video(path, scratch, d, "MP4")),
     "AVI": ((".avi",), lambda path, scratch, d: open_video(path, scratch, d, "AVI")),
 }
 COMPRESSED: dict[str, str] = {".gz": "gzip", ".bz2": "bzip2"}
-SLICE_FORMATS = ("TIFF", "PNG", "JPEG", "DM", "MRC")
+SLICE_FORMATS = ("TIFF", "PNG", "JPEG", "DM", "MRC", "SER")
 """Formats whose files may be 2D slices of one volume."""
 
 _BY_SUFFIX = {suffix: name for name, (suffixes, _) in FORMATS.items() for suffix in suffixes}
@@ -96,7 +99,7 @@ def sniff(path: Path) -> str | None:
     signatures = {
         b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG",
         b"\x89HDF": "HDF5", b"NRRD0": "NRRD", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"PK\x03\x04": "zip",
-        b"%PDF": "PDF", b"GIF8": "GIF", b"BM": "BMP", b"7z\xbc\xaf": "7z",
+        b"%PDF": "PDF", b"GIF8": "GIF", b"BM": "BMP", b"7z\xbc\xaf": "7z", SER_MAGIC: "SER",
     }  # fmt: skip
     for signature, name in signatures.items():
         if head.startswith(signature):

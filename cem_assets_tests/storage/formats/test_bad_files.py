@@ -26,6 +26,7 @@ from cem_assets.storage.formats import arrays, open_file
 from cem_assets.storage.formats.stacks import open_stack, read_plane
 from cem_assets.storage.formats.zarr_stores import open_zarr
 from cem_assets.storage.store import Store
+from cem_assets_tests.storage.formats.ser_files import ser_bytes
 
 DESCRIPTION = DatasetDescription(name="d", kind="volume", voxel_size_nm=(8, 8, 8), licence="x", citation="x")
 REMEDIES = (
@@ -88,6 +89,7 @@ def good(tmp_path: Path) -> dict[str, Path]:
     nibabel.save(nibabel.Nifti1Image(data.T, np.eye(4)), folder / "b.nii.gz")
     with h5py.File(folder / "a.h5", "w") as file:
         file.create_dataset("x", data=data, chunks=(2, 20, 25), compression="gzip")
+    (folder / "a.ser").write_bytes(ser_bytes(data.astype(np.int16)))
     (folder / "c.mrc.bz2").write_bytes(bz2.compress((folder / "a.mrc").read_bytes()))
     from nionswift_plugin.DM_IO import dm3_image_utils, parse_dm3
 
@@ -100,7 +102,7 @@ def good(tmp_path: Path) -> dict[str, Path]:
 
 NAMES = (
     "plain.tif", "packed.tif", "tiled.tif", "a.png", "a.jpg", "a.mrc", "raw.nrrd", "gzip.nrrd", "a.nii", "b.nii.gz", "a.h5",
-    "c.mrc.bz2", "a.dm3", "a.dm4",
+    "c.mrc.bz2", "a.dm3", "a.dm4", "a.ser",
 )  # fmt: skip
 
 
@@ -476,3 +478,28 @@ def test_chunks_that_do_not_fit_memory_are_refused_before_they_are_read(tmp_path
         else:
             zarr.create_array(path, data=data, chunks=(8, 16, 16))
             open_zarr(open_store(str(tmp_path)), name, None)
+
+
+def test_tia_series_that_are_no_volume(tmp_path, scratch):
+    data = np.random.default_rng(0).integers(0, 200, (3, 20, 30), dtype=np.uint8)
+    path = tmp_path / "a.ser"
+    path.write_bytes(ser_bytes(data, kind=0x4120))
+    refused(path, scratch, "spectra", "expected images")
+    mixed = bytearray(ser_bytes(data))
+    second = mixed.index(data[1].tobytes())
+    struct.pack_into("<ii", mixed, second - 8, 20, 30)
+    path.write_bytes(mixed)
+    refused(path, scratch, "image 1", "expected <u1 (20, 30)")
+    struct.pack_into("<ii", mixed, second - 8, 30, -20)
+    path.write_bytes(mixed)
+    refused(path, scratch, "image 1", "negative")
+    struct.pack_into("<hii", mixed, second - 10, 9, 30, 20)
+    path.write_bytes(mixed)
+    refused(path, scratch, "image 1", "number type 9")
+    struct.pack_into("<hii", mixed, second - 10, 1, 1 << 20, 1 << 20)
+    path.write_bytes(mixed)
+    refused(path, scratch, "image 1", "can only be held in memory whole")
+    many = bytearray(ser_bytes(data))
+    struct.pack_into("<I", many, 18, 1 << 30)  # nothing is allocated for what the header claims
+    path.write_bytes(many)
+    refused(path, scratch, "announces", "Copy it again")

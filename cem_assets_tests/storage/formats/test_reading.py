@@ -16,9 +16,11 @@ import zarr
 from PIL import Image
 
 from cem_assets.cem.description import DatasetDescription
+from cem_assets.sources.unpacking import unpack
 from cem_assets.storage.formats import FORMATS, kind_of, open_file
 from cem_assets.storage.formats.zarr_stores import open_zarr
 from cem_assets.storage.store import Store, open_store
+from cem_assets_tests.storage.formats.ser_files import ser_bytes
 
 EVERYTHING = slice(None)
 NUMBER_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
@@ -447,6 +449,9 @@ def test_absent_chunks_of_foreign_zarr_are_missing_not_zero(store: Store, tmp_pa
         ("em_formats/rosettasciio/multi_signal.dm3", (1, 512, 512), "uint16"),
         ("em_formats/rosettasciio/test_STEM_image.dm3", (1, 68, 68), "uint32"),
         ("em_formats/rosettasciio/test_dm_image_um_unit.dm3", (1, 68, 68), "int32"),
+        ("em_formats/rosettasciio/128x128_TEM_acquire-sum1_1.ser", (1, 128, 128), "int32"),
+        ("em_formats/rosettasciio/64x64x5_TEM_preview_1.ser", (5, 64, 64), "float32"),
+        ("em_formats/rosettasciio/test_loading_image_saved_with_imageJ_stack_no_scale.tif", (2, 68, 68), "float32"),
         ("em_formats/rosettasciio/olympus_SIS.tif", (1, 101, 112), "uint8"),
         ("em_formats/rosettasciio/test_loading_image_saved_with_DM.tif", (1, 68, 68), "int32"),
         ("em_formats/rosettasciio/test_loading_image_saved_with_imageJ_stack.tif", (2, 68, 68), "float32"),
@@ -470,6 +475,25 @@ def test_real_files(test_data, scratch, name, shape, dtype):
     assert opened.source.shape == shape and opened.source.dtype == dtype
     values = opened.source.read(tuple(slice(0, side) for side in shape))
     assert values.std() > 0
+
+
+def test_a_real_image_in_an_archive_is_unpacked_and_read(test_data, scratch, tmp_path):
+    unpack(test_data / "em_formats/rosettasciio/TVIPS_bin4.zip", tmp_path / "out")
+    opened = open_file(tmp_path / "out/TVIPS_bin4.tif", scratch, described())
+    values = opened.source.read(tuple(slice(0, side) for side in opened.source.shape))
+    assert values.shape == (1, 1024, 1024) and values.dtype == np.uint8 and values.std() > 0
+
+
+@pytest.mark.parametrize("version", [0x210, 0x220])
+@pytest.mark.parametrize("dtype", NUMBER_TYPES)
+def test_tia_series(tmp_path, scratch, dtype, version):
+    data = voxels(dtype)
+    (tmp_path / "a.ser").write_bytes(ser_bytes(data, version, metres=(5e-9, 4e-9)))
+    assert np.array_equal(whole(tmp_path / "a.ser", scratch), data)
+    opened = open_file(tmp_path / "a.ser", scratch, described())
+    assert opened.header_voxel_size_nm == pytest.approx((5, 5, 4)) and not opened.is_image
+    (tmp_path / "b.ser").write_bytes(ser_bytes(data[:1], version))
+    assert open_file(tmp_path / "b.ser", scratch, described()).is_image
 
 
 def test_packed_and_plain_maps_hold_the_same_voxels(test_data, scratch):
