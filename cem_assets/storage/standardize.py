@@ -23,6 +23,7 @@ from cem_assets.cem.description import DatasetDescription
 from cem_assets.cem.patchify import is_anisotropic
 from cem_assets.engine import Engine, local_engine
 from cem_assets.imaging.intensity import IntensityMapping, default_policy, mapping_for
+from cem_assets.imaging.value_counts import count_values
 from cem_assets.storage.commits import Commit, ContentFolder
 from cem_assets.storage.derived_volumes import BinnedVolume
 from cem_assets.storage.formats import open_file
@@ -188,8 +189,7 @@ class _BrickJob:
         if not is_written:  # after the mask: a brick that is there promises that its mask is, too
             objects.append(self.content.write(name, encode_brick(self.shape, self.planes, box, voxels)))
         present = voxels if mask is None else voxels[~mask]
-        histogram = np.bincount(present.reshape(-1), minlength=256).astype(np.int64)
-        return _BrickDone(tuple(objects), 0 if mask is None else int(mask.sum()), histogram)
+        return _BrickDone(tuple(objects), 0 if mask is None else int(mask.sum()), count_values(present))
 
 
 def standardize_volume(
