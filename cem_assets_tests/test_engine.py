@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cem_assets.engine import LocalEngine, default_num_workers, local_engine
+from cem_assets.engine import LocalEngine, ThreadEngine, default_num_workers, local_engine, threads_or_processes
 
 
 def square(n: int) -> int:
@@ -106,3 +107,35 @@ def test_small_jobs_do_without_processes(monkeypatch):
         monkeypatch.setenv("CEM_ASSETS_WORKERS", bad)
         with pytest.raises(ValueError, match="CEM_ASSETS_WORKERS is .* expected a whole number of at least 1"):
             default_num_workers()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_keep_the_order_and_tell_errors_at_their_items_turn(workers):
+    assert list(ThreadEngine(workers).map(square, range(20))) == [n * n for n in range(20)]
+    results = ThreadEngine(workers).map(fail_at_five, range(10))
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="five"):
+        next(results)
+
+
+def test_threads_take_few_items_ahead_and_end_with_an_unfinished_map():
+    taken, running = [], threading.active_count()
+
+    def items():
+        for n in range(100):
+            taken.append(n)
+            yield n
+
+    results = ThreadEngine(2).map(square, items())
+    next(results)
+    assert len(taken) <= 7
+    results.close()
+    assert threading.active_count() == running
+
+
+def test_threads_are_chosen_for_few_cores_or_small_jobs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CEM_ASSETS_WORKERS", "2")
+    assert threads_or_processes(10_000) == ThreadEngine(2)
+    monkeypatch.setenv("CEM_ASSETS_WORKERS", "16")
+    assert threads_or_processes(10) == ThreadEngine(8)
+    assert threads_or_processes(64) == LocalEngine(16)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from cem_assets.cem.dedup import DedupParams, deduplicate
-from cem_assets.engine import Engine, default_num_workers, local_engine
+from cem_assets.engine import Engine, default_num_workers, threads_or_processes
 from cem_assets.stages.common import Progress, StageResult, no_progress
 from cem_assets.storage.commits import Commit, installed_versions
 from cem_assets.storage.layout import CODE_VERSIONS, DEDUPLICATED, RAW, VOLUMES
@@ -97,8 +97,7 @@ def cut_and_hash(
             num_rows += _num_rows(store, commit, part.name)
             num_rejected += _num_rows(store, commit, _rejected_name(part))
     bricks = [brick for part in todo for brick in part.bricks]
-    # A brick is hashed in some 40 ms and a pool takes a second to start.
-    stream = (engine or local_engine(None, len(bricks), 32)).map(HashJob(pixels, params.spacing), bricks)
+    stream = (engine or threads_or_processes(len(bricks), 32)).map(HashJob(pixels, params.spacing), bricks)
     done, total = 0, len(bricks) or len(todo)
     for part in todo:
         rejected: list[str] = []

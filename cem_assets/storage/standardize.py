@@ -21,12 +21,13 @@ from cem_assets.cem.binning import NO_BINNING, Factors, binned_shape, binned_vox
 from cem_assets.cem.bricks import ALL_PLANES, XY_ONLY, Box, brick_boxes
 from cem_assets.cem.description import DatasetDescription
 from cem_assets.cem.patchify import is_anisotropic
-from cem_assets.engine import Engine, local_engine
+from cem_assets.engine import Engine, local_engine, threads_or_processes
 from cem_assets.imaging.intensity import IntensityMapping, default_policy, mapping_for
+from cem_assets.imaging.value_counts import count_values
 from cem_assets.storage.commits import Commit, ContentFolder
-from cem_assets.storage.derived_volumes import BinnedVolume
+from cem_assets.storage.derived_volumes import BinnedVolume, Region
 from cem_assets.storage.formats import open_file
-from cem_assets.storage.formats.arrays import ArraySource, Opened
+from cem_assets.storage.formats.arrays import ArraySource, Opened, RawFile
 from cem_assets.storage.formats.stacks import open_stack
 from cem_assets.storage.formats.zarr_stores import open_zarr
 from cem_assets.storage.inbox import InboxDataset, dataset_key
@@ -189,8 +190,7 @@ class _BrickJob:
         if not is_written:  # after the mask: a brick that is there promises that its mask is, too
             objects.append(self.content.write(name, encode_brick(self.shape, self.planes, box, voxels)))
         present = voxels if mask is None else voxels[~mask]
-        histogram = np.bincount(present.reshape(-1), minlength=256).astype(np.int64)
-        return _BrickDone(tuple(objects), 0 if mask is None else int(mask.sum()), histogram)
+        return _BrickDone(tuple(objects), 0 if mask is None else int(mask.sum()), count_values(present))
 
 
 def standardize_volume(
@@ -234,7 +234,7 @@ def standardize_volume(
     histogram = np.zeros(256, np.int64)
     num_missing = 0
     described: list[ManifestObject] = []
-    chosen = engine or local_engine(None, len(items))
+    chosen = engine or _engine_for(source, len(items))
     for number, done in enumerate(chosen.map(job, items), 1):
         histogram += done.histogram
         num_missing += done.num_missing
@@ -259,6 +259,13 @@ def standardize_volume(
     for name, data in metadata_objects(record).items():
         commit.write(f"{folder}/{name}", data)
     return record
+
+
+def _engine_for(source: ArraySource, num_bricks: int) -> Engine:
+    """Choose threads where bricks are read without the GIL: out of files in plain order. Decoders keep processes."""
+    while isinstance(source, Region):
+        source = source.source
+    return threads_or_processes(num_bricks) if isinstance(source, RawFile) else local_engine(None, num_bricks)
 
 
 def binning_notes(shape: tuple[int, ...], declared: tuple[float, ...], factors: Factors) -> tuple[str, ...]:

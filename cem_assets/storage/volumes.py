@@ -18,17 +18,18 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import ByteRequest
 from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
 from cem_assets.cem.bricks import CHUNK_SHAPE, FLAT_CHUNK_SHAPE, XY_ONLY, Box, brick_shape
 from cem_assets.imaging.intensity import IntensityMapping
+from cem_assets.storage.shards import ZSTD_LEVEL, decode_shard, encode_shard
 from cem_assets.storage.store import Store
 
 MISSING_VALUE = 128
 """Mid gray: a value that is not taken for data, where the source has none."""
-_COMPRESSORS = (ZstdCodec(level=1), Crc32cCodec())
-"""Level 1 is as small as level 3 on micrographs; the checksum turns silent damage into an error."""
+_COMPRESSORS = (ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec())
+"""What the metadata says of our shards; the checksum turns silent damage into an error."""
 _SAFE_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", re.ASCII)
 
 
@@ -159,9 +160,7 @@ def encode_brick(shape: tuple[int, int, int], planes: tuple[int, ...], box: Box,
     Returns:
         The bytes of the shard.
     """
-    array, memory = _array_in_memory(shape, planes)
-    array[box] = voxels
-    return _objects(memory)[brick_name(shape, planes, box).removeprefix("0/")]
+    return encode_shard(voxels, chunk_shape(planes), brick_shape(shape, planes))
 
 
 def decode_brick(shape: tuple[int, int, int], planes: tuple[int, ...], box: Box, data: bytes) -> NDArray[np.uint8]:
@@ -179,12 +178,10 @@ def decode_brick(shape: tuple[int, int, int], planes: tuple[int, ...], box: Box,
     Raises:
         ValueError: The bytes are damaged; every chunk carries a checksum.
     """
-    array, memory = _array_in_memory(shape, planes)
-    buffer = default_buffer_prototype().buffer.from_bytes(data)
-    memory._store_dict[brick_name(shape, planes, box).removeprefix("0/")] = buffer
+    z, y, x = (span.stop - span.start for span in box)
     try:
-        return np.ascontiguousarray(array[box])
-    except (ValueError, RuntimeError, IndexError) as error:
+        return decode_shard(data, chunk_shape(planes), brick_shape(shape, planes), (z, y, x))
+    except ValueError as error:
         raise ValueError(f"the brick at {_corner(box)} is damaged: {error}") from error
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cem_assets import readers
 from cem_assets.cem.dedup import DedupParams
-from cem_assets.engine import LocalEngine
+from cem_assets.engine import LocalEngine, ThreadEngine
 from cem_assets.stages import cem_patches
 from cem_assets.stages.cem_patches import PatchifyParams, choose_exemplars, cut_and_hash
 from cem_assets.stages.cem_volumes import standardize_dataset
@@ -92,10 +92,11 @@ def test_images_under_64_px_are_rejected_with_their_name(local_store: Store, tmp
 def test_workers_and_part_sizes_do_not_change_the_rows(local_store: Store, tmp_path, monkeypatch):
     volume_dataset(local_store, shape=(100, 300, 470))
     standardize_dataset(local_store, "cells")
-    digests = [cut_and_hash(local_store, "cells", PatchifyParams(), engine=LocalEngine(1)).manifest.digest]
-    local_store.delete([f"cem/raw_patches/cells/_manifests/{n}.json" for n in (1,)])
-    local_store.delete([item.key for item in local_store.walk("cem/raw_patches")])
-    digests.append(cut_and_hash(local_store, "cells", PatchifyParams(), engine=LocalEngine(2)).manifest.digest)
+    digests = []
+    for engine in (LocalEngine(2), ThreadEngine(1), ThreadEngine(2), ThreadEngine(3), LocalEngine(1)):
+        digests.append(cut_and_hash(local_store, "cells", PatchifyParams(), engine=engine).manifest.digest)
+        if len(digests) < 5:
+            local_store.delete([item.key for item in local_store.walk("cem/raw_patches")])
     assert len(set(digests)) == 1
     whole = readers.read_patches("cells", "raw", local_store.url)
     monkeypatch.setattr(patches, "ROWS_PER_PART", 200)

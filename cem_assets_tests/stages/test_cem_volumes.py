@@ -11,7 +11,7 @@ import zarr
 
 from cem_assets import readers
 from cem_assets.cem.bricks import ALL_PLANES, XY_ONLY
-from cem_assets.engine import LocalEngine
+from cem_assets.engine import LocalEngine, ThreadEngine
 from cem_assets.stages.cem_patches import PatchifyParams, cut_and_hash
 from cem_assets.stages.cem_volumes import standardize_dataset
 from cem_assets.storage.manifests import manifest_numbers
@@ -56,9 +56,10 @@ def test_voxels_are_those_of_the_file(store: Store, tmp_path):
 
 def test_workers_and_stores_do_not_change_a_byte(s3_store, local_store, tmp_path):
     digests = set()
-    for store in (local_store, s3_store, Store(str(tmp_path / "again"))):
+    plain = [Store(str(tmp_path / name)) for name in ("one", "three")]
+    engines = [LocalEngine(1), LocalEngine(2), ThreadEngine(1), ThreadEngine(3)]
+    for store, engine in zip((local_store, s3_store, *plain), engines, strict=True):
         volume_dataset(store, shape=(100, 300, 470))
-        engine = LocalEngine(2) if store is not local_store else LocalEngine(1)
         digests.add(standardize_dataset(store, "cells", engine=engine).manifest.digest)
     assert len(digests) == 1
 
