@@ -28,6 +28,7 @@ BENCHMARKS = {
     "hashing": "dHash of full and border patches, one core",
     "dedup": "greedy deduplication",
     "raw_table": "a volume to its table of raw patches",
+    "filtering": "scores of patches by the ResNet34",
     "labels": "weak labels",
     "crops": "crops of fluorescence images",
     "intake": "a small dataset through the chain in Dagster",

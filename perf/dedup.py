@@ -1,11 +1,26 @@
-"""Greedy deduplication beside the definition-level loop over boolean hashes, one core; and a million hashes."""
+"""Greedy deduplication beside the definition-level loop and faiss; its growth to ten million hashes.
 
+Every peer must give the same exemplars. faiss compares binary codes exactly in two ways: `IndexBinaryFlat` scans, and
+`IndexBinaryMultiHash` with four maps of 16 bits and three flips cannot miss a code within 12 bits. MinHash LSH (datasketch)
+is for sets and only likely to find a near pair, so no setting of it gives the exact result; it has no row.
+Sizes from a million up run in processes of their own, so that their peak memory is their own.
+"""
+
+import json
+import math
+import subprocess
+import sys
 import time
+from typing import Any
 
 import numpy as np
 
-from cem_assets.imaging.hamming import greedy_exemplars
+from cem_assets.imaging.hamming import Exemplars, greedy_exemplars
 from perf.timing import Measured, best_seconds
+
+GROWTH = (1_000_000, 10_000_000)
+CHECKED = 300
+"""Rows of the large lists that are held against the definition."""
 
 
 def clustered(num: int, num_clusters: int, seed: int) -> np.ndarray:
@@ -27,19 +42,114 @@ def by_definition(bits: np.ndarray) -> list[int]:
     return exemplars
 
 
-def measure(is_quick: bool = False) -> list[Measured]:
-    hashes = clustered(20_000, 4000, 0)
-    bits = np.unpackbits(hashes.byteswap().view(np.uint8).reshape(-1, 8), axis=1).astype(bool)
-    found = greedy_exemplars(hashes, 12)
-    assert np.flatnonzero(found.exemplar == np.arange(len(hashes))).tolist() == by_definition(bits)
-    ours, peer = best_seconds(lambda: greedy_exemplars(hashes, 12), lambda: by_definition(bits))
-    rows = [
-        Measured("dedup of 20,000 hashes, one thread", "hashes/s", 20_000 / ours, 20_000 / peer, "definition-level loop", 80)
-    ]
-    million = clustered(1_000_000, 200_000, 1)
+def by_faiss(index: Any, hashes: np.ndarray) -> list[int]:
+    """Look every block up among the exemplars so far; of those without one, the first strikes the rest of the block."""
+    exemplars: list[int] = []
+    for start in range(0, len(hashes), 1024):
+        block = hashes[start : start + 1024]
+        left = np.arange(len(block))
+        if exemplars:
+            ends, _, _ = index.range_search(block.view(np.uint8).reshape(-1, 8), 13)  # distances below 13
+            left = left[np.diff(ends.astype(np.int64)) == 0]
+        new = []
+        while len(left):
+            new.append(int(left[0]))
+            left = left[np.bitwise_count(block[left] ^ block[left[0]]) > 12]
+        if new:
+            index.add(block[new].view(np.uint8).reshape(-1, 8))
+        exemplars += [start + place for place in new]
+    return exemplars
+
+
+def faiss_peers() -> dict[str, Any]:
+    """Return what makes an empty index of each kind; nothing where faiss is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        return {}
+
+    def hashed() -> Any:
+        index = faiss.IndexBinaryMultiHash(64, 4, 16)
+        index.nflip = 3
+        return index
+
+    faiss.omp_set_num_threads(2)
+    return {"faiss IndexBinaryFlat": lambda: faiss.IndexBinaryFlat(64), "faiss IndexBinaryMultiHash": hashed}
+
+
+def check_sample(hashes: np.ndarray, found: Exemplars) -> None:
+    """Hold some rows against the definition: the first exemplar within the distance, or none before an exemplar."""
+    exemplars = np.flatnonzero(found.exemplar == np.arange(len(hashes)))
+    for row in np.random.default_rng(0).choice(len(hashes), CHECKED, replace=False):
+        apart = np.bitwise_count(hashes[exemplars[: np.searchsorted(exemplars, row, "right")]] ^ hashes[row])
+        first = int(np.argmax(apart <= 12))
+        assert found.exemplar[row] == exemplars[first] and found.distance[row] == apart[first]
+
+
+def run_one(num: int) -> dict[str, float]:
+    """Time one size in this process, a fifth of it exemplars."""
+    import resource
+
+    greedy_exemplars(clustered(20_000, 4000, 0), 12, 2)  # the compiler's time is not the search's
+    hashes = clustered(num, num // 5, 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
-    greedy_exemplars(million, 12, num_threads=2)
-    rows.append(
-        Measured("dedup of 1,000,000 hashes, two threads", "hashes/s", 1_000_000 / (time.perf_counter() - started), 0, "-", 0)
-    )
+    found = greedy_exemplars(hashes, 12, num_threads=2)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    check_sample(hashes, found)
+    exemplars = int((found.exemplar == np.arange(num)).sum())
+    return {"seconds": seconds, "exemplars": exemplars, "peak_mib": peak / 1024, "before_mib": before / 1024}
+
+
+def measure(is_quick: bool = False) -> list[Measured]:
+    rows, seconds_of = [], {}
+    for num in (20_000, 200_000):
+        hashes = clustered(num, num // 5, 0)
+        found = greedy_exemplars(hashes, 12, 2)
+        exemplars = np.flatnonzero(found.exemplar == np.arange(num)).tolist()
+        check_sample(hashes, found)
+        if num == 20_000:
+            bits = np.unpackbits(hashes.byteswap().view(np.uint8).reshape(-1, 8), axis=1).astype(bool)
+            assert exemplars == by_definition(bits)
+            ours, peer = best_seconds(
+                lambda hashes=hashes: greedy_exemplars(hashes, 12), lambda bits=bits: by_definition(bits), repeats=3
+            )
+            rows.append(
+                Measured("dedup of 20,000 hashes, one thread", "hashes/s", num / ours, num / peer, "definition-level loop", 100)
+            )
+        peers = faiss_peers()
+        if not peers:
+            rows.append(
+                Measured(f"dedup of {num:,} hashes beside faiss", "hashes/s", 0, 0, "faiss", 0, "faiss-cpu is not installed")
+            )
+        for name, new_index in peers.items():
+            if num > 20_000 and "Multi" in name:
+                continue  # slower than the scan already at 20,000
+            assert by_faiss(new_index(), hashes) == exemplars
+            ours, peer = best_seconds(
+                lambda hashes=hashes: greedy_exemplars(hashes, 12, 2),
+                lambda new_index=new_index, hashes=hashes: by_faiss(new_index(), hashes),
+                repeats=1 if num > 20_000 else 3,
+            )
+            seconds_of[num] = ours
+            rows.append(
+                Measured(f"dedup of {num:,} hashes, two threads", "hashes/s", num / ours, num / peer, name, 0, "same exemplars")
+            )
+    previous = max(seconds_of, default=0)
+    for num in GROWTH[:1] if is_quick else GROWTH:
+        done = subprocess.run([sys.executable, "-m", "perf.dedup", str(num)], capture_output=True, text=True, check=True)
+        told = json.loads(done.stdout)
+        seconds_of[num] = told["seconds"]
+        note = f"{told['exemplars']:,} exemplars in {told['seconds']:.1f} s, {CHECKED} rows held against the definition; "
+        note += f"peak {told['peak_mib']:,.0f} MiB, before {told['before_mib']:,.0f}"
+        if previous:
+            exponent = math.log(seconds_of[num] / seconds_of[previous]) / math.log(num / previous)
+            note += f"; time grows with n^{exponent:.1f} from {previous:,}"
+        rows.append(Measured(f"dedup of {num:,} hashes, two threads", "hashes/s", num / told["seconds"], 0, "-", 0, note))
+        previous = num
     return rows
+
+
+if __name__ == "__main__":
+    print(json.dumps(run_one(int(sys.argv[1]))))

@@ -5,12 +5,15 @@ no second inference. Parameters are in `cem_assets.cem.filter`, training in
 `cem_assets.cem.classifier_training`.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cem_assets.cem.filter import Precision, ScoreParams
 from cem_assets.encoders import build_encoder, pick_device
@@ -68,6 +71,26 @@ def to_network(images: torch.Tensor) -> torch.Tensor:
     return scaled.contiguous(memory_format=torch.channels_last)
 
 
+def folded(model: nn.Module) -> nn.Module:
+    """Fold every batch normalization into the convolution before it, which spares a pass over the activations each.
+
+    Args:
+        model: From `build_classifier`.
+
+    Returns:
+        Another network in evaluation mode; its logits differ by rounding alone, about 1e-6.
+    """
+    lean = copy.deepcopy(model).eval()
+    for holder in lean.modules():
+        children = list(holder.named_children())
+        # In a ResNet a convolution is registered right before its normalization: conv1, bn1; conv2, bn2; downsample 0, 1.
+        for (first, convolution), (second, norm) in pairwise(children):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(holder, first, fuse_conv_bn_eval(convolution, norm))
+                setattr(holder, second, nn.Identity())
+    return lean
+
+
 def score_batches(model: nn.Module, batches: Iterable[NDArray[np.uint8]], params: ScoreParams) -> Iterator[NDArray[np.float32]]:
     """Score patches.
 
@@ -83,7 +106,7 @@ def score_batches(model: nn.Module, batches: Iterable[NDArray[np.uint8]], params
     border patches, here Pillow's bilinear does, as for the hash.
     """
     device = pick_device(params.device)
-    model = model.to(device).eval().to(memory_format=torch.channels_last)
+    model = folded(model.eval()).to(device).to(memory_format=torch.channels_last)
     for batch in batches:
         outputs = []
         # Entered anew for every batch: held across a yield, the mode would leak into the caller.

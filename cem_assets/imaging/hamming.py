@@ -1,9 +1,8 @@
 """Hamming distance search over 64-bit hashes: greedy exemplars, and pairs within a radius.
 
-Exact and brute force, in blocks that stay in cache: about seven billion comparisons a second and core,
-which is faster than an index for the few hundred thousand exemplars a dataset has. Memory is a few
-arrays of the input's length. What a match means (which distance, which order) is decided by the rooms:
-see `cem_assets.cem.dedup`.
+Exact. Small lists are compared each with each, about seven billion comparisons a second and core; where that is more work
+than visiting buckets, greedy exemplars go through `multi_index`. Memory is a few arrays of the input's length. What a match
+means (which distance, which order) is decided by the rooms: see `cem_assets.cem.dedup`.
 """
 
 from collections.abc import Iterator
@@ -14,66 +13,59 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.imaging.bit_counts import num_different as _distance
 from cem_assets.imaging.compiled import kernel
+from cem_assets.imaging.multi_index import NONE, choose_bands, first_near, spread_bits
 
 _BLOCK = 512
 """Exemplars compared at a time: 4 KiB of hashes, so the block stays in the first cache level."""
-_PARALLEL_FROM = 1 << 16
-"""Remaining hashes below which a second thread costs more than it gains."""
-
-_M1, _M2 = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
-_M4, _H1 = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)
-
-
-@kernel
-def _distance(a, b):  # type: ignore[no-untyped-def]
-    # The classic parallel bit count; LLVM knows it and emits vector popcounts where the CPU has them.
-    x = a ^ b
-    x = x - ((x >> np.uint64(1)) & _M1)
-    x = (x & _M2) + ((x >> np.uint64(2)) & _M2)
-    x = (x + (x >> np.uint64(4))) & _M4
-    return (x * _H1) >> np.uint64(56)
+_LEAF = 1 << 12
+"""Hashes settled one after the other; longer lists are halved."""
+_PARALLEL_FROM = 1 << 26
+"""Comparisons below which a second thread costs more than it gains."""
 
 
 @kernel
-def _exemplars_within(hashes, radius, exemplar, distance):  # type: ignore[no-untyped-def]
-    """Greedy pass over a short list; returns how many of `exemplar` and `distance` it set, all of them."""
+def _settle_in_order(hashes, places, exemplars, exemplar_places, radius, exemplar, distance):  # type: ignore[no-untyped-def]
+    """Greedy pass over a list, one hash after the other; `exemplars` and `exemplar_places` are room for as many."""
+    num = 0
     for i in range(hashes.shape[0]):
-        exemplar[i] = i
-        distance[i] = 0
-        for j in range(i):
-            if exemplar[j] == j:
-                d = _distance(hashes[i], hashes[j])
-                if d <= radius:
-                    exemplar[i] = j
-                    distance[i] = d
-                    break
+        value = hashes[i]
+        first = num
+        for low in range(0, num, _BLOCK):
+            high = min(low + _BLOCK, num)
+            tile = exemplars[low:high]
+            is_near = np.uint64(0)
+            for j in range(tile.shape[0]):  # from 0 and with no early exit, so the loop vectorizes
+                is_near |= np.uint64(_distance(value, tile[j]) <= radius)
+            if is_near:
+                first = low
+                while _distance(value, exemplars[first]) > radius:
+                    first += 1
+                break
+        if first == num:
+            exemplars[num] = value
+            exemplar_places[num] = places[i]
+            num += 1
+        exemplar[places[i]] = exemplar_places[first]
+        distance[places[i]] = _distance(value, exemplars[first])
 
 
 @kernel
-def _strike(hashes, places, block, block_places, radius, exemplar, distance):  # type: ignore[no-untyped-def]
-    """Record every hash that the block's exemplars stand for; move the rest to the front, in order.
-
-    Returns the number left. `hashes` and `places` are changed in place.
-    """
-    kept = 0
+def _first_of_block(hashes, block, start, radius, found):  # type: ignore[no-untyped-def]
+    """Set `found` of every hash that has none yet to `start` plus the place of the first of the block within the radius."""
     for i in range(hashes.shape[0]):
+        if found[i] != NONE:
+            continue
         value = hashes[i]
         is_near = np.uint64(0)
         for j in range(block.shape[0]):  # no early exit, so the loop vectorizes
             is_near |= np.uint64(_distance(value, block[j]) <= radius)
         if is_near:
-            for j in range(block.shape[0]):
-                d = _distance(value, block[j])
-                if d <= radius:
-                    exemplar[places[i]] = block_places[j]
-                    distance[places[i]] = d
-                    break
-        else:
-            hashes[kept] = value
-            places[kept] = places[i]
-            kept += 1
-    return kept
+            first = 0
+            while _distance(value, block[first]) > radius:
+                first += 1
+            found[i] = start + first
 
 
 @kernel
@@ -125,38 +117,69 @@ def greedy_exemplars(hashes: NDArray[np.uint64], max_distance: int, num_threads:
     Returns:
         For each hash the first exemplar, in visiting order, within `max_distance`.
 
+    Raises:
+        ValueError: There are 2^31 - 1 hashes or more.
+
     Source: the deduplication of CEM500K (eLife 65894). Same result as its loop over one exemplar at a
-    time, computed for blocks of exemplars.
+    time: the first half is settled, its exemplars strike the second half, and what is left of that is settled. Memory
+    beyond input and result: about 40 bytes a hash.
     """
     num = len(hashes)
-    exemplar = np.arange(num, dtype=np.int64)
-    distance = np.zeros(num, dtype=np.uint8)
-    left, places = hashes.astype(np.uint64, copy=True), np.arange(num, dtype=np.int64)
-    radius = np.uint64(max_distance)
+    if num >= NONE:
+        raise ValueError(f"{num:,} hashes; expected fewer than {NONE:,} in one list. Deduplicate the dataset in parts.")
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
-        while len(left):
-            size = min(_BLOCK, len(left))
-            head, head_places = left[:size].copy(), places[:size].copy()
-            own, own_distance = np.empty(size, np.int64), np.empty(size, np.uint8)
-            _exemplars_within(head, radius, own, own_distance)
-            exemplar[head_places] = head_places[own]
-            distance[head_places] = own_distance
-            is_exemplar = own == np.arange(size)
-            block, block_places = head[is_exemplar], head_places[is_exemplar]
-            left, places = left[size:], places[size:]
-            num_pieces = num_threads if len(left) >= _PARALLEL_FROM else 1
-            bounds = np.linspace(0, len(left), num_pieces + 1).astype(int)
-            pieces = [(left[a:b], places[a:b]) for a, b in pairwise(bounds)]
-            jobs = [
-                pool.submit(_strike, values, where, block, block_places, radius, exemplar, distance) for values, where in pieces
-            ]
-            kept = [job.result() for job in jobs]
-            if len(pieces) == 1:
-                left, places = left[: kept[0]], places[: kept[0]]
-            else:
-                left = np.concatenate([values[:k] for (values, _), k in zip(pieces, kept, strict=True)])
-                places = np.concatenate([where[:k] for (_, where), k in zip(pieces, kept, strict=True)])
-    return Exemplars(exemplar, distance)
+        greedy = _Greedy(spread_bits(hashes.astype(np.uint64, copy=False)), max_distance, pool, max(1, num_threads))
+        greedy.settle(np.arange(num, dtype=np.int64))
+    return Exemplars(greedy.exemplar, greedy.distance)
+
+
+class _Greedy:
+    """A greedy pass over one list, by halves: settle the first, strike the second with its exemplars, settle what is left."""
+
+    def __init__(self, hashes: NDArray[np.uint64], max_distance: int, pool: ThreadPoolExecutor, num_threads: int) -> None:
+        """Take the hashes, in visiting order; `exemplar` and `distance` hold the outcome of what is settled."""
+        self.exemplar = np.empty(len(hashes), np.int64)
+        self.distance = np.empty(len(hashes), np.uint8)
+        self._hashes, self._max_distance = hashes, max_distance
+        self._pool, self._num_threads = pool, num_threads
+
+    def settle(self, places: NDArray[np.int64]) -> None:
+        """Settle hashes, ascending places, of which no exemplar before the first is within the distance."""
+        if len(places) <= _LEAF:
+            room = np.empty(len(places), np.uint64), np.empty(len(places), np.int64)
+            radius = np.uint64(self._max_distance)
+            _settle_in_order(self._hashes[places], places, *room, radius, self.exemplar, self.distance)
+            return
+        half = len(places) // 2
+        self.settle(places[:half])
+        settled, places = places[:half], places[half:]
+        block = settled[self.exemplar[settled] == settled]
+        hashes = self._hashes[places]
+        found = self._first_within(self._hashes[block], hashes)
+        is_left = found == NONE
+        struck = places[~is_left]
+        self.exemplar[struck] = block[found[~is_left]]
+        self.distance[struck] = np.bitwise_count(hashes[~is_left] ^ self._hashes[self.exemplar[struck]])
+        self.settle(places[is_left])
+
+    def _first_within(self, block: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """Return int32 (n,): for each hash the first of the block within the distance, or `NONE`."""
+        num_threads = self._num_threads if len(block) * len(hashes) >= _PARALLEL_FROM else 1
+        cut = choose_bands(len(block), len(hashes), self._max_distance)
+        if cut is not None:
+            by_index = first_near(block, hashes, self._max_distance, cut, self._pool, num_threads)
+            if by_index is not None:
+                return by_index
+        found = np.full(len(hashes), NONE, np.int32)
+        pieces = [slice(low, high) for low, high in pairwise(np.linspace(0, len(hashes), num_threads + 1).astype(int))]
+        jobs = [self._pool.submit(self._compare_all, block, hashes[piece], found[piece]) for piece in pieces]
+        for job in jobs:
+            job.result()
+        return found
+
+    def _compare_all(self, block: NDArray[np.uint64], hashes: NDArray[np.uint64], found: NDArray[np.int32]) -> None:
+        for start in range(0, len(block), _BLOCK):
+            _first_of_block(hashes, block[start : start + _BLOCK], start, np.uint64(self._max_distance), found)
 
 
 def near_pairs(queries: NDArray[np.uint64], others: NDArray[np.uint64], max_distance: int) -> Iterator[tuple[int, int, int]]:

@@ -49,7 +49,7 @@ CODE_VERSIONS: dict[str, str] = {
     VOLUMES: "1",
     RAW: "1",
     DEDUPLICATED: "1",
-    SCORES: "1",
+    SCORES: "2",  # batch normalization is folded: logits moved by rounding
     FILTERED: "1",
     SUBVOLUMES: "1",
     CLASSIFIER: "1",

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchvision
 
-from cem_assets.cem.classifier import build_classifier, score_batches, to_network
+from cem_assets.cem.classifier import build_classifier, folded, score_batches, to_network
 from cem_assets.cem.classifier_training import (
     augment,
     check_labels,
@@ -56,6 +56,19 @@ def test_logits_equal_a_hand_loaded_torchvision_model():
         expected = reference.eval()((gray - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)).flatten().numpy()
     found = next(score_batches(build_classifier(weights), [images], ScoreParams(batch_size=2)))
     assert np.allclose(found, expected, atol=1e-4)
+
+
+def test_folded_normalization_changes_nothing_but_rounding_and_leaves_the_network_alone():
+    torch.manual_seed(0)
+    model = build_classifier()
+    settle_statistics(model, stripes_and_blanks(8)[0], ClassifierParams(batch_size=8, device="cpu"))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    lean = folded(model)
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in lean.modules())
+    inputs = to_network(torch.from_numpy(stripes_and_blanks(4, seed=1)[0]))
+    with torch.no_grad():
+        assert torch.allclose(lean(inputs), model.eval()(inputs), atol=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_inference_does_not_leak_its_mode_into_the_caller():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cem_assets.imaging import hamming
+from cem_assets.imaging import hamming, multi_index
 from cem_assets.imaging.hamming import closest_pair_within, greedy_exemplars, near_pairs
 
 
@@ -48,6 +48,68 @@ def test_exemplars_equal_the_definition_across_blocks(num):
     hashes = clustered(num, num // 3, seed=num)
     found = greedy_exemplars(hashes, 12)
     assert (found.exemplar.tolist(), found.distance.tolist()) == greedy_by_definition(hashes.tolist(), 12)
+
+
+def adversarial() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(8)
+    near_zero = np.zeros(600, np.uint64)
+    for _ in range(14):  # around the distance of 12, and all in few buckets
+        near_zero ^= np.uint64(1) << generator.integers(0, 64, 600).astype(np.uint64)
+    chain = np.array([(1 << min(n, 64)) - 1 for n in range(600)], dtype=np.uint64)  # each next to its neighbours alone
+    return {
+        "all equal": np.full(600, 7, np.uint64),
+        "all distinct": generator.integers(0, 2**64, 600, dtype=np.uint64),
+        "clusters": clustered(600, 100, seed=3, flips=9),
+        "around one": near_zero,
+        "chain": chain,
+        "one band": generator.integers(0, 2**16, 600).astype(np.uint64),
+    }
+
+
+@pytest.mark.parametrize("case", list(adversarial()))
+@pytest.mark.parametrize("num_bands", [None, *multi_index.NUM_BANDS])
+@pytest.mark.parametrize("max_distance", [0, 3, 12])
+def test_halves_and_buckets_equal_the_definition(monkeypatch, case, num_bands, max_distance):
+    joined = []
+
+    def chosen(num_block, num_hashes, distance):
+        joined.append(num_block)
+        return num_bands and multi_index.bands(num_bands, distance)
+
+    monkeypatch.setattr(hamming, "_LEAF", 16)
+    monkeypatch.setattr(hamming, "_PARALLEL_FROM", 1)
+    monkeypatch.setattr(hamming, "choose_bands", chosen)
+    hashes = adversarial()[case]
+    found = greedy_exemplars(hashes, max_distance, 2)
+    assert (found.exemplar.tolist(), found.distance.tolist()) == greedy_by_definition(hashes.tolist(), max_distance)
+    assert joined
+
+
+def test_lists_long_enough_for_buckets_equal_the_loop_over_exemplars(monkeypatch):
+    chosen = []
+    choose = hamming.choose_bands
+
+    def seen(*arguments):
+        chosen.append(choose(*arguments))
+        return chosen[-1]
+
+    monkeypatch.setattr(hamming, "choose_bands", seen)
+    hashes = clustered(60_000, 30_000, seed=4, flips=8)
+    found = greedy_exemplars(hashes, 12, 2)
+    assert any(cut is not None for cut in chosen)
+    exemplar, left = np.full(len(hashes), -1), np.arange(len(hashes))
+    while len(left):
+        near = np.bitwise_count(hashes[left] ^ hashes[left[0]]) <= 12
+        exemplar[left[near]] = left[0]
+        left = left[~near]
+    assert np.array_equal(found.exemplar, exemplar)
+    assert np.array_equal(found.distance, np.bitwise_count(hashes ^ hashes[exemplar]))
+
+
+def test_too_many_hashes_are_refused():
+    one = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint64), (2**31,), (0,))  # takes no memory
+    with pytest.raises(ValueError, match="expected fewer than 2,147,483,647"):
+        greedy_exemplars(one, 12)
 
 
 def test_threads_do_not_change_the_result(monkeypatch):

@@ -1,0 +1,124 @@
+"""Scores of patches, end to end, beside a plain torch loop with PIL; on a GPU also beside a batch that lies on it.
+
+Both sides start from decoded patches in memory, some of them smaller ones from a border, and end with probabilities. The plain
+loop is what the published script does: each patch resized and turned into RGB by PIL and normalized, batches of 64, float32,
+the network as torchvision builds it. Weights are random, with settled statistics: probabilities are closer together than
+those of trained weights, so more decisions than usual lie near the middle.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from cem_assets.cem.classifier import IMAGENET_MEAN, IMAGENET_STD, build_classifier, folded, score_batches, to_network
+from cem_assets.cem.classifier_training import settle_statistics
+from cem_assets.cem.filter import ClassifierParams, Precision, ScoreParams, probability, to_hash_side
+from cem_assets.encoders import pick_device
+from perf.timing import Measured, best_seconds
+
+BATCH = 64
+MAX_SHIFT = 1e-3
+"""Probabilities of the default may differ from the plain loop's by this much."""
+
+
+def patches_of(num: int, seed: int) -> list[np.ndarray]:
+    """Smooth noise of many scales; every eighth is a border patch of 128 x 224."""
+    generator = np.random.default_rng(seed)
+    listed = []
+    for number in range(num):
+        scale = generator.uniform(1, 8)
+        shape = (128, 224) if number % 8 == 7 else (224, 224)
+        field = gaussian_filter(generator.standard_normal(shape, np.float32), scale) * scale * 120 + generator.normal(128, 30)
+        listed.append(np.clip(field, 0, 255).astype(np.uint8))
+    return listed
+
+
+def plain_loop(model: torch.nn.Module, patches: list[np.ndarray], device: torch.device) -> np.ndarray:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    out = []
+    with torch.no_grad():
+        for start in range(0, len(patches), BATCH):
+            inputs = []
+            for patch in patches[start : start + BATCH]:
+                image = Image.fromarray(patch).resize((224, 224), Image.Resampling.BILINEAR).convert("RGB")
+                inputs.append((torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 - mean) / std)
+            out.append(torch.sigmoid(model(torch.stack(inputs).to(device))).flatten().cpu().numpy())
+    return np.concatenate(out)
+
+
+def ours(model: torch.nn.Module, patches: list[np.ndarray], precision: Precision) -> np.ndarray:
+    params = ScoreParams(batch_size=BATCH, precision=precision)
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, len(patches), 8 * BATCH):  # as the stage reads them
+            yield to_hash_side(patches[start : start + 8 * BATCH])
+
+    return probability(np.concatenate(list(score_batches(model, batches(), params))))
+
+
+def resident_rate(model: torch.nn.Module, device: torch.device, precision: Precision, num_batches: int) -> float:
+    """Return patches/s of the network alone, on one batch that lies on the device."""
+    lean = folded(model).to(device).to(memory_format=torch.channels_last)
+    inputs = to_network(torch.randint(0, 256, (BATCH, 224, 224), dtype=torch.uint8, device=device))
+
+    def run(num: int) -> None:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == Precision.bfloat16):
+            for _ in range(num):
+                lean(inputs)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    run(2)
+    started = time.perf_counter()
+    run(num_batches)
+    return num_batches * BATCH / (time.perf_counter() - started)
+
+
+def processor_rate() -> float:
+    """Return GFLOP/s of a float32 matrix product on the CPU: what a network without tricks can reach at most, about."""
+    matrix = torch.ones(2048, 2048)
+    (seconds,) = best_seconds(lambda: matrix @ matrix)
+    return 2 * 2048**3 / seconds / 1e9
+
+
+def measure(is_quick: bool = False) -> list[Measured]:
+    device = pick_device()
+    is_gpu = device.type == "cuda"
+    num = (4096 if is_gpu else 64) if is_quick else (16_384 if is_gpu else 256)
+    patches = patches_of(min(num, 256), 0)
+    torch.manual_seed(0)
+    model = build_classifier()
+    settle_statistics(model, to_hash_side(patches[:64]), ClassifierParams(batch_size=32, device="cpu"))
+    plain = model.eval().to(device)
+    patches = patches * (num // len(patches))
+    expected = plain_loop(plain, patches, device)
+    cases: list[tuple[Precision, float]] = [(Precision.float32, 2), (Precision.bfloat16, 2)]
+    calls: list[Callable[[], object]] = [
+        lambda: plain_loop(plain, patches, device),
+        *(lambda precision=precision: ours(plain, patches, precision) for precision, _ in cases),
+    ]
+    seconds = best_seconds(*calls, repeats=1 if is_quick else 2)
+    rows, where = [], "GPU" if is_gpu else f"CPU, {torch.get_num_threads()} threads"
+    for (precision, goal), mine in zip(cases, seconds[1:], strict=True):
+        found = ours(plain, patches, precision)
+        assert np.array_equal(found, ours(plain, patches, precision))  # the same again, bit for bit
+        shift = float(np.abs(found - expected).max())
+        assert shift <= (MAX_SHIFT if precision == Precision.float32 else 0.05)
+        flipped = int(((found > 0.5) != (expected > 0.5)).sum())
+        note = f"probabilities differ by up to {shift:.1g}, {flipped} of {num} decisions flipped"
+        if not is_gpu and precision == Precision.float32:
+            done = 7.3 * num / mine  # ResNet34 at 224 x 224: 3.66 billion multiplications and additions
+            note += f"; {done:.0f} GFLOP/s, a matrix product reaches {processor_rate():.0f}"
+        work = f"scores, {precision}{' (default)' if precision == Precision.float32 else ' (a choice)'}, {where}"
+        rows.append(Measured(work, "patches/s", num / mine, num / seconds[0], "plain torch loop with PIL, float32", goal, note))
+        if not is_quick or is_gpu:
+            resident = resident_rate(plain, device, precision, 100 if is_gpu else 2)
+            goal = 0.8 if is_gpu else 0
+            rows.append(Measured(work, "patches/s", num / mine, resident, f"a batch of {BATCH} that lies on the device", goal))
+    if not is_gpu:
+        rows.append(Measured("scores on a GPU", "patches/s", 0, 0, "-", 0.8, "not measured: torch sees no GPU here"))
+    return rows
