@@ -22,6 +22,7 @@ from typing import Any
 
 from cem_assets.storage.commits import installed_versions
 from perf.machine import num_cores, processor
+from perf.peers import installed_peers
 from perf.report import as_markdown, line_of, to_json
 
 BENCHMARKS = {
@@ -72,7 +73,7 @@ def main() -> int:
         "num_cores": num_cores(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "is_quick": call.quick,
-        "versions": installed_versions("imagehash", "numba", "torch", "torchvision"),
+        "versions": installed_versions("imagehash", "numba", "torch", "torchvision") | installed_peers(),
         "benchmarks": earlier,
     }
     has_failed = False

@@ -7,10 +7,8 @@ protocol (`cem_assets.storage.commits`) rests on these two. Keys are paths relat
 import errno
 import hashlib
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -21,11 +19,12 @@ import fsspec
 from fsspec.utils import get_protocol
 
 from cem_assets.storage.faults import was_refused
+from cem_assets.storage.local_files import STAGING, delete_files, move_into_place, staged
+from cem_assets.storage.quick_s3 import QuickBucket, quick_bucket
 
 ROOT_VARIABLE = "CEM_ASSETS_ROOT"
 DEFAULT_ROOT = "./.cem_assets/store"
 
-_STAGING = ".staging"
 _BLOCK = 1 << 22
 _SINGLE_PUT = 96 << 20
 """Objects up to this size are sent in one request; larger ones as multipart uploads, whole at the end."""
@@ -113,6 +112,14 @@ class Store:
         """Return where an object or folder lies, as pandas, DuckDB and HF datasets take it."""
         return f"{self.url}/{check_key(key)}"
 
+    def _quick(self, key: str) -> tuple[QuickBucket | None, str]:
+        """The quick way to an object of a bucket, where there is one, and the object's name in the bucket."""
+        if not self.is_s3:
+            return None, ""
+        bucket, name = self._path(key).split("/", 1)
+        about = self.fs.s3.meta
+        return quick_bucket(bucket, str(about.endpoint_url), str(about.region_name or ""), os.getpid()), name
+
     def _path(self, key: str) -> str:
         return self.url_of(key) if self.is_local else self.url_of(key).split("://", 1)[1]
 
@@ -124,9 +131,28 @@ class Store:
         Raises:
             FileNotFoundError: There is no such object.
         """
+        quick, name = self._quick(key)
+        if quick is not None and (found := quick.read(name)) is not None:
+            return found
         with self._absence_told(key):
             data: bytes = self.fs.cat_file(self._path(key))
             return data
+
+    def read_range(self, key: str, start: int, num_bytes: int) -> tuple[Any, int]:
+        """Read a part of an object in one request.
+
+        Returns:
+            The bytes, in anything that has the buffer protocol, fewer where the object ends; and the object's size.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+        """
+        quick, name = self._quick(key)
+        if quick is not None and (found := quick.read_range(name, start, num_bytes)) is not None:
+            return found
+        with self._absence_told(key):
+            data = self.fs.cat_file(self._path(key), start=start, end=start + num_bytes)
+            return data, int(self.fs.size(self._path(key)))
 
     def open(self, key: str) -> BinaryIO:
         """Open an object for reading at random offsets.
@@ -219,7 +245,7 @@ class Store:
         path = self._folder_path(folder)
         entries = self.fs.ls(path, detail=True) if self.fs.isdir(path) else []
         names = sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
-        yield from (name for name in names if name > after and name != _STAGING)
+        yield from (name for name in names if name > after and name != STAGING)
 
     def _folder_path(self, folder: str) -> str:
         return self._path(folder) if folder else self._path("x").removesuffix("/x")
@@ -250,13 +276,18 @@ class Store:
             OSError: The store cannot be written; a full disk names the file system.
         """
         if self.is_local:
-            with self._staged(key, data) as staged:
-                _into_place(staged.replace, Path(self.url_of(key)))
-        elif isinstance(data, Path):
-            if data.stat().st_size <= _SINGLE_PUT:
-                self.fs.pipe_file(self._path(key), data.read_bytes(), chunksize=_SINGLE_PUT)
-            else:
-                self.fs.put_file(str(data), self._path(key))
+            target = Path(self.url_of(key))
+            with staged(Path(self.url), key, data) as written:
+                move_into_place(written.replace, target)
+            return
+        num_bytes = data.stat().st_size if isinstance(data, Path) else len(data)
+        if isinstance(data, Path) and num_bytes <= _SINGLE_PUT:
+            data = data.read_bytes()
+        quick, name = self._quick(key)
+        if quick is not None and quick.write(name, data, is_multipart=num_bytes > _SINGLE_PUT):
+            return
+        if isinstance(data, Path):
+            self.fs.put_file(str(data), self._path(key))
         else:
             self.fs.pipe_file(self._path(key), data, chunksize=_SINGLE_PUT)
 
@@ -272,10 +303,15 @@ class Store:
         """
         try:
             if self.is_local:
-                with self._staged(key, data) as staged:
-                    _into_place(lambda target: os.link(staged, target), Path(self.url_of(key)))
-            else:
-                self.fs.pipe_file(self._path(key), data, mode="create", chunksize=_SINGLE_PUT)
+                target = Path(self.url_of(key))
+                with staged(Path(self.url), key, data) as written:
+                    move_into_place(lambda place: os.link(written, place), target)
+                return True
+            quick, name = self._quick(key)
+            was_made = None if quick is None else quick.create(name, data)
+            if was_made is not None:
+                return was_made or self.read(key) == data
+            self.fs.pipe_file(self._path(key), data, mode="create", chunksize=_SINGLE_PUT)
         except OSError as error:
             if not was_refused(error):
                 raise
@@ -286,18 +322,7 @@ class Store:
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those already gone are passed over."""
         if self.is_local:
-            for key in keys:
-                path = Path(self.url_of(key))
-                with suppress(FileNotFoundError):
-                    path.unlink()
-                # A folder without objects does not exist in S3; here it goes when its last object does.
-                for folder in path.parents:
-                    if folder == Path(self.url):
-                        break
-                    try:
-                        folder.rmdir()
-                    except OSError:  # not empty, or gone already
-                        break
+            delete_files(Path(self.url), (check_key(key) for key in keys))
             return
         paths = [self._path(key) for key in keys]
         for start in range(0, len(paths), 1000):
@@ -319,56 +344,6 @@ class Store:
         if errors := answer.get("Errors"):
             kind = PermissionError if errors[0].get("Code") == "AccessDenied" else OSError
             raise kind(f"{len(errors)} object(s) could not be deleted, such as {errors[0].get('Key')}: {errors[0].get('Code')}")
-
-    @contextmanager
-    def _staged(self, key: str, data: bytes | Path) -> Iterator[Path]:
-        """Write data, synced, to a file beside the others of the root that no reader looks at."""
-        folder = Path(self.url) / _STAGING
-        folder.mkdir(parents=True, exist_ok=True)
-        staged = folder / uuid.uuid4().hex
-        try:
-            with open(staged, "wb") as handle:
-                if isinstance(data, Path):
-                    with open(data, "rb") as source:
-                        shutil.copyfileobj(source, handle, _BLOCK)
-                else:
-                    handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            yield staged
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                free = shutil.disk_usage(folder).free
-                raise OSError(
-                    errno.ENOSPC,
-                    f"the disk of the store {self.url} is full ({free / 2**20:.0f} MiB free) while writing {key}; "
-                    "nothing half-written is visible. Free space and run again",
-                ) from error
-            raise
-        finally:
-            with suppress(FileNotFoundError):
-                staged.unlink()
-
-
-def _into_place(move: Callable[[Path], object], target: Path) -> None:
-    """Move a staged file to its name, durably, even while another process removes emptied folders."""
-    for attempt in range(5):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            move(target)
-            _sync_folder(target.parent)
-            return
-        except FileNotFoundError:
-            if attempt == 4:
-                raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def open_store(url: str | None = None) -> Store:

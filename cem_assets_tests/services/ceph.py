@@ -212,7 +212,7 @@ bluestore fsck on mount = false
 osd memory target = 1073741824
 [client]
 ms mon client mode = crc
-rgw frontends = beast endpoint=127.0.0.1:{port}
+rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
 rgw enable usage log = false
 rgw enable ops log = false
 rgw thread pool size = 64

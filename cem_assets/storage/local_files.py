@@ -1,0 +1,92 @@
+"""Files of a local store, written so that they appear whole under their names and stay there after a power cut.
+
+What a store is, local or in S3, is `cem_assets.storage.store`.
+"""
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+STAGING = ".staging"
+"""Folder of the root that no reader looks at."""
+
+_BLOCK = 1 << 22
+
+
+@contextmanager
+def staged(root: Path, key: str, data: bytes | Path) -> Iterator[Path]:
+    """Write data, synced, to a file beside the others of the root that no reader looks at.
+
+    Args:
+        root: Of the store.
+        key: What it will be, for the error.
+        data: Bytes, or a file whose contents to take.
+
+    Raises:
+        OSError: The disk is full, or cannot be written.
+    """
+    folder = root / STAGING
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / uuid.uuid4().hex
+    try:
+        with open(path, "wb") as handle:
+            if isinstance(data, Path):
+                with open(data, "rb") as source:
+                    shutil.copyfileobj(source, handle, _BLOCK)
+            else:
+                handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        yield path
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            free = shutil.disk_usage(folder).free
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk of the store {root} is full ({free / 2**20:.0f} MiB free) while writing {key}; "
+                "nothing half-written is visible. Free space and run again",
+            ) from error
+        raise
+    finally:
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def move_into_place(move: Callable[[Path], object], target: Path) -> None:
+    """Move a staged file to its name, durably, even while another process removes emptied folders."""
+    for attempt in range(5):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            move(target)
+            _sync_folder(target.parent)
+            return
+        except FileNotFoundError:
+            if attempt == 4:
+                raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def delete_files(root: Path, keys: Iterator[str]) -> None:
+    """Delete files, and the folders that are empty then, as folders without objects do not exist in S3."""
+    for key in keys:
+        path = root / key
+        with suppress(FileNotFoundError):
+            path.unlink()
+        for folder in path.parents:
+            if folder == root:
+                break
+            try:
+                folder.rmdir()
+            except OSError:  # not empty, or gone already
+                break
