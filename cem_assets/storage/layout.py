@@ -45,7 +45,7 @@ CODE_VERSIONS: dict[str, str] = {
     SCORES: "1",
     FILTERED: "1",
     SUBVOLUMES: "1",
-    CLASSIFIER: "1",
+    CLASSIFIER: "2",
     RELEASES: "1",
     SOURCE_METADATA: "1",
     LABEL_TABLE: "1",
