@@ -262,7 +262,7 @@ def test_a_new_classifier_is_compared_and_changes_no_score_until_it_is_chosen(lo
 
 
 def test_the_patches_that_the_one_in_use_was_trained_on_are_counted(local_store: Store, weights):
-    put_labels(local_store, labelled_dataset(local_store))
+    put_labels(local_store, labelled_dataset(local_store).groupby("label").head(33))
     source = ClassifierSource(source=Origin.labels, init=str(weights))
     first = make_classifier(local_store, source, PARAMS).stage.manifest
     second = make_classifier(local_store, source, PARAMS.model_copy(update={"seed": 5}))
