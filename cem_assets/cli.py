@@ -14,6 +14,7 @@ from typing import Any
 
 from cem_assets import __version__
 from cem_assets.cli_analyses import add_analysis_commands
+from cem_assets.cli_classifier import add_classifier_commands
 from cem_assets.cli_pages import add_page_commands
 from cem_assets.cli_progress import StageBars
 from cem_assets.cli_releases import add_release_commands
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add_training_commands(commands)
     add_analysis_commands(commands)
     add_page_commands(commands)
+    add_classifier_commands(commands)
 
     path = commands.add_parser("path", help="print the folder that holds the current content of an asset")
     path.add_argument("asset", help="such as filtered, raw, cem/releases")

@@ -38,7 +38,10 @@ SEED = 7
 VOLUME_SHAPE = (240, 336, 336)
 IMAGE_SHAPES = ((560, 672), (672, 560), (448, 448), (700, 500), (512, 640), (448, 900))
 NUM_LABELLED = 200
-TRAINING = {"source": "labels", "init": "random", "epochs": 4, "batch_size": 16, "learning_rate": 3e-4, "seed": SEED}
+TRAINING = {
+    "source": "labels", "init": "random", "epochs": 4, "batch_size": 16, "learning_rate": 3e-4, "seed": SEED,
+    "use_for_scores": True,
+}  # fmt: skip
 GALLERY = Path(".cem_assets/demo-gallery.jpg")
 
 _COMMON = 'licence = "CC0-1.0"\ncitation = "EM phantom made by cem_assets"\norganism = "none (phantom)"\ntissue = "phantom"\n'

@@ -52,6 +52,11 @@ def _asset(name: str, **more: Any) -> dict[str, Any]:
     }
 
 
+def _labelling(dataset: str) -> dict[str, Any]:
+    """Say how to label the patches that are shown; the page's address holds a secret, so it is printed there alone."""
+    return {"label these patches": f"cem-assets label {dataset}   (opens a local page; keys g good, b bad, s skip, u undo)"}
+
+
 @dg.asset(**_asset(VOLUMES, kinds={"zarr"}))
 def volumes(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[Any]:
     """Electron-microscopy volumes and images as they arrive, brought to one form.
@@ -104,7 +109,8 @@ def deduplicated_patches(
             opened, context.partition_key, config, context.run_id, progress_of(context, "deduplication steps")
         )
         pictures = previews.duplicate_pictures(opened, result.manifest)
-    return materialized(opened, result, pictures, ("patches", result.manifest.counts["patches"]))
+    described = materialized(opened, result, pictures, ("patches", result.manifest.counts["patches"]))
+    return described._replace(metadata={**(described.metadata or {}), **_labelling(context.partition_key)})
 
 
 @dg.asset(**_asset(SCORES, deps=[DEDUPLICATED.split("/"), ["cem", "patch_classifier"]], kinds={"pytorch"}, pool=GPU_POOL))
@@ -120,7 +126,8 @@ def patch_scores(context: dg.AssetExecutionContext, config: ScoreConfig, store: 
             opened, context.partition_key, config, context.run_id, progress=progress_of(context, "patches scored")
         )
         pictures = previews.score_pictures(opened, result.manifest)
-    return materialized(opened, result, pictures, ("patches", result.manifest.counts["patches"]))
+    described = materialized(opened, result, pictures, ("patches", result.manifest.counts["patches"]))
+    return described._replace(metadata={**(described.metadata or {}), **_labelling(context.partition_key)})
 
 
 @dg.asset(**_asset(FILTERED, deps=[SCORES.split("/")], kinds={"parquet"}))

@@ -9,10 +9,11 @@ from cem_assets.cem.filter import ClassifierParams
 from cem_assets.defs.alerts import max_release_age
 from cem_assets.defs.cem import GPU_POOL
 from cem_assets.defs.resources import StoreResource
-from cem_assets.defs.steps import explained, materialized, progress_of
+from cem_assets.defs.steps import explained, materialized, picture, progress_of
 from cem_assets.stages.cem_classifier import ClassifierResult, ClassifierSource, make_classifier
 from cem_assets.stages.cem_releases import CARD, make_release
 from cem_assets.storage.layout import CLASSIFIER, CODE_VERSIONS, FILTERED, RELEASES
+from cem_assets.storage.patch_classifiers import CHOICES
 from cem_assets.storage.store import Store
 from cem_assets.tracking import Metric, RunLink, log_run
 
@@ -51,7 +52,9 @@ def patch_classifier(
     """The network that tells informative patches from blank, blurred or broken ones (ResNet34).
 
     Taken from the published file, or trained here from labels (good, bad) that people gave to patches; then
-    its ROC curve and confusion matrix are shown below and logged to MLflow.
+    its ROC curve, confusion matrix and worst mistakes are shown below and logged to MLflow. The first one of a store is
+    used for scores. A later one is compared with the one in use and waits until it is chosen: materialize with
+    `use_for_scores: true`, or run the job `cem_choose_classifier`.
     """
     opened = store.open()
     with explained(context):
@@ -67,15 +70,40 @@ def patch_classifier(
             ),
         )
     folder = result.stage.manifest.folder
-    names = [item.name for item in result.stage.manifest.objects if item.name.endswith(".png")]
-    pictures = {name.removesuffix(".png"): opened.read(f"{folder}/{name}") for name in names}
+    names = [item.name for item in result.stage.manifest.objects if item.name.endswith((".png", ".jpg"))]
+    pictures = {name.rsplit(".", 1)[0]: opened.read(f"{folder}/{name}") for name in names}
     described = materialized(opened, result.stage, pictures)
     extra: dict[str, Any] = {"provenance": dg.MetadataValue.json(result.stage.manifest.details["provenance"])}
+    extra |= _standing(opened, result)
     if evaluation := result.stage.manifest.details.get("evaluation"):
         extra["evaluation"] = dg.MetadataValue.json(evaluation)
     if link := _track(opened, result, context.run_id):
         extra["mlflow run"] = dg.MetadataValue.url(link.url) if link.url.startswith("http") else link.url
-    return described._replace(metadata={**(described.metadata or {}), **extra})
+    # Scores depend on the one in use: Dagster must not call them stale because another one waits.
+    version = dg.DataVersion((result.in_use or result.stage.manifest).digest)
+    return described._replace(metadata={**(described.metadata or {}), **extra}, data_version=version)
+
+
+def _standing(store: Store, result: ClassifierResult) -> dict[str, Any]:
+    """Say whether the classifier is in use, how it compares with the one that was, and how to choose."""
+    made, used = result.stage.manifest, result.in_use
+    is_used = used is not None and used.digest == made.digest
+    who = f"; scores are made with {used.digest[:12]}" if used is not None else "; the one in use cannot be read"
+    choosing = f"cem-assets classifier use {made.digest[:12]}"
+    found: dict[str, Any] = {
+        "in use": "yes" if is_used else f"no, it waits{who}",
+        "choices": dg.MetadataValue.path(store.url_of(CHOICES)),
+    }
+    if not is_used:
+        found["to use it"] = f"materialize with use_for_scores: true, run the job cem_choose_classifier, or: {choosing}"
+    if comparison := result.comparison:
+        found["comparison"] = comparison.line()
+        found["comparison in figures"] = dg.MetadataValue.json(comparison.facts)
+        found["comparison folder"] = dg.MetadataValue.path(store.url_of(comparison.folder))
+        found |= {f"comparison: {name.rsplit('.', 1)[0]}": picture(data) for name, data in comparison.pictures.items()}
+    elif result.remark:
+        found["comparison"] = result.remark
+    return found
 
 
 def _track(store: Store, result: ClassifierResult, dagster_run: str) -> RunLink | None:
@@ -92,13 +120,15 @@ def _track(store: Store, result: ClassifierResult, dagster_run: str) -> RunLink 
     metrics.append(Metric("accuracy", training.evaluation.accuracy, last))
     if training.evaluation.auc == training.evaluation.auc:  # NaN where one label is absent
         metrics.append(Metric("auc", training.evaluation.auc, last))
-    files = [item.name for item in manifest.objects if item.name.endswith((".png", ".json"))]
+    files = [item.name for item in manifest.objects if item.name.endswith((".png", ".jpg", ".json"))]
+    pictures = result.comparison.pictures if result.comparison else {}
+    compared = {f"comparison/{name}": data for name, data in pictures.items()}
     return log_run(
         EXPERIMENT,
         f"patch_classifier-{manifest.digest[:8]}",
         {**manifest.inputs.parameters, "num_training": training.num_training, "num_validation": training.num_validation},
         metrics,
-        {name: store.read(f"{manifest.folder}/{name}") for name in files},
+        {name: store.read(f"{manifest.folder}/{name}") for name in files} | compared,
         {"digest": manifest.digest, "content": manifest.folder, "dagster_run": dagster_run},
     )
 

@@ -15,6 +15,8 @@ from cem_assets.defs.resources import StoreResource
 from cem_assets.defs.steps import explained
 from cem_assets.stages.catalogue import fetch_row
 from cem_assets.stages.maintenance import MIN_AGE_HOURS, measure, sweep
+from cem_assets.storage.layout import CLASSIFIER
+from cem_assets.storage.patch_classifiers import choose_classifier
 
 cem_chain = dg.define_asset_job(
     "cem_chain",
@@ -117,6 +119,20 @@ class CatalogueConfig(dg.Config):
     name: str
 
 
+class ChoiceConfig(dg.Config):
+    """Which patch classifier new scores are made with.
+
+    Attributes:
+        digest: Of the classifier, or its first 8 or more digits; "newest" is the one made last.
+        reason: Why; it is kept.
+        by: Who chooses; empty for the run.
+    """
+
+    digest: str = "newest"
+    reason: str = ""
+    by: str = ""
+
+
 class MaintenanceConfig(dg.Config):
     """What may be swept.
 
@@ -133,6 +149,35 @@ def fetch_catalogue_row(context: dg.OpExecutionContext, config: CatalogueConfig,
     with explained(context):
         dataset = fetch_row(store.open(), config.name)
     context.log.info(f"{dataset} is in the inbox; the inbox sensor takes it from there")
+
+
+@dg.op
+def choose_patch_classifier(context: dg.OpExecutionContext, config: ChoiceConfig, store: StoreResource) -> None:
+    """Make new scores with a classifier of the store from now on; the choice is kept, and shown at the asset."""
+    opened = store.open()
+    with explained(context):
+        by = config.by or f"run {context.run_id}"
+        manifest, is_changed = choose_classifier(opened, config.digest, by, config.reason)
+    text = "new scores are made with it" if is_changed else "it was in use already"
+    context.log.info(f"classifier {manifest.digest[:12]}: {text}")
+    metadata: dict[str, Any] = {
+        "in use": "yes",
+        "digest": manifest.digest,
+        "chosen by": by,
+        "reason": config.reason,
+        "content": dg.MetadataValue.path(opened.url_of(manifest.folder)),
+        "provenance": dg.MetadataValue.json(manifest.details["provenance"]),
+    }
+    # A new data version of the asset, so that Dagster shows which scores are of the classifier before.
+    tags = {"dagster/data_version": manifest.digest}
+    event = dg.AssetMaterialization(CLASSIFIER.split("/"), description=text, metadata=metadata, tags=tags)
+    context.log_event(event)
+
+
+@dg.job(description="Chooses which patch classifier new scores are made with.")
+def cem_choose_classifier() -> None:
+    """Choose which patch classifier new scores are made with."""
+    choose_patch_classifier()
 
 
 @dg.job(description="Fetches one dataset of the catalogue into the inbox.")
@@ -181,6 +226,7 @@ ALL_JOBS: list[Any] = [
     cem_subvolumes,
     cem_release,
     cem_patch_classifier,
+    cem_choose_classifier,
     cyto_sources,
     cyto_test_images,
     cyto_label_table,

@@ -19,6 +19,8 @@ TILE_PX = 96
 _CAPTION_PX = 14
 _GAP_PX = 4
 _MAX_FRAMES = 9
+_CURVES = (("#4c72b0", "-"), ("#dd8452", "--"), ("#55a868", "-."), ("#8172b3", ":"))
+"""Colours that colour-blind eyes tell apart, and styles for gray prints."""
 
 
 @dataclass(frozen=True)
@@ -168,14 +170,28 @@ def roc_figure(false_positive_rate: NDArray[np.float64], true_positive_rate: NDA
         true_positive_rate: float64 (m,), share of informative patches kept.
         auc: Area under it, for the title.
     """
+    figure = roc_curves_figure([("", false_positive_rate, true_positive_rate, auc)])
+    figure.axes[0].set_title(f"ROC, AUC {auc:.3f}")
+    return figure
+
+
+def roc_curves_figure(curves: Sequence[tuple[str, NDArray[np.float64], NDArray[np.float64], float]]) -> Figure:
+    """Draw several ROC curves into one chart.
+
+    Args:
+        curves: (name, false positive rate, true positive rate, AUC) of each, as for `roc_figure`; names go into a legend.
+    """
     figure = Figure(figsize=(3.6, 3.4), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--")
-    axes.plot(false_positive_rate, true_positive_rate, color="#4c72b0", linewidth=2)
-    axes.set(
-        title=f"ROC, AUC {auc:.3f}", xlabel="uninformative patches kept", ylabel="informative patches kept", aspect="equal"
-    )
+    for number, (name, false_positive_rate, true_positive_rate, auc) in enumerate(curves):
+        color, style = _CURVES[number % len(_CURVES)]
+        label = f"{name}: AUC {auc:.3f}" if name else None
+        axes.plot(false_positive_rate, true_positive_rate, color=color, linestyle=style, linewidth=2, label=label)
+    if any(name for name, *_ in curves):
+        axes.legend(loc="lower right", fontsize=8)
+    axes.set(title="ROC", xlabel="uninformative patches kept", ylabel="informative patches kept", aspect="equal")
     return figure
 
 

@@ -1,10 +1,10 @@
 """Stage `cem/patch_classifier`: weights taken from a file or an address, or trained from a label table.
 
 Whatever the source, what lies in the store is a safetensors file with its provenance; nothing is ever
-unpickled beyond plain tensors. Training itself is `cem_assets.cem.classifier_training`.
+unpickled beyond plain tensors. Training itself is `cem_assets.cem.classifier_training`. Which classifier scores are made
+with is chosen by people (`cem_assets.storage.patch_classifiers`): a new one is compared with it, and waits.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -18,31 +18,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from cem_assets.cem.filter import MIN_LABELLED, ClassifierParams, Finetune, to_hash_side
-from cem_assets.cem.patchify import parse_patch_name
+from cem_assets.cem.filter import MIN_LABELLED, ClassifierParams, Finetune
 from cem_assets.imaging.gallery import confusion_figure, figure_png, roc_figure
 from cem_assets.sources.downloads import download
+from cem_assets.stages.classifier_comparison import LABELLED, ClassifierComparison, compare_with
+from cem_assets.stages.classifier_labels import label_tables, labelled_images, read_labels
+from cem_assets.stages.classifier_pictures import mistakes_jpeg
 from cem_assets.stages.common import Progress, StageResult, no_progress
 from cem_assets.storage.commits import Commit, hash_file, installed_versions
 from cem_assets.storage.layout import CLASSIFIER, CODE_VERSIONS, LABELS
-from cem_assets.storage.manifests import Inputs, Manifest, current_manifest
-from cem_assets.storage.patches import PixelJob, open_pixels
+from cem_assets.storage.manifests import Inputs, Manifest
+from cem_assets.storage.patch_classifiers import WEIGHTS, choose_classifier, classifier_in_use, keep_in_use, read_classifier
 from cem_assets.storage.scratch import scratch_folder
 from cem_assets.storage.store import Store
 
 if TYPE_CHECKING:
     import torch
 
-    from cem_assets.cem.classifier_training import EpochResult, Evaluation
+    from cem_assets.cem.classifier_training import EpochResult, Evaluation, Split
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_VARIABLE = "CEM_ASSETS_CLASSIFIER_WEIGHTS"
 PUBLISHED_URL = "https://zenodo.org/record/6458015/files/patch_quality_classifier_nn.pth?download=1"
-WEIGHTS = "patch_classifier.safetensors"
 MAX_WEIGHTS_BYTES = 1 << 30
 
 WAYS = f"""\
@@ -75,6 +75,8 @@ class ClassifierSource(BaseModel):
         sha256: Digest the file must have; needed for "published", checked for "file" where given.
         init: What training starts from: "random", "imagenet" (downloaded by torchvision), or the path of a
             ResNet34 state_dict.
+        use_for_scores: Whether new scores are made with it from now on, instead of the one in use. Without it a new
+            classifier only is compared; the first one of a store is used in any case.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -84,6 +86,7 @@ class ClassifierSource(BaseModel):
     url: str = PUBLISHED_URL
     sha256: str = ""
     init: str = "imagenet"
+    use_for_scores: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,21 @@ class Training:
 
 @dataclass(frozen=True)
 class ClassifierResult:
-    """A committed classifier, with its training where there was one."""
+    """A committed classifier.
+
+    Attributes:
+        stage: What was committed.
+        training: Where it was trained just now.
+        in_use: Manifest of the classifier that new scores are made with; None where that cannot be read.
+        comparison: With the one that was in use before, where that is another one and there are labels.
+        remark: Why there is no comparison; empty where there is one or nothing to compare with.
+    """
 
     stage: StageResult
     training: Training | None
+    in_use: Manifest | None
+    comparison: ClassifierComparison | None = None
+    remark: str = ""
 
 
 def load_classifier(store: Store) -> tuple[dict[str, "torch.Tensor"], Manifest]:
@@ -119,12 +133,10 @@ def load_classifier(store: Store) -> tuple[dict[str, "torch.Tensor"], Manifest]:
     Raises:
         FileNotFoundError: There is none; the error says the ways to get one.
     """
-    import safetensors.torch
-
-    manifest = current_manifest(store, CLASSIFIER)
+    manifest = classifier_in_use(store)
     if manifest is None:
         raise FileNotFoundError(WAYS)
-    return safetensors.torch.load(store.read(f"{manifest.folder}/{WEIGHTS}")), manifest
+    return read_classifier(store, manifest), manifest
 
 
 def read_weights(path: Path) -> dict[str, "torch.Tensor"]:
@@ -189,6 +201,39 @@ def make_classifier(
         ValueError: The weights or labels cannot be used.
         ConnectionError: The published file cannot be fetched.
     """
+    before = _in_use(store)
+    keep_in_use(store, before)
+    stage, training = _make(store, source, params, run_id, progress, on_epoch)
+    made = stage.manifest
+    comparison, remark = None, ""
+    if before is not None and before.digest != made.digest:
+        try:
+            comparison = compare_with(store, made, before, params)
+        except (ValueError, FileNotFoundError) as error:
+            remark = f"not compared with the one in use: {error}"
+    if source.use_for_scores:
+        choose_classifier(store, made.digest, f"run {run_id}".strip(), "materialized with use_for_scores")
+    else:
+        keep_in_use(store, made)  # the first one; where another is in use it was written down above
+    return ClassifierResult(stage, training, _in_use(store), comparison, remark)
+
+
+def _in_use(store: Store) -> Manifest | None:
+    try:
+        return classifier_in_use(store)
+    except (ValueError, FileNotFoundError) as error:  # one that was tampered with must not block its own replacement
+        logger.warning("%s", error)
+        return None
+
+
+def _make(
+    store: Store,
+    source: ClassifierSource,
+    params: ClassifierParams,
+    run_id: str,
+    progress: Progress,
+    on_epoch: Callable[["EpochResult"], None] | None,
+) -> tuple[StageResult, Training | None]:
     started = time.monotonic()
     kind = source.source
     file = source.file
@@ -198,7 +243,7 @@ def make_classifier(
     if kind == Origin.auto or (kind == Origin.file and not file):
         raise FileNotFoundError(WAYS)
     if kind == Origin.labels:
-        return _train(store, source, params, run_id, progress, on_epoch, started)
+        return _train(store, source, params, run_id, progress, on_epoch)
     with scratch_folder("weights") as scratch:
         if kind == Origin.published:
             path, origin = download(source.url, source.sha256, scratch, "weights.pth"), source.url
@@ -212,10 +257,10 @@ def make_classifier(
         inputs = Inputs(CLASSIFIER, "", CODE_VERSIONS[CLASSIFIER], {"source": str(kind)}, {"weights": provenance["sha256"]})
         commit = Commit(store, inputs, run_id)
         if commit.up_to_date:
-            return ClassifierResult(StageResult(commit.up_to_date, False, time.monotonic() - started), None)
+            return StageResult(commit.up_to_date, False, time.monotonic() - started), None
         state_dict = read_weights(path)
     manifest = _commit_weights(commit, state_dict, {"provenance": provenance}, {})
-    return ClassifierResult(StageResult(manifest, True, time.monotonic() - started), None)
+    return StageResult(manifest, True, time.monotonic() - started), None
 
 
 def _commit_weights(
@@ -234,60 +279,6 @@ def _commit_weights(
     return commit.finish({"parameters": parameters, **counts}, details, installed_versions("torch", "torchvision"))
 
 
-def label_tables(store: Store) -> list[str]:
-    """List the label tables of the store: CSV or Parquet files under `cem/patch_labels/`."""
-    return [item.key for item in store.walk(LABELS) if item.key.endswith((".csv", ".parquet"))]
-
-
-def read_labels(store: Store) -> tuple[pd.DataFrame, str]:
-    """Read every label table.
-
-    Returns:
-        Columns dataset, name, label, in order of dataset and name; and a digest of the tables.
-
-    Raises:
-        ValueError: A table lacks a column or is no table.
-    """
-    frames, digest = [], hashlib.sha256()
-    for key in label_tables(store):
-        data = store.read(key)
-        digest.update(data)
-        try:
-            reader = pd.read_csv if key.endswith(".csv") else pd.read_parquet
-            frame = reader(io.BytesIO(data))
-        except (ValueError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise ValueError(f"label table {key} cannot be read: {error}. Save it as CSV in UTF-8.") from error
-        lacking = {"dataset", "name", "label"} - set(frame.columns)
-        if lacking:
-            raise ValueError(
-                f"label table {key} lacks the column(s) {', '.join(sorted(lacking))}; expected dataset, name and label."
-            )
-        frames.append(frame[["dataset", "name", "label"]].astype(str))
-    if not frames:
-        raise FileNotFoundError(f"there are no label tables under {LABELS}/ in {store.url}. {WAYS}")
-    table = pd.concat(frames).sort_values(["dataset", "name"], ignore_index=True)
-    return table, digest.hexdigest()
-
-
-def labelled_images(store: Store, labels: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Cut the labelled patches out of their datasets.
-
-    Args:
-        store: Where.
-        labels: Columns dataset and name, sorted by dataset.
-
-    Returns:
-        uint8 (n, 224, 224), in row order.
-    """
-    images: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
-    for dataset, rows in labels.groupby("dataset", sort=True):
-        places = [parse_patch_name(name) for name in rows["name"]]
-        columns = ("volume", "axis", "index", "y0", "y1", "x0", "x1")
-        table = pa.table({column: [getattr(place, column) for place in places] for column in columns})
-        images.append(to_hash_side(PixelJob(open_pixels(store, str(dataset)))(table)))
-    return np.concatenate(images)
-
-
 def _train(
     store: Store,
     source: ClassifierSource,
@@ -295,14 +286,14 @@ def _train(
     run_id: str,
     progress: Progress,
     on_epoch: Callable[["EpochResult"], None] | None,
-    started: float,
-) -> ClassifierResult:
+) -> tuple[StageResult, Training | None]:
     import torch
 
     from cem_assets.cem.classifier import build_classifier, environment
     from cem_assets.cem.classifier_training import check_labels, evaluate, split_labelled, train_classifier
     from cem_assets.cem.filter import ScoreParams
 
+    started = time.monotonic()
     labels, digest = read_labels(store)
     check_labels(labels["label"].tolist(), [f"{d}/{n}" for d, n in zip(labels["dataset"], labels["name"], strict=True)])
     labels = labels[labels["label"] != "none"].reset_index(drop=True)
@@ -319,7 +310,7 @@ def _train(
     inputs = Inputs(CLASSIFIER, "", CODE_VERSIONS[CLASSIFIER], parameters, {LABELS: digest, **start}, pins)
     commit = Commit(store, inputs, run_id)
     if commit.up_to_date:
-        return ClassifierResult(StageResult(commit.up_to_date, False, time.monotonic() - started), None)
+        return StageResult(commit.up_to_date, False, time.monotonic() - started), None
     torch.manual_seed(params.seed)
     model = build_classifier()
     _initialize(model, source.init)
@@ -339,6 +330,9 @@ def _train(
         "roc.png", figure_png(roc_figure(evaluation.false_positive_rate, evaluation.true_positive_rate, evaluation.auc))
     )
     commit.write("confusion.png", figure_png(confusion_figure(evaluation.confusion, ("bad", "good"))))
+    held = split.validation
+    commit.write("mistakes.jpg", mistakes_jpeg(images[held], is_good[held], evaluation.probabilities))
+    commit.write(LABELLED, _labelled_table(labels, split, evaluation))
     details = {
         "provenance": {"source": "labels", "origin": LABELS, "sha256": digest},
         "evaluation": {
@@ -350,7 +344,19 @@ def _train(
     }
     counts = {"labelled": len(labels), "good": int(is_good.sum()), "bad": int((~is_good).sum())}
     manifest = _commit_weights(commit, model.state_dict(), details, counts)
-    return ClassifierResult(StageResult(manifest, True, time.monotonic() - started), training)
+    return StageResult(manifest, True, time.monotonic() - started), training
+
+
+def _labelled_table(labels: pd.DataFrame, split: "Split", evaluation: "Evaluation") -> bytes:
+    """Say of every labelled patch on which side it was, and of those held out what the classifier says."""
+    is_validation = np.zeros(len(labels), np.bool_)
+    is_validation[split.validation] = True
+    informative = np.full(len(labels), np.nan, np.float32)
+    informative[split.validation] = evaluation.probabilities
+    table = labels.assign(is_validation=is_validation, informative=pd.array(informative, "Float32"))
+    sink = io.BytesIO()
+    table.to_parquet(sink, index=False, compression="zstd")
+    return sink.getvalue()
 
 
 def _initialize(model: "torch.nn.Module", init: str) -> None:

@@ -25,6 +25,7 @@ from cem_assets.storage.encoder_weights import load_encoder_weights
 from cem_assets.storage.layout import CLASS_MAPS, CLASSIFIER, CODE_VERSIONS, CYTO_RELEASES
 from cem_assets.storage.layout import WEIGHTS as PRETRAINED
 from cem_assets.storage.manifests import Inputs, committed_partitions, current_manifest
+from cem_assets.storage.patch_classifiers import classifier_in_use
 from cem_assets.storage.store import Store
 from cem_assets.storage.tables import decode_image
 
@@ -131,7 +132,7 @@ def map_classes(
     started = time.monotonic()
     params = params or ClassMapParams()
     release = require_cyto_release(store, params.release)
-    classifier = current_manifest(store, CLASSIFIER)
+    classifier = classifier_in_use(store)
     name = params.weights or (CLASSIFIER if classifier else "random")
     is_pretrained = name not in WEIGHTS and name in committed_partitions(store, PRETRAINED)
     trained = current_manifest(store, PRETRAINED, name) if is_pretrained else None

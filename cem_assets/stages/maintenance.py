@@ -1,8 +1,9 @@
 """Maintenance of the store: sweeping what nothing names any more, and measuring it by prefix.
 
 What stays: the content of every current manifest; the content of whatever a current manifest was made from, as
-long as it is (pixels are found again through it); the content that releases name; weights that became champion; everything
-of a live run, and the state of training runs; everything younger than a day. Manifests are never swept: they are the history.
+long as it is (pixels are found again through it); the content that releases name; weights that became champion; patch
+classifiers that were ever chosen; everything of a live run, and the state of training runs; everything younger than a day.
+Manifests are never swept: they are the history.
 """
 
 import time
@@ -33,6 +34,7 @@ from cem_assets.storage.layout import (
     WEIGHTS,
 )
 from cem_assets.storage.manifests import Manifest, committed_partitions, find_manifest, manifest_numbers, read_manifest
+from cem_assets.storage.patch_classifiers import read_choices
 from cem_assets.storage.store import Store, StoredObject
 
 MIN_AGE_HOURS = 24.0
@@ -158,11 +160,12 @@ def _digests_in_use(store: Store, asset: str, partition: str) -> set[str]:
     assets = list(STAGES.values())
     if asset not in (*assets, CLASSIFIER):
         return set()  # assets of CytoImageNet carry what they need: nothing is read through older content
+    found: set[str] = set()
     if asset == CLASSIFIER:
         users = [(STAGES["scores"], name) for name in committed_partitions(store, STAGES["scores"])]
+        found |= {choice.digest for choice in read_choices(store)}
     else:
         users = [(later, partition) for later in assets[assets.index(asset) + 1 :]]
-    found: set[str] = set()
     for user, name in users:
         numbers = manifest_numbers(store, f"{user}/{name}")
         manifest = _readable(store, f"{user}/{name}", numbers[-1]) if numbers else None

@@ -17,6 +17,7 @@ from cem_assets.stages.settings import Settings
 from cem_assets.storage.inbox import Arrival
 from cem_assets.storage.layout import CLASSIFIER, CODE_VERSIONS, FILTERED, SCORES, STAGES, VOLUMES
 from cem_assets.storage.manifests import Manifest, canonical_json, committed_partitions, current_manifest
+from cem_assets.storage.patch_classifiers import classifier_in_use
 from cem_assets.storage.store import Store
 
 CHAIN = tuple(STAGES.values())
@@ -105,7 +106,7 @@ def needed_work(
 
     Args:
         states: Of datasets.
-        classifier: Digest of the current patch classifier, or None.
+        classifier: Digest of the patch classifier in use, or None.
         settings: Parameters wanted.
         code_versions: By asset.
 
@@ -216,8 +217,8 @@ def _summary(store: Store, manifest: Manifest) -> Committed:
 
 
 def classifier_digest(store: Store) -> str | None:
-    """Return the digest of the current patch classifier, or None where there is none."""
-    manifest = current_manifest(store, CLASSIFIER)
+    """Return the digest of the patch classifier in use, or None where there is none."""
+    manifest = classifier_in_use(store)
     return None if manifest is None else manifest.digest
 
 

@@ -52,7 +52,7 @@ CODE_VERSIONS: dict[str, str] = {
     SCORES: "2",  # batch normalization is folded: logits moved by rounding
     FILTERED: "1",
     SUBVOLUMES: "1",
-    CLASSIFIER: "1",
+    CLASSIFIER: "2",
     RELEASES: "1",
     SOURCE_METADATA: "1",
     LABEL_TABLE: "1",

@@ -100,7 +100,8 @@ CHECKS = {
     "analyses/comparisons:comparisons_are_whole",
 }
 JOBS = {
-    "cem_chain", "cem_subvolumes", "cem_release", "cem_patch_classifier", "catalogue_intake", "maintenance",
+    "cem_chain", "cem_subvolumes", "cem_release", "cem_patch_classifier", "cem_choose_classifier", "catalogue_intake",
+    "maintenance",
     "cyto_sources", "cyto_test_images", "cyto_label_table", "cyto_crops", "cyto_release", "pretraining_weights",
     "benchmark_data", "benchmark_scores", "benchmark_leaderboard", "benchmark_contamination", "benchmark_promotion",
     "analyses", "analysis_comparison",

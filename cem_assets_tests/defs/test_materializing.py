@@ -8,12 +8,14 @@ import pytest
 from PIL import Image
 
 from cem_assets import readers
+from cem_assets.cli import main
 from cem_assets.defs.cem import volumes
 from cem_assets.defs.resources import StoreResource
 from cem_assets.imaging.gallery import MAX_BYTES
 from cem_assets.runs import chain_until, failures, run_job
 from cem_assets.stages import cem_checks
 from cem_assets.storage.manifests import require_manifest
+from cem_assets.storage.patch_classifiers import classifier_in_use
 from cem_assets.storage.store import Store
 from cem_assets_tests.datasets import put_in_inbox, toml, volume_dataset
 
@@ -180,8 +182,46 @@ def test_training_is_logged_to_mlflow(instance, local_store, monkeypatch):
     run = client.search_runs([experiment.experiment_id])[0]
     assert run.data.params["epochs"] == "1" and {"accuracy", "training_loss", "validation_loss"} <= set(run.data.metrics)
     assert run.data.tags["digest"] == require_manifest(local_store, "cem/patch_classifier").digest
-    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"classifier.json", "confusion.png", "roc.png"}
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {
+        "classifier.json",
+        "confusion.png",
+        "mistakes.jpg",
+        "roc.png",
+    }
+    assert picture_of(shown["mistakes"]).size[0] > 100 and shown["in use"].value == "yes"
     assert "mlflow run" in shown
+
+
+def test_a_second_classifier_waits_until_it_is_chosen(instance, local_store, weights, tmp_path, capsys):
+    import torch
+
+    def imported(path, **more) -> dict:
+        config = {"cem/patch_classifier": {"source": "file", "file": str(path), **more}}
+        result = run_job(instance, local_store.url, "cem_patch_classifier", config=config)
+        assert result.success, failures(result)
+        return metadata_of(result, "cem/patch_classifier")
+
+    def version() -> str:
+        event = instance.get_latest_materialization_event(dg.AssetKey(["cem", "patch_classifier"]))
+        return event.asset_materialization.tags["dagster/data_version"]
+
+    first = imported(weights)
+    torch.save({key: value * 1.5 for key, value in torch.load(weights, weights_only=True).items()}, tmp_path / "w.pth")
+    second = imported(tmp_path / "w.pth")
+    digests = [shown["digest"].value for shown in (first, second)]
+    assert second["in use"].value == f"no, it waits; scores are made with {digests[0][:12]}"
+    assert digests[1][:12] in second["to use it"].value and "there are no label tables" in second["comparison"].value
+    assert version() == digests[0], "scores of the one in use are not stale"
+    config = {"choose_patch_classifier": {"digest": digests[1][:10], "reason": "sharper", "by": "ann"}}
+    assert run_job(instance, local_store.url, "cem_choose_classifier", config=config).success
+    assert version() == digests[1] and classifier_in_use(local_store).digest == digests[1]
+    assert main(["--root", local_store.url, "classifier"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"in use  {digests[1][:12]}") and lines[-1].endswith("chosen by ann: sharper")
+    assert main(["--root", local_store.url, "classifier", "use", digests[0][:9], "--reason", "back"]) == 0
+    assert classifier_in_use(local_store).digest == digests[0]
+    assert main(["--root", local_store.url, "classifier", "use", "0" * 12]) == 1
+    assert imported(tmp_path / "w.pth", use_for_scores=True)["in use"].value == "yes"
 
 
 def test_mlflow_being_down_costs_a_warning_not_the_weights(local_store, monkeypatch, caplog):

@@ -10,22 +10,29 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from cem_assets import readers
+from cem_assets.cem.classifier import build_classifier, to_network
 from cem_assets.cem.filter import ClassifierParams
 from cem_assets.stages.cem_classifier import (
     ClassifierSource,
     Origin,
-    label_tables,
     load_classifier,
     make_classifier,
     read_weights,
 )
+from cem_assets.stages.classifier_labels import label_tables
+from cem_assets.stages.maintenance import sweep
+from cem_assets.stages.reconciliation import classifier_digest
 from cem_assets.storage.commits import hash_file
+from cem_assets.storage.patch_classifiers import choose_classifier, read_classifier
 from cem_assets.storage.store import Store
 from cem_assets_tests.datasets import cells, nrrd_bytes, put_in_inbox
-from cem_assets_tests.stages.chain import import_classifier, run_chain
+from cem_assets_tests.services.stack import ROOT
+from cem_assets_tests.stages.chain import import_classifier, run_chain, run_stage
 
+OUTPUT = ROOT / "test-output"
 PARAMS = ClassifierParams(epochs=1, batch_size=16, device="cpu")
 
 
@@ -185,8 +192,96 @@ def test_a_classifier_is_trained_from_labels_and_measured(local_store: Store):
         "classifier.json",
         "roc.png",
         "confusion.png",
+        "mistakes.jpg",
+        "labelled_patches.parquet",
     }
+    assert result.comparison is None and result.in_use == manifest, "the first one is in use"
+    seen_by = pd.read_parquet(io.BytesIO(local_store.read(f"{manifest.folder}/labelled_patches.parquet")))
+    assert sorted(seen_by["name"]) == sorted(table["name"]) and seen_by["is_validation"].sum() == 20
+    assert (seen_by["informative"].notna() == seen_by["is_validation"]).all()
+    held = seen_by[seen_by["is_validation"]]
+    is_right = (held["informative"] > 0.5) == (held["label"] == "good")
+    assert is_right.mean() == pytest.approx(manifest.details["evaluation"]["accuracy"])
+    assert Image.open(io.BytesIO(local_store.read(f"{manifest.folder}/mistakes.jpg"))).size[0] > 100
     assert not make_classifier(local_store, source, PARAMS).stage.is_new
+
+
+def test_a_new_classifier_is_compared_and_changes_no_score_until_it_is_chosen(local_store: Store, weights, monkeypatch):
+    table = labelled_dataset(local_store)
+    put_labels(local_store, table)
+    run_chain(local_store, "d", until="deduplicated")
+    used = import_classifier(local_store, weights).manifest
+    scored = run_stage(local_store, "d", "scores").manifest
+    source = ClassifierSource(source=Origin.labels, init=str(weights))
+    result = make_classifier(local_store, source, PARAMS)
+    made = result.stage.manifest
+    assert result.in_use == used and load_classifier(local_store)[1] == used and made.digest != used.digest
+    assert classifier_digest(local_store) == used.digest, "so reconciliation finds no score stale"
+    assert run_stage(local_store, "d", "scores").manifest == scored
+
+    # What the two say of the held-out patches, one by one, without the code that compares
+    told = pd.read_parquet(io.BytesIO(local_store.read(f"{made.folder}/labelled_patches.parquet")))
+    held = told[told["is_validation"]]
+    images = dict(readers.iter_images("d", "raw", local_store.url))
+    keeps, scores = {}, {}
+    for key, manifest in (("new", made), ("in_use", used)):
+        model = build_classifier(read_classifier(local_store, manifest)).eval()
+        with torch.no_grad():
+            logits = [float(model(to_network(torch.from_numpy(images[name][None])))) for name in held["name"]]
+        scores[key], keeps[key] = np.array(logits), np.array(logits) > 0
+    is_good = (held["label"] == "good").to_numpy()
+    facts = result.comparison.facts
+    for key, manifest in (("new", made), ("in_use", used)):
+        pairs = [(a > b) + (a == b) / 2 for a in scores[key][is_good] for b in scores[key][~is_good]]
+        assert facts[key]["digest"] == manifest.digest and facts[key]["auc"] == pytest.approx(np.mean(pairs), abs=0.02)
+        assert facts[key]["accuracy"] == pytest.approx(np.mean(keeps[key] == is_good))
+    flipped = keeps["new"] != keeps["in_use"]
+    assert facts["flipped"] == {
+        "gained": int((flipped & keeps["new"]).sum()),
+        "dropped": int((flipped & keeps["in_use"]).sum()),
+        "corrected": int((flipped & (keeps["new"] == is_good)).sum()),
+        "spoiled": int((flipped & (keeps["new"] != is_good)).sum()),
+    }
+    assert facts["num_patches"] == len(held) == 20 and facts["num_seen_by_in_use"] is None
+    assert all(Image.open(io.BytesIO(data)).size[0] > 100 for data in result.comparison.pictures.values())
+    OUTPUT.mkdir(exist_ok=True)
+    for name, data in result.comparison.pictures.items():
+        (OUTPUT / f"classifier_{name}").write_bytes(data)
+    (OUTPUT / "classifier_mistakes.jpg").write_bytes(local_store.read(f"{made.folder}/mistakes.jpg"))
+
+    with monkeypatch.context() as patched:  # kept for good: nothing is computed again
+        patched.setattr("cem_assets.stages.classifier_comparison._evaluate", None)
+        again = make_classifier(local_store, source.model_copy(update={"use_for_scores": True}), PARAMS)
+    assert not again.stage.is_new and again.comparison == result.comparison and again.in_use == made
+    assert load_classifier(local_store)[1] == made and classifier_digest(local_store) == made.digest
+    new = run_stage(local_store, "d", "scores").manifest
+    assert new.inputs.upstream["cem/patch_classifier"] == made.digest and new.digest != scored.digest
+    sweep(local_store, min_age_hours=0)  # what was ever chosen stays
+    choose_classifier(local_store, used.digest, "ann", "back")
+    assert run_stage(local_store, "d", "scores").manifest.digest == scored.digest, "the way back gives the scores of before"
+
+
+def test_the_patches_that_the_one_in_use_was_trained_on_are_counted(local_store: Store, weights):
+    put_labels(local_store, labelled_dataset(local_store).groupby("label").head(33))
+    source = ClassifierSource(source=Origin.labels, init=str(weights))
+    first = make_classifier(local_store, source, PARAMS).stage.manifest
+    second = make_classifier(local_store, source, PARAMS.model_copy(update={"seed": 5}))
+    sides = [
+        set(frame[frame["is_validation"] == held]["name"])
+        for manifest, held in ((first, False), (second.stage.manifest, True))
+        for frame in [pd.read_parquet(io.BytesIO(local_store.read(f"{manifest.folder}/labelled_patches.parquet")))]
+    ]
+    assert second.comparison.facts["num_seen_by_in_use"] == len(sides[0] & sides[1]) > 0
+    assert f"trained on {len(sides[0] & sides[1])} of these" in second.comparison.line()
+
+
+def test_without_labels_there_is_no_comparison_and_it_is_said(local_store: Store, weights, tmp_path):
+    used = import_classifier(local_store, weights).manifest
+    other = {key: value * 1.5 for key, value in torch.load(weights, weights_only=True).items()}
+    torch.save(other, tmp_path / "other.pth")
+    source = ClassifierSource(source=Origin.file, file=str(tmp_path / "other.pth"))
+    result = make_classifier(local_store, source, PARAMS)
+    assert result.comparison is None and "there are no label tables" in result.remark and result.in_use == used
 
 
 def test_training_can_start_from_a_file(local_store: Store, weights):

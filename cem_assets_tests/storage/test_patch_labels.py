@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from cem_assets.stages.cem_classifier import label_tables, read_labels
+from cem_assets.stages.classifier_labels import label_tables, read_labels
 from cem_assets.storage.patch_labels import (
     EVENTS,
     LabelEvent,

@@ -15,7 +15,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from cem_assets import readers
-from cem_assets.stages.cem_classifier import read_labels
+from cem_assets.stages.classifier_labels import read_labels
 from cem_assets.storage.layout import CLASSIFIER, SCORES
 from cem_assets.storage.manifests import current_manifest
 from cem_assets.storage.patch_labels import EVENTS, LabelLog, current_labels
