@@ -30,6 +30,7 @@ BENCHMARKS = {
     "raw_table": "a volume to its table of raw patches",
     "labels": "weak labels",
     "crops": "crops of fluorescence images",
+    "ticks": "ticks of every sensor and schedule on stores of many partitions",
     "intake": "a small dataset through the chain in Dagster",
     "reading": "reading a release for training",
     "training": "pretraining steps",
