@@ -63,7 +63,7 @@ class Ticker:
         return seconds, result
 
     def whole_pass(self, name: str) -> tuple[list[float], int]:
-        """Tick until the cursor is at its beginning again; return the seconds of every tick, and the number of runs asked for."""
+        """Tick until the cursor is at its beginning again; return seconds of every tick, and how many runs were asked for."""
         seconds, num_asked = [], 0
         while True:
             took, result = self.tick(name)
