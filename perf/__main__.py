@@ -32,6 +32,7 @@ BENCHMARKS = {
     "filtering": "scores of patches by the ResNet34",
     "labels": "weak labels",
     "crops": "crops of fluorescence images",
+    "ticks": "ticks of every sensor and schedule on stores of many partitions",
     "intake": "a small dataset through the chain in Dagster",
     "reading": "reading a release for training",
     "training": "pretraining steps",

@@ -7,7 +7,6 @@ tell only what is already being done about it. Every tick is bounded in time, an
 import json
 import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -17,11 +16,10 @@ from cem_assets.defs.jobs import UNFINISHED, catalogue_intake, cem_chain, cem_re
 from cem_assets.defs.partitions import em_datasets
 from cem_assets.defs.resources import StoreResource
 from cem_assets.stages.catalogue import missing_rows
-from cem_assets.stages.reconciliation import Work, classifier_digest, is_release_due, look_at, needed_work
+from cem_assets.stages.reconciliation import Work, classifier_digest, is_release_due, look_at, look_at_all, needed_work
 from cem_assets.stages.settings import Settings, read_settings
-from cem_assets.storage.inbox import INBOX, Arrival, Rejection, arrival_of, arrivals, read_description
+from cem_assets.storage.inbox import Arrival, Rejection, arrivals, read_description
 from cem_assets.storage.layout import RELEASES, VOLUMES
-from cem_assets.storage.manifests import committed_partitions
 from cem_assets.storage.quarantine import report_key, write_report
 from cem_assets.storage.store import Store
 
@@ -140,15 +138,17 @@ def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResou
     waiting: list[str] = []
     partitions: list[str] = []
     started, after, num_looked = time.monotonic(), context.cursor or "", 0
-    for dataset, is_standardized in _datasets(opened, after):
+    for state in look_at_all(opened, after):
+        dataset, arrival = state.dataset, state.arrival
         after = dataset
         num_looked += 1
-        arrival = arrival_of(opened, dataset)
-        if arrival is None and not is_standardized:
-            continue  # still being uploaded
-        if arrival is None or _is_described(opened, dataset):
+        works = needed_work([state], classifier, settings)
+        # What is committed and current was described once; only what is to be computed is worth two more requests.
+        if VOLUMES in state.committed and not works:
             partitions.append(dataset)
-            for work in needed_work([look_at(opened, dataset, arrival)], classifier, settings):
+        elif works and (arrival is None or _is_described(opened, dataset)):
+            partitions.append(dataset)
+            for work in works:
                 attempt, why_not = _attempt(context.instance, work, arrival)
                 if why_not is None:
                     requests.append(run_request(work, settings, attempt))
@@ -167,13 +167,6 @@ def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResou
         cursor=after,
         dynamic_partitions_requests=_additions(context.instance, partitions),
     )
-
-
-def _datasets(store: Store, after: str) -> Iterator[tuple[str, bool]]:
-    """Name the datasets of the inbox and those that were standardized, in one order, behind a name."""
-    standardized = {name for name in committed_partitions(store, VOLUMES) if name > after}
-    for name in sorted({*standardized, *store.folders(INBOX, after)}):
-        yield name, name in standardized
 
 
 def _is_described(store: Store, dataset: str) -> bool:

@@ -7,7 +7,6 @@ stale; what is needed is decided by `cem_assets.stages.cyto_reconciliation`.
 import json
 import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -23,14 +22,11 @@ from cem_assets.stages.cyto_reconciliation import (
     crop_works,
     label_table_work,
     read_cyto_settings,
-    source_work,
+    source_works,
     test_images_work,
 )
 from cem_assets.stages.cyto_releases import is_cyto_release_due
-from cem_assets.storage.inbox import INBOX, arrival_of
 from cem_assets.storage.layout import CROPS, CYTO_RELEASES, LABEL_TABLE, SOURCE_METADATA, TEST_IMAGES
-from cem_assets.storage.source_inbox import SOURCE_TOML
-from cem_assets.storage.store import Store
 
 JOBS = {
     SOURCE_METADATA: cyto_sources.name,
@@ -98,7 +94,7 @@ def cytoimagenet_sensor(context: dg.SensorEvaluationContext, store: StoreResourc
     sources: list[str] = []
     after = str(cursor.get("source", ""))
     is_all = True
-    for source, work in _sources(opened, after):
+    for source, work in source_works(opened, after):
         after = source
         sources.append(source)
         if work is not None:
@@ -138,13 +134,6 @@ def cytoimagenet_sensor(context: dg.SensorEvaluationContext, store: StoreResourc
             *_additions(context.instance, cyto_labels, labels),
         ],
     )
-
-
-def _sources(store: Store, after: str) -> Iterator[tuple[str, CytoWork | None]]:
-    for name in store.folders(INBOX, after):
-        arrival = arrival_of(store, name, SOURCE_TOML)
-        if arrival is not None:
-            yield name, source_work(store, name, arrival)
 
 
 def _additions(

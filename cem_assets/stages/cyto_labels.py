@@ -37,14 +37,8 @@ from cem_assets.storage.cyto_tables import (
     to_frame,
 )
 from cem_assets.storage.layout import CODE_VERSIONS, LABEL_TABLE, SOURCE_METADATA
-from cem_assets.storage.manifests import (
-    Inputs,
-    Manifest,
-    canonical_json,
-    committed_partitions,
-    current_manifest,
-    require_manifest,
-)
+from cem_assets.storage.manifest_facts import current_facts
+from cem_assets.storage.manifests import Inputs, Manifest, canonical_json, committed_partitions, require_manifest
 from cem_assets.storage.store import Store
 from cem_assets.storage.tables import parquet_bytes
 
@@ -96,12 +90,7 @@ def label_key(label: str, category: str) -> str:
 
 def source_digests(store: Store) -> dict[str, str]:
     """Return the digest of every committed source, by `asset/partition`."""
-    found = {}
-    for source in committed_partitions(store, SOURCE_METADATA):
-        manifest = current_manifest(store, SOURCE_METADATA, source)
-        if manifest is not None:
-            found[f"{SOURCE_METADATA}/{source}"] = manifest.digest
-    return found
+    return {f"{SOURCE_METADATA}/{name}": facts.digest for name, facts in current_facts(store, SOURCE_METADATA).items()}
 
 
 def make_label_table(

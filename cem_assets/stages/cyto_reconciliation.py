@@ -8,6 +8,8 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from heapq import merge
+from itertools import groupby
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -17,13 +19,18 @@ from cem_assets.cytoimagenet.guard import load_rules
 from cem_assets.stages.cyto_crops import crop_upstream
 from cem_assets.stages.cyto_images import CropStageParams
 from cem_assets.stages.cyto_labels import LabelTableParams, label_entries, source_digests
-from cem_assets.stages.cyto_test_images import test_sources
-from cem_assets.storage.inbox import Arrival
+from cem_assets.stages.cyto_test_images import test_images_upstream
+from cem_assets.storage.inbox import Arrival, arrivals
 from cem_assets.storage.layout import CODE_VERSIONS, CROPS, LABEL_TABLE, SOURCE_METADATA, TEST_IMAGES
+from cem_assets.storage.manifest_facts import ManifestFacts, committed_facts, current_fact, is_whole
 from cem_assets.storage.manifests import Manifest, canonical_json, current_manifest
+from cem_assets.storage.partition_listing import PartitionListing, place
+from cem_assets.storage.source_inbox import SOURCE_TOML
 from cem_assets.storage.store import Store
 
 SETTINGS = "settings/cytoimagenet.toml"
+_Committed = tuple[PartitionListing, ManifestFacts | None]
+_Seen = tuple[str, Arrival | _Committed]
 _EXAMPLE = """\
 [label_table]
 min_images = 100
@@ -98,10 +105,26 @@ def read_cyto_settings(store: Store) -> CytoSettings:
 
 def source_work(store: Store, source: str, arrival: Arrival | None) -> CytoWork | None:
     """Tell what a source needs; without its files in the inbox it stays as it is."""
-    if arrival is None:
-        return None
-    manifest = _current(store, SOURCE_METADATA, source)
-    reason = _reason(store, manifest, SOURCE_METADATA, {"terms": terms()}, None)
+    return None if arrival is None else _source_work(store, source, arrival, current_fact(store, SOURCE_METADATA, source))
+
+
+def source_works(store: Store, after: str = "") -> Iterator[tuple[str, CytoWork | None]]:
+    """Tell what the sources behind a name need that are complete in the inbox, as far as the caller wants to go."""
+    streams: list[Iterator[_Seen]] = [
+        ((place(found.dataset), found) for found in arrivals(store, after, SOURCE_TOML)),
+        ((place(found[0].name), found) for found in committed_facts(store, SOURCE_METADATA, after)),
+    ]
+    for where, group in groupby(merge(*streams, key=lambda seen: seen[0]), key=lambda seen: seen[0]):
+        found = [item for _, item in group]
+        source = where.removesuffix("/")
+        if isinstance(found[0], Arrival):
+            committed = next((item for item in found if not isinstance(item, Arrival)), None)
+            yield source, _source_work(store, source, found[0], committed or (PartitionListing(source, None, {}), None))
+
+
+def _source_work(store: Store, source: str, arrival: Arrival, committed: _Committed) -> CytoWork | None:
+    manifest = committed[1]
+    reason = _reason(store, committed, SOURCE_METADATA, {"terms": terms()}, None)
     is_look_only = False
     if not reason and manifest is not None and arrival.modified > datetime.fromisoformat(manifest.run["started"]).timestamp():
         reason, is_look_only = "source.toml was written again", True
@@ -111,13 +134,12 @@ def source_work(store: Store, source: str, arrival: Arrival | None) -> CytoWork 
 
 def test_images_work(store: Store) -> CytoWork | None:
     """Tell whether test images must be fingerprinted again; nothing is needed where no source is one."""
-    manifest = _current(store, TEST_IMAGES)
-    sources = test_sources(store)
-    if not sources and manifest is None:
+    committed = current_fact(store, TEST_IMAGES)
+    upstream = test_images_upstream(store)
+    if not upstream and committed[1] is None:
         return None
-    upstream = {f"{SOURCE_METADATA}/{source.inputs.partition}": source.digest for source in sources}
-    reason = _reason(store, manifest, TEST_IMAGES, {}, upstream)
-    return _work(TEST_IMAGES, "", reason, manifest, [upstream]) if reason else None
+    reason = _reason(store, committed, TEST_IMAGES, {}, upstream)
+    return _work(TEST_IMAGES, "", reason, committed[1], [upstream]) if reason else None
 
 
 def label_table_work(store: Store, settings: CytoSettings) -> CytoWork | None:
@@ -125,44 +147,48 @@ def label_table_work(store: Store, settings: CytoSettings) -> CytoWork | None:
     upstream = source_digests(store)
     if not upstream:
         return None
-    manifest = _current(store, LABEL_TABLE)
+    committed = current_fact(store, LABEL_TABLE)
     rules = [[rule.test_set, rule.pattern] for rule in load_rules()]
     parameters = {**settings.label_table.model_dump(mode="json"), "test_set_rules": rules}
-    reason = _reason(store, manifest, LABEL_TABLE, parameters, upstream)
-    return _work(LABEL_TABLE, "", reason, manifest, [upstream, parameters]) if reason else None
+    reason = _reason(store, committed, LABEL_TABLE, parameters, upstream)
+    return _work(LABEL_TABLE, "", reason, committed[1], [upstream, parameters]) if reason else None
 
 
 def crop_works(store: Store, settings: CytoSettings, after: str = "") -> Iterator[tuple[str, CytoWork | None]]:
-    """Tell what the labels behind a key need, in order of key, as far as the caller wants to go."""
+    """Tell what the labels behind a key need, in order of `place`, as far as the caller wants to go."""
     table = _current(store, LABEL_TABLE)
     if table is None:
         return
     tests = _current(store, TEST_IMAGES)
     guard = tests.digest if tests else ""
     parameters = settings.crops.model_dump(mode="json")
-    for key, entry in sorted(label_entries(store, table).items()):
-        if key <= after:
+    every = committed_facts(store, CROPS, after)
+    at: _Committed | None = next(every, None)
+    for key, entry in sorted(label_entries(store, table).items(), key=lambda item: place(item[0])):
+        if after and place(key) <= place(after):
             continue
-        manifest = _current(store, CROPS, key)
+        while at is not None and place(at[0].name) < place(key):  # crops of labels that are no more
+            at = next(every, None)
+        committed = at if at is not None and at[0].name == key else (PartitionListing(key, None, {}), None)
         upstream = crop_upstream(entry, guard)
-        reason = _reason(store, manifest, CROPS, parameters, upstream)
-        yield key, _work(CROPS, key, reason, manifest, [upstream, parameters]) if reason else None
+        reason = _reason(store, committed, CROPS, parameters, upstream)
+        yield key, _work(CROPS, key, reason, committed[1], [upstream, parameters]) if reason else None
 
 
-def _current(store: Store, asset: str, partition: str = "") -> Manifest | None:
+def _current(store: Store, asset: str) -> Manifest | None:
     try:
-        return current_manifest(store, asset, partition)
+        return current_manifest(store, asset)
     except ValueError:  # one that was tampered with counts as missing
         return None
 
 
 def _reason(
-    store: Store, manifest: Manifest | None, asset: str, parameters: dict[str, Any], upstream: dict[str, str] | None
+    store: Store, committed: _Committed, asset: str, parameters: dict[str, Any], upstream: dict[str, str] | None
 ) -> str:
+    listing, manifest = committed
     if manifest is None:
         return "nothing is committed"
-    present = {item.key[len(manifest.folder) + 1 :]: item.num_bytes for item in store.walk(manifest.folder)}
-    if any(present.get(item.name) != item.num_bytes for item in manifest.objects):
+    if not is_whole(store, listing, manifest):
         return "objects are gone or changed"
     if upstream is not None and dict(manifest.inputs.upstream) != upstream:
         return "what it is made from changed"
@@ -174,7 +200,7 @@ def _reason(
 
 
 def _work(
-    asset: str, partition: str, reason: str, manifest: Manifest | None, facts: list[Any], is_look_only: bool = False
+    asset: str, partition: str, reason: str, manifest: ManifestFacts | None, facts: list[Any], is_look_only: bool = False
 ) -> CytoWork:
     committed = manifest.digest if manifest else ""
     body = canonical_json([asset, partition, committed, CODE_VERSIONS[asset], facts])

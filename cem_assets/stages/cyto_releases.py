@@ -7,9 +7,9 @@ another label's) get shards of their own. What never changes is kept by the main
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from cem_assets.stages.cyto_test_images import test_images_upstream
 from cem_assets.storage.commits import Commit
 from cem_assets.storage.cyto_tables import CROPS_SCHEMA, EXCLUDED_SCHEMA, RELEASED_SCHEMA, frame_bytes
 from cem_assets.storage.layout import CODE_VERSIONS, CROPS, CYTO_RELEASES, LABEL_TABLE, TEST_IMAGES
+from cem_assets.storage.manifest_facts import ManifestFacts, current_facts
 from cem_assets.storage.manifests import (
     Inputs,
     Manifest,
@@ -46,6 +47,10 @@ METADATA = "metadata.parquet"
 EXCLUDED = "_excluded/part-00000.parquet"
 _COPY = "exact copy of an image of another label"
 _TOO_FEW = "its label was left with fewer images than a label needs"
+
+
+Read = TypeVar("Read", Manifest, ManifestFacts)
+"""A manifest, or what is remembered of it."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,39 @@ class Members:
 
 def members(store: Store) -> Members | None:
     """Look which labels are ready to be released; None where there is no label table."""
+    committed = set(committed_partitions(store, CROPS))
+
+    def read(key: str) -> Manifest | None:
+        return current_manifest(store, CROPS, key) if key in committed else None
+
+    ready = _ready(store, read)
+    if ready is None:
+        return None
+    return Members(tuple(ready.current), ready.upstream, ready.num_waiting, ready.facts, ready.is_guarded)
+
+
+@dataclass(frozen=True)
+class _Ready(Generic[Read]):
+    """As `Members`, with as much of the manifests as was read."""
+
+    current: list[tuple[LabelEntry, Read]]
+    upstream: dict[str, str]
+    num_waiting: int
+    facts: dict[str, dict[str, Any]]
+    is_guarded: bool
+
+
+def _ready(store: Store, read: Callable[[str], Read | None]) -> _Ready[Read] | None:
     table = current_manifest(store, LABEL_TABLE)
     if table is None:
         return None
     tests = current_manifest(store, TEST_IMAGES)
     guard = tests.digest if tests else ""
     is_guarded = test_images_upstream(store) == (dict(tests.inputs.upstream) if tests else {})
-    committed = set(committed_partitions(store, CROPS))
-    current, waiting = [], 0
+    current: list[tuple[LabelEntry, Read]] = []
+    waiting = 0
     for entry in label_entries(store, table).values():
-        manifest = current_manifest(store, CROPS, entry.key) if entry.key in committed else None
+        manifest = read(entry.key)
         if not is_guarded or manifest is None or dict(manifest.inputs.upstream) != crop_upstream(entry, guard):
             waiting += 1
         elif manifest.counts["images"]:
@@ -88,16 +116,18 @@ def members(store: Store) -> Members | None:
     facts = {name: {k: v for k, v in table.details["sources"][name].items() if k != "num_images"} for name in sorted(used)}
     upstream = {f"{CROPS}/{entry.key}": manifest.digest for entry, manifest in current}
     upstream["facts of sources"] = hashlib.sha256(canonical_json(facts)).hexdigest()
-    return Members(tuple(current), upstream, waiting, facts, is_guarded)
+    return _Ready(current, upstream, waiting, facts, is_guarded)
 
 
 def is_cyto_release_due(store: Store) -> bool:
     """Tell whether the crops that are ready differ from those in the newest release."""
-    found = members(store)
+    crops = current_facts(store, CROPS)
+    found = _ready(store, crops.get)
     if found is None or not found.current:
         return False
-    releases = list_cyto_releases(store)
-    return not releases or dict(releases[-1].inputs.upstream) != found.upstream
+    releases = current_facts(store, CYTO_RELEASES).values()
+    newest = max(releases, key=lambda facts: (facts.details["sequence"], facts.inputs.partition), default=None)
+    return newest is None or dict(newest.inputs.upstream) != found.upstream
 
 
 def list_cyto_releases(store: Store) -> list[Manifest]:

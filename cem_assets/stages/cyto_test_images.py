@@ -22,6 +22,7 @@ from cem_assets.stages.cyto_sources import file_of
 from cem_assets.storage.commits import Commit
 from cem_assets.storage.cyto_tables import read_frame, records_of
 from cem_assets.storage.layout import CODE_VERSIONS, SOURCE_METADATA, TEST_IMAGES
+from cem_assets.storage.manifest_facts import current_facts
 from cem_assets.storage.manifests import Inputs, Manifest, committed_partitions, current_manifest
 from cem_assets.storage.store import Store
 from cem_assets.storage.tables import parquet_bytes
@@ -64,7 +65,8 @@ def test_sources(store: Store) -> list[Manifest]:
 
 def test_images_upstream(store: Store) -> dict[str, str]:
     """Say what test images are fingerprinted from: the digest of every test source, by `asset/partition`."""
-    return {f"{SOURCE_METADATA}/{source.inputs.partition}": source.digest for source in test_sources(store)}
+    sources = current_facts(store, SOURCE_METADATA)
+    return {f"{SOURCE_METADATA}/{name}": it.digest for name, it in sources.items() if it.details["facts"]["role"] == "test"}
 
 
 def fingerprint_test_images(

@@ -6,22 +6,30 @@ the store is `look_at`; asking for runs is `cem_assets.defs.automation`.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from heapq import merge
+from itertools import groupby, islice
 from typing import Any
 
-from cem_assets.stages.cem_releases import list_releases
 from cem_assets.stages.settings import Settings
-from cem_assets.storage.inbox import Arrival
-from cem_assets.storage.layout import CLASSIFIER, CODE_VERSIONS, FILTERED, SCORES, STAGES, VOLUMES
-from cem_assets.storage.manifests import Manifest, canonical_json, committed_partitions, current_manifest
+from cem_assets.storage.inbox import INBOX, Arrival, arrivals
+from cem_assets.storage.layout import CLASSIFIER, CODE_VERSIONS, FILTERED, RELEASES, SCORES, STAGES, VOLUMES
+from cem_assets.storage.manifest_facts import ManifestFacts, current_facts, facts_of_all, is_whole
+from cem_assets.storage.manifests import canonical_json
+from cem_assets.storage.partition_listing import PartitionListing, list_partition, list_partitions, place
 from cem_assets.storage.patch_classifiers import classifier_in_use
 from cem_assets.storage.store import Store
 
 CHAIN = tuple(STAGES.values())
 """The partitioned assets, each made from the one before it."""
+_BATCH = 64
+"""Datasets whose manifests are read at the same time."""
+
+_Seen = tuple[str, str, Arrival | PartitionListing]
+_Looked = tuple[str, Arrival | None, Mapping[str, PartitionListing]]
 
 
 class Reason(StrEnum):
@@ -182,7 +190,7 @@ def _before(asset: str) -> str:
 
 
 def look_at(store: Store, dataset: str, arrival: Arrival | None) -> DatasetState:
-    """Look at what the store holds of a dataset: five listings and five small reads, and one listing of each content.
+    """Look at what the store holds of a dataset: five listings, and five small reads of what is not remembered.
 
     Args:
         store: Where.
@@ -192,27 +200,59 @@ def look_at(store: Store, dataset: str, arrival: Arrival | None) -> DatasetState
     Returns:
         Its state; a manifest that was tampered with counts as missing.
     """
-    committed = {}
-    for asset in CHAIN:
-        try:
-            manifest = current_manifest(store, asset, dataset)
-        except ValueError:
-            continue
-        if manifest is not None:
-            committed[asset] = _summary(store, manifest)
-    return DatasetState(dataset, arrival, committed)
+    listings = {asset: list_partition(store, asset, dataset) for asset in CHAIN}
+    return _states(store, [(dataset, arrival, listings)])[0]
 
 
-def _summary(store: Store, manifest: Manifest) -> Committed:
-    base = manifest.folder
-    present = {item.key[len(base) + 1 :]: item.num_bytes for item in store.walk(base)}
+def look_at_all(store: Store, after: str = "") -> Iterator[DatasetState]:
+    """Look at all datasets: one listing of the inbox and of each asset, merged, and reads of what is not remembered.
+
+    Args:
+        store: Where.
+        after: Begin behind this dataset.
+
+    Yields:
+        The state of every dataset that has anything committed or is complete in the inbox, in order of `place`; what a caller
+        does not want any more is not looked at.
+    """
+    streams: list[Iterator[_Seen]] = [((place(found.dataset), INBOX, found) for found in arrivals(store, after))]
+    streams += [_seen(store, asset, after) for asset in CHAIN]
+    merged = groupby(merge(*streams, key=lambda seen: seen[0]), key=lambda seen: seen[0])
+    while batch := [(where, list(group)) for where, group in islice(merged, _BATCH)]:
+        looked = []
+        for where, group in batch:
+            arrival = next((found for _, _, found in group if isinstance(found, Arrival)), None)
+            listings = {asset: found for _, asset, found in group if isinstance(found, PartitionListing)}
+            looked.append((where.removesuffix("/"), arrival, listings))
+        yield from _states(store, looked)
+
+
+def _seen(store: Store, asset: str, after: str) -> Iterator[_Seen]:
+    return ((place(found.name), asset, found) for found in list_partitions(store, asset, after))
+
+
+def _states(store: Store, looked: Sequence[_Looked]) -> list[DatasetState]:
+    every = [(asset, listing) for _, _, listings in looked for asset, listing in listings.items()]
+    facts = facts_of_all(store, [listing for _, listing in every])
+    committed = {
+        (listing.name, asset): _summary(store, listing, found)
+        for (asset, listing), found in zip(every, facts, strict=True)
+        if found is not None
+    }
+    return [
+        DatasetState(name, arrival, {asset: committed[name, asset] for asset in CHAIN if (name, asset) in committed})
+        for name, arrival, _ in looked
+    ]
+
+
+def _summary(store: Store, listing: PartitionListing, facts: ManifestFacts) -> Committed:
     return Committed(
-        digest=manifest.digest,
-        code_version=manifest.inputs.code_version,
-        parameters=manifest.inputs.parameters,
-        upstream=manifest.inputs.upstream,
-        started=datetime.fromisoformat(manifest.run["started"]).timestamp(),
-        is_whole=all(present.get(item.name) == item.num_bytes for item in manifest.objects),
+        digest=facts.digest,
+        code_version=facts.inputs.code_version,
+        parameters=facts.inputs.parameters,
+        upstream=facts.inputs.upstream,
+        started=datetime.fromisoformat(facts.run["started"]).timestamp(),
+        is_whole=is_whole(store, listing, facts),
     )
 
 
@@ -224,10 +264,7 @@ def classifier_digest(store: Store) -> str | None:
 
 def is_release_due(store: Store) -> bool:
     """Tell whether the filtered partitions differ from those in the newest release."""
-    current = {}
-    for dataset in committed_partitions(store, FILTERED):
-        manifest = current_manifest(store, FILTERED, dataset)
-        if manifest is not None:
-            current[f"{FILTERED}/{dataset}"] = manifest.digest
-    releases = list_releases(store)
-    return bool(current) and (not releases or dict(releases[-1].inputs.upstream) != current)
+    current = {f"{FILTERED}/{dataset}": facts.digest for dataset, facts in current_facts(store, FILTERED).items()}
+    releases = current_facts(store, RELEASES).values()
+    newest = max(releases, key=lambda facts: (facts.details["sequence"], facts.inputs.partition), default=None)
+    return bool(current) and (newest is None or dict(newest.inputs.upstream) != current)

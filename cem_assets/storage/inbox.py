@@ -24,7 +24,8 @@ from cem_assets.cem.description import (
 from cem_assets.storage.formats import expected_suffixes
 from cem_assets.storage.formats.arrays import shown
 from cem_assets.storage.manifests import canonical_json
-from cem_assets.storage.store import Store
+from cem_assets.storage.partition_listing import marked_folders
+from cem_assets.storage.store import Store, StoredObject
 
 INBOX = "inbox"
 DESCRIPTION = "dataset.toml"
@@ -318,20 +319,25 @@ class Arrival:
 def arrival_of(store: Store, dataset: str, marker: str = DESCRIPTION) -> Arrival | None:
     """Look whether a dataset of the inbox (or, by its marker, a microscopy source) is complete; one request."""
     found = store.stat(dataset_key(dataset, marker))
-    if found is None:
-        return None
+    return None if found is None else _arrival(dataset, found)
+
+
+def _arrival(dataset: str, found: StoredObject) -> Arrival:
     facts = canonical_json([found.num_bytes, found.tag, f"{found.modified:.6f}"])
     return Arrival(dataset, hashlib.sha256(facts).hexdigest()[:16], found.modified)
 
 
-def arrivals(store: Store, after: str = "") -> Iterator[Arrival]:
-    """Look for complete datasets, in order of name, as far as the caller wants to go.
+def arrivals(store: Store, after: str = "", marker: str = DESCRIPTION) -> Iterator[Arrival]:
+    """Look for complete datasets (or, by their marker, microscopy sources), as far as the caller wants to go.
 
     Args:
         store: Where.
         after: Begin behind this name.
+        marker: File that is written last.
+
+    Yields:
+        In order of `cem_assets.storage.partition_listing.place`.
     """
-    for dataset in store.folders(INBOX, after):
-        found = arrival_of(store, dataset)
+    for dataset, found in marked_folders(store, INBOX, marker, after):
         if found is not None:
-            yield found
+            yield _arrival(dataset, found)

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -304,9 +305,12 @@ def find_manifest(store: Store, asset: str, partition: str, digest: str) -> Mani
 
 def committed_partitions(store: Store, asset: str) -> list[str]:
     """List the partitions of an asset that have a manifest, in order."""
-    return [
-        name for name in store.children(asset) if not name.startswith("_") and store.children(f"{asset}/{name}/{MANIFESTS}")
-    ]
+    names = [name for name in store.children(asset) if not name.startswith("_")]
+    if store.is_local:
+        return [name for name in names if store.children(f"{asset}/{name}/{MANIFESTS}")]
+    with ThreadPoolExecutor(16) as pool:
+        are_committed = pool.map(lambda name: bool(store.children(f"{asset}/{name}/{MANIFESTS}")), names)
+        return [name for name, is_committed in zip(names, are_committed, strict=True) if is_committed]
 
 
 def damaged_objects(store: Store, manifest: Manifest, names: Iterable[str] | None = None) -> dict[str, str]:

@@ -200,11 +200,11 @@ class Store:
                 digest.update(block)
         return digest.hexdigest()
 
-    def walk(self, folder: str) -> Iterator[StoredObject]:
-        """List every object under a folder, keys relative to the root, in order of key."""
+    def walk(self, folder: str, after: str = "") -> Iterator[StoredObject]:
+        """List every object under a folder, keys relative to the root, in order of key; S3 can begin behind a folder of it."""
         if self.is_s3:
             base = self._folder_path(folder).split("/", 1)[1]
-            for page in self._pages(folder, "", ""):
+            for page in self._pages(folder, "", after):
                 for item in page.get("Contents", []):
                     yield _described(f"{folder}{item['Key'][len(base) :]}", {**item, "size": item["Size"]})
             return

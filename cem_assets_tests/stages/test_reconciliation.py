@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cem_assets.stages.reconciliation import CHAIN, Committed, DatasetState, Reason, look_at, needed_work
+from cem_assets.stages.reconciliation import CHAIN, Committed, DatasetState, Reason, look_at, look_at_all, needed_work
 from cem_assets.stages.settings import SETTINGS, Settings, read_settings
 from cem_assets.storage.inbox import Arrival, arrival_of, arrivals
 from cem_assets.storage.layout import CLASSIFIER, CODE_VERSIONS, DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
@@ -163,3 +163,23 @@ def test_settings_are_read_with_all_their_problems_at_once(local_store):
     local_store.put(SETTINGS, b"a = ")
     with pytest.raises(ValueError, match="not valid TOML"):
         read_settings(local_store)
+
+
+def test_looking_at_all_datasets_says_what_looking_at_each_says(curated_store, monkeypatch):
+    store = curated_store
+    monkeypatch.setattr("cem_assets.stages.reconciliation._BATCH", 2)
+    volume_dataset(store, "cells-2", seed=5)  # before "cells" in the order of keys
+    store.put("inbox/unfinished/v.nrrd", b"still uploading")
+    store.delete([item.key for item in store.walk("inbox/twin")])
+    manifest = current_manifest(store, RAW, "cells")
+    store.delete([f"{manifest.folder}/{manifest.objects[0].name}"])
+    store.put(current_manifest(store, SCORES, "twin").key, b'{"format": 99}')
+    states = list(look_at_all(store))
+    assert [state.dataset for state in states] == ["cells-2", "cells", "pictures", "twin"]
+    for state in states:
+        assert state == look_at(store, state.dataset, arrival_of(store, state.dataset))
+    by_name = {state.dataset: state for state in states}
+    assert by_name["twin"].arrival is None and SCORES not in by_name["twin"].committed
+    assert not by_name["cells"].committed[RAW].is_whole and by_name["cells"].committed[FILTERED].is_whole
+    assert by_name["cells-2"].committed == {} and by_name["cells-2"].arrival is not None
+    assert list(look_at_all(store, "cells")) == states[2:]

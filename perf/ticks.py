@@ -1,0 +1,169 @@
+"""The tick of every sensor and schedule with 10, 1,000 and 5,000 datasets (and labels) on local disk, 10 and 200 on S3.
+
+Every partition is committed and current, so a tick has to find out that nothing is to be done; then the same for as many
+datasets that wait in the inbox. The longest tick of a whole pass counts; one that takes longer than 10 s is late.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from cem_assets.definitions import build_definitions
+from cem_assets.defs.partitions import cyto_labels, em_datasets, microscopy_sources
+from cem_assets.defs.resources import StoreResource
+from cem_assets.storage.store import Store, open_store
+from perf.tick_stores import UnsyncedStore, fill_chain, fill_cytoimagenet, fill_inbox, names_of
+from perf.timing import Measured
+
+GOAL_SECONDS = 10.0
+MAX_TICKS = 400
+SENSORS = ("inbox", "reconciliation", "cytoimagenet", "weights", "benchmarks", "tracking_outbox", "freshness_alerts")
+SCHEDULES = ("releases", "cytoimagenet_releases", "catalogue", "maintenance")
+
+
+class Ticker:
+    """A store, a Dagster instance and the sensors' cursors; what is asked for is not run."""
+
+    def __init__(self, store: Store, instance: dg.DagsterInstance) -> None:
+        self.store, self.instance = store, instance
+        self.definitions = build_definitions(store.url)
+        self.repository = self.definitions.get_repository_def()
+        self.cursors: dict[str, str | None] = {}
+
+    def tick(self, name: str) -> tuple[float, Any]:
+        """Tick a sensor or a schedule; return its seconds and what came of it."""
+        resources = {"store": StoreResource(url=self.store.url)}
+        if name in SCHEDULES:
+            with dg.build_schedule_context(
+                self.instance, scheduled_execution_time=datetime(2026, 11, 21, tzinfo=UTC), resources=resources
+            ) as context:
+                started = time.perf_counter()
+                result = self.repository.get_schedule_def(name).evaluate_tick(context)
+                return time.perf_counter() - started, result
+        with dg.build_sensor_context(
+            self.instance, cursor=self.cursors.get(name), resources=resources, sensor_name=name, definitions=self.definitions
+        ) as context:
+            started = time.perf_counter()
+            with dg.partition_loading_context(dynamic_partitions_store=self.instance):
+                result = self.repository.get_sensor_def(name).evaluate_tick(context)
+            seconds = time.perf_counter() - started
+        self.cursors[name] = result.cursor
+        for request in result.dynamic_partitions_requests or []:
+            self.instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
+        return seconds, result
+
+    def whole_pass(self, name: str) -> tuple[list[float], int]:
+        """Tick until the cursor is at its beginning again; return seconds of every tick, and how many runs were asked for."""
+        seconds, num_asked = [], 0
+        while True:
+            took, result = self.tick(name)
+            seconds.append(took)
+            num_asked += len(result.run_requests or [])
+            if name in SCHEDULES or _is_at_start(self.cursors.get(name)) or len(seconds) >= MAX_TICKS:
+                return seconds, num_asked
+
+
+def _is_at_start(cursor: str | None) -> bool:
+    """Whether a sensor goes on at the first partition; what else its cursor remembers does not count."""
+    if not cursor or not cursor.startswith("{"):
+        return not cursor
+    places = json.loads(cursor)
+    return not any(places.get(key) for key in ("after", "source", "label"))
+
+
+def measure_store(store: Store, writer: Store, num: int, where: str) -> list[Measured]:
+    """Measure every tick of a store of `num` datasets, sources (a tenth) and labels."""
+    fill_chain(writer, num)
+    num_sources = max(1, num // 10)
+    fill_cytoimagenet(writer, num_sources, num)
+    rows = []
+    with dg.DagsterInstance.local_temp() as instance:
+        instance.add_dynamic_partitions(str(em_datasets.name), names_of(num))
+        ticker = Ticker(store, instance)
+        for name in (*SENSORS, *SCHEDULES):
+            first, num_asked = ticker.whole_pass(name)
+            # The inbox sensor sees these datasets for the first time; nothing is missing, so nothing may be asked for.
+            assert num_asked == 0 or name == "maintenance", f"{name} asked for {num_asked} runs, though nothing is missing"
+            again, _ = ticker.whole_pass(name)
+            note = f"all current; a pass is {len(again)} tick(s), {sum(again):.1f} s (first {len(first)}, {sum(first):.1f} s)"
+            rows.append(_row(f"tick of {name}, {num:,} partitions, {where}", max(first + again), note))
+        assert len(instance.get_dynamic_partitions(str(microscopy_sources.name))) == num_sources
+        assert len(instance.get_dynamic_partitions(str(cyto_labels.name))) == num
+    return rows
+
+
+def measure_arrivals(store: Store, writer: Store, num: int, where: str) -> list[Measured]:
+    """Measure the inbox sensor while `num` datasets wait that nobody has seen yet."""
+    fill_inbox(writer, names_of(num))
+    with dg.DagsterInstance.local_temp() as instance:
+        # The daemon reads a tick's additions before its requests; evaluated by hand, a tick needs them beforehand.
+        instance.add_dynamic_partitions(str(em_datasets.name), names_of(num))
+        ticker = Ticker(store, instance)
+        seconds, num_asked = ticker.whole_pass("inbox")
+        assert num_asked == num
+        longest, _ = max(seconds), ticker.whole_pass("inbox")
+    note = f"a pass is {len(seconds)} tick(s), {sum(seconds):.1f} s, asks for {num_asked:,} runs"
+    return [_row(f"tick of inbox, {num:,} new datasets, {where}", longest, note)]
+
+
+def _row(work: str, seconds: float, note: str) -> Measured:
+    """Say how many such ticks would fit the time a tick may take; the ratio is the room that is left."""
+    return Measured(work, "ticks/s", 1 / seconds, 1 / GOAL_SECONDS, f"one tick in {GOAL_SECONDS:g} s", 1, note)
+
+
+@contextmanager
+def s3_bucket() -> Iterator[str | None]:
+    """Offer a bucket on a real S3 server: the one CEM_ASSETS_TEST_S3_ENDPOINT names, else Ceph where it is installed."""
+    import s3fs
+
+    from cem_assets_tests.services import ceph
+
+    server, folder = None, None
+    endpoint = os.environ.get("CEM_ASSETS_TEST_S3_ENDPOINT")
+    if not endpoint:
+        if ceph.missing_programs():
+            yield None
+            return
+        folder = Path(tempfile.mkdtemp(prefix="perf-s3-"))
+        server = ceph.start_server(folder / "ceph")
+        endpoint = server.endpoint
+        os.environ |= {"AWS_ACCESS_KEY_ID": ceph.ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": ceph.SECRET_KEY}
+    os.environ |= {"AWS_ENDPOINT_URL": endpoint, "AWS_EC2_METADATA_DISABLED": "true"}
+    os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = f"cem-perf-{uuid.uuid4().hex[:12]}"
+    try:
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
+        yield bucket
+    finally:
+        if server is not None:
+            server.stop()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure(is_quick: bool = False) -> list[Measured]:
+    os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
+    rows = []
+    for num in (10, 300) if is_quick else (10, 1000, 5000):
+        for measured in (measure_store, measure_arrivals):
+            with tempfile.TemporaryDirectory() as folder:
+                rows += measured(open_store(folder), UnsyncedStore(folder), num, "local disk")
+    with s3_bucket() as bucket:
+        if bucket is None:
+            print("  no S3 server: Ceph's programs are not installed", flush=True)
+            return rows
+        for num in (10,) if is_quick else (10, 200):
+            for measured in (measure_store, measure_arrivals):
+                store = open_store(f"s3://{bucket}/{measured.__name__}-{num}")
+                rows += measured(store, store, num, "S3")
+    return rows
