@@ -33,7 +33,6 @@ BENCHMARKS = {
     "intake": "a small dataset through the chain in Dagster",
     "reading": "reading a release for training",
     "training": "pretraining steps",
-    "ray_engine": "the Ray engine beside the local one",
 }
 """Module of `perf` with `measure(is_quick) -> list[Measured]`, and what it measures; in the order they run."""
 RESULTS = Path(__file__).parent / "results"
