@@ -1,8 +1,10 @@
 # One image for webserver, daemon, code server and MLflow. `make image` builds the wheel first;
 # `make image-check` performs these steps in a clean folder, without a container engine.
+# For a Ray cluster: docker build --build-arg LOCK=requirements-ray.lock --tag cem-assets-ray:latest .
 FROM python:3.11-slim-bookworm AS build
 RUN pip install --no-cache-dir uv==0.13.8
-COPY requirements.lock /build/requirements.lock
+ARG LOCK=requirements.lock
+COPY ${LOCK} /build/requirements.lock
 RUN uv venv /opt/venv && \
     uv pip sync --python /opt/venv/bin/python --require-hashes --compile-bytecode --no-cache /build/requirements.lock
 COPY dist/cem_assets-*.whl /build/

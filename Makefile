@@ -10,7 +10,7 @@ export UV_LINK_MODE ?= hardlink
 # A venv that happens to be active must not receive our packages.
 unexport VIRTUAL_ENV
 
-.PHONY: help install demo dev test check format soak bench bench-quick image image-check wheel lock clean
+.PHONY: help install install-ray demo dev test check format soak bench bench-quick image image-check wheel lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,15 @@ $(BENCH_STAMP): requirements-bench.lock pyproject.toml
 	$(UV) venv --quiet --allow-existing --python '>=3.11,<3.13' .venv-bench
 	$(UV) pip sync --quiet --compile-bytecode --python $(BENCH_PYTHON) --require-hashes requirements-bench.lock
 	$(UV) pip install --quiet --python $(BENCH_PYTHON) --no-deps --editable .
+	@touch $@
+
+install-ray: .venv-ray/.installed  ## make .venv-ray, the same and Ray: nodes and runs of a cluster (docs/distributed.md)
+
+.venv-ray/.installed: requirements-ray.lock pyproject.toml
+	@command -v $(UV) >/dev/null 2>&1 || { python3 -m venv .uv && .uv/bin/python -m pip install --quiet uv; }
+	$(UV) venv --quiet --allow-existing --python '>=3.11,<3.13' .venv-ray
+	$(UV) pip sync --quiet --python .venv-ray/bin/python --require-hashes requirements-ray.lock
+	$(UV) pip install --quiet --python .venv-ray/bin/python --no-deps --editable .
 	@touch $@
 
 demo: $(STAMP)  ## from inbox to release on the embedded defaults, no network needed
@@ -76,6 +85,8 @@ lock:  ## resolve pyproject.toml again into the three lock files (they name no h
 	  --no-emit-index-url --no-annotate --no-header --quiet $(LOCK_ARGS) -c requirements.lock pyproject.toml --group dev -o requirements-dev.lock
 	$(UV) pip compile --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header --quiet $(LOCK_ARGS) -c requirements-dev.lock pyproject.toml --group bench -o requirements-bench.lock
+	$(UV) pip compile --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header --quiet $(LOCK_ARGS) -c requirements.lock pyproject.toml --extra ray -o requirements-ray.lock
 
 clean:  ## remove build products; the store in .cem_assets stays
 	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cem_assets import __version__
-from cem_assets.engine import default_num_workers
+from cem_assets.engine import ENGINE_VARIABLE, EngineChoice, default_num_workers, engine_choice
 from cem_assets.imaging.dhash import self_test
+from cem_assets.ray_engine import RayEngine, nodes_of_cluster, stall_seconds
+from cem_assets.stages.distribution import unfit_nodes
 from cem_assets.storage.commits import installed_versions
 from cem_assets.storage.scratch import SCRATCH_VARIABLE
 from cem_assets.storage.store import ROOT_VARIABLE, Store, open_store
@@ -49,6 +51,7 @@ def examine() -> list[Finding]:
         ),
         Finding("machine", None, f"{platform.machine()}, {default_num_workers()} worker(s)"),
         *_examine_store(),
+        _examine_engine(),
         _examine_disk(),
         _examine_hash(),
         _examine_gpu(),
@@ -88,6 +91,25 @@ def _probe(store: Store) -> tuple[bool, str]:
             f"{store.url} ignores exclusive creation (If-None-Match: *); two runs could overwrite each other's manifests",
         )
     return True, f"{store.url} is readable and writable, exclusive creation works ({1000 * seconds:.0f} ms)"
+
+
+def _examine_engine() -> Finding:
+    try:
+        if engine_choice() == EngineChoice.local:
+            return Finding(
+                "engine", None, f"local, {default_num_workers()} process(es); {ENGINE_VARIABLE}=ray takes a Ray cluster"
+            )
+        problems = unfit_nodes(RayEngine(stall_seconds=stall_seconds()), open_store())
+        nodes = nodes_of_cluster()
+    except (ValueError, RuntimeError, OSError) as error:
+        return Finding("engine", False, str(error))
+    listing = ", ".join(f"{node.address} ({node.num_cpus} CPU, {node.num_gpus} GPU)" for node in nodes)
+    if problems:
+        told = "; ".join(f"{address} {text}" for address, text in problems.items())
+        return Finding(
+            "engine", False, f"ray, nodes {listing}, of which some cannot take part: {told}; see docs/distributed.md"
+        )
+    return Finding("engine", True, f"ray, nodes {listing}; all of them read the store and have the versions of this machine")
 
 
 def _free(store: Store) -> list[Finding]:

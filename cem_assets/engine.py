@@ -1,8 +1,9 @@
 """The one seam for parallel work: a pure function over independent items, results in order.
 
 Everything heavy that can be cut into independent pieces (bricks, images) goes through `Engine.map`. The local
-engines are a pool of processes, and threads where the work leaves the GIL alone. Each keeps the contract: results in the
-order of the items, a bounded number in flight, errors raised where their item comes up. Results never depend on it.
+engines are a pool of processes, and threads where the work leaves the GIL alone; `cem_assets.ray_engine` is a cluster. All
+keep the contract: results in the order of the items, a bounded number in flight, errors raised where their item comes
+up. Results never depend on it.
 """
 
 import logging
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from enum import StrEnum
 from multiprocessing.util import Finalize
 from typing import Protocol, TypeVar
 
@@ -23,12 +25,42 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
+ENGINE_VARIABLE = "CEM_ASSETS_ENGINE"
 WORKERS_VARIABLE = "CEM_ASSETS_WORKERS"
 _IN_FLIGHT_PER_WORKER = 2
 
 
+class EngineChoice(StrEnum):
+    """Which engine shares work out."""
+
+    default = "default"
+    local = "local"
+    ray = "ray"
+
+
+def engine_choice(choice: EngineChoice = EngineChoice.default) -> EngineChoice:
+    """Return the engine to take: what a run asks for, else CEM_ASSETS_ENGINE, else the local one.
+
+    Raises:
+        ValueError: The variable names no engine.
+    """
+    if choice != EngineChoice.default:
+        return choice
+    text = os.environ.get(ENGINE_VARIABLE) or EngineChoice.local
+    if text not in (EngineChoice.local, EngineChoice.ray):
+        raise ValueError(f"{ENGINE_VARIABLE} is {text!r}; expected local or ray.")
+    return EngineChoice(text)
+
+
 class Engine(Protocol):
-    """Something that maps a function over items."""
+    """Something that maps a function over items.
+
+    Attributes:
+        spans_machines: Whether items may be worked on where this machine's scratch files and devices are not.
+    """
+
+    @property
+    def spans_machines(self) -> bool: ...
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Apply `function` to every item; yield results in the order of the items."""
@@ -54,6 +86,10 @@ class LocalEngine:
     """
 
     num_workers: int = 1
+
+    @property
+    def spans_machines(self) -> bool:
+        return False
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Apply `function` to every item; yield results in order, at most two items a worker in flight.

@@ -143,7 +143,13 @@ def curated_local(curated: Store, local_store: Store) -> Store:
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test reads or writes the checkout's own store, Dagster home or MLflow."""
-    for variable in ("CEM_ASSETS_ROOT", "CEM_ASSETS_CLASSIFIER_WEIGHTS", "MLFLOW_TRACKING_URI", "CEM_ASSETS_WORKERS"):
+    for variable in (
+        "CEM_ASSETS_ROOT",
+        "CEM_ASSETS_CLASSIFIER_WEIGHTS",
+        "MLFLOW_TRACKING_URI",
+        "CEM_ASSETS_WORKERS",
+        "CEM_ASSETS_ENGINE",
+    ):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster_home"))
     monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")

@@ -7,6 +7,7 @@ import dagster as dg
 from cem_assets.cem.dedup import DedupParams
 from cem_assets.cem.filter import FilterParams, ScoreParams
 from cem_assets.cem.subvolumes import SubvolumeParams
+from cem_assets.defs.engines import EngineConfig
 from cem_assets.defs.partitions import em_datasets
 from cem_assets.defs.resources import StoreResource
 from cem_assets.defs.steps import explained, materialized, progress_of
@@ -15,6 +16,7 @@ from cem_assets.stages.cem_filter import keep_informative, score_patches
 from cem_assets.stages.cem_patches import PatchifyParams, choose_exemplars, cut_and_hash
 from cem_assets.stages.cem_subvolumes import cut_subvolumes
 from cem_assets.stages.cem_volumes import standardize_dataset
+from cem_assets.stages.distribution import chosen_engine
 from cem_assets.storage.inbox import INBOX
 from cem_assets.storage.layout import CODE_VERSIONS, DEDUPLICATED, FILTERED, RAW, SCORES, SUBVOLUMES, VOLUMES
 from cem_assets.storage.quarantine import QUARANTINE
@@ -22,20 +24,20 @@ from cem_assets.storage.quarantine import QUARANTINE
 GPU_POOL = "gpu"
 
 
-class PatchifyConfig(dg.Config, PatchifyParams):
-    """How volumes are cut; see `PatchifyParams`."""
+class PatchifyConfig(EngineConfig, PatchifyParams):
+    """How volumes are cut, see `PatchifyParams`; and where."""
 
 
 class DedupConfig(dg.Config, DedupParams):
     """How one dataset is deduplicated; see `DedupParams`."""
 
 
-class ScoreConfig(dg.Config, ScoreParams):
-    """How patches are scored; see `ScoreParams`."""
+class ScoreConfig(EngineConfig, ScoreParams):
+    """How patches are scored, see `ScoreParams`; and where."""
 
 
-class FilterConfig(dg.Config, FilterParams):
-    """Which scored patches are kept; see `FilterParams`."""
+class FilterConfig(EngineConfig, FilterParams):
+    """Which scored patches are kept, see `FilterParams`; and where they are written."""
 
 
 class SubvolumeConfig(dg.Config, SubvolumeParams):
@@ -58,7 +60,7 @@ def _labelling(dataset: str) -> dict[str, Any]:
 
 
 @dg.asset(**_asset(VOLUMES, kinds={"zarr"}))
-def volumes(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[Any]:
+def volumes(context: dg.AssetExecutionContext, config: EngineConfig, store: StoreResource) -> dg.MaterializeResult[Any]:
     """Electron-microscopy volumes and images as they arrive, brought to one form.
 
     Every file of the dataset's folder in the inbox is read, whatever its format, and stored as 8-bit gray: volumes
@@ -69,7 +71,8 @@ def volumes(context: dg.AssetExecutionContext, store: StoreResource) -> dg.Mater
     dataset, opened = context.partition_key, store.open()
     report = {"quarantine report": dg.MetadataValue.path(opened.url_of(f"{QUARANTINE}/{dataset}/report.md"))}
     with explained(context, report):
-        result = standardize_dataset(opened, dataset, context.run_id, progress=progress_of(context, "bricks or images"))
+        engine = chosen_engine(opened, config.engine)
+        result = standardize_dataset(opened, dataset, context.run_id, engine, progress_of(context, "bricks or images"))
         pictures = previews.volume_pictures(opened, result.manifest)
     described = materialized(opened, result, pictures, ("voxels", result.manifest.counts["voxels"]))
     extra = {"inbox": dg.MetadataValue.path(opened.url_of(f"{INBOX}/{dataset}"))}
@@ -87,9 +90,9 @@ def raw_patches(context: dg.AssetExecutionContext, config: PatchifyConfig, store
     """
     opened = store.open()
     with explained(context):
-        result = cut_and_hash(
-            opened, context.partition_key, config, context.run_id, progress=progress_of(context, "bricks hashed")
-        )
+        params, engine = PatchifyParams(**config.parameters()), chosen_engine(opened, config.engine)
+        progress = progress_of(context, "bricks hashed")
+        result = cut_and_hash(opened, context.partition_key, params, context.run_id, engine, progress)
         pictures = previews.raw_pictures(opened, result.manifest)
     return materialized(opened, result, pictures, ("patches", result.manifest.counts["patches"]))
 
@@ -122,9 +125,10 @@ def patch_scores(context: dg.AssetExecutionContext, config: ScoreConfig, store: 
     """
     opened = store.open()
     with explained(context):
-        result = score_patches(
-            opened, context.partition_key, config, context.run_id, progress=progress_of(context, "patches scored")
-        )
+        params = ScoreParams(**config.parameters())
+        engine = chosen_engine(opened, config.engine, may_use_gpu=params.device != "cpu")
+        progress = progress_of(context, "patches scored")
+        result = score_patches(opened, context.partition_key, params, context.run_id, engine, progress)
         pictures = previews.score_pictures(opened, result.manifest)
     described = materialized(opened, result, pictures, ("patches", result.manifest.counts["patches"]))
     return described._replace(metadata={**(described.metadata or {}), **_labelling(context.partition_key)})
@@ -141,9 +145,9 @@ def filtered_patches(
     """
     opened = store.open()
     with explained(context):
-        result = keep_informative(
-            opened, context.partition_key, config, context.run_id, progress=progress_of(context, "shards written")
-        )
+        params, engine = FilterParams(**config.parameters()), chosen_engine(opened, config.engine)
+        progress = progress_of(context, "shards written")
+        result = keep_informative(opened, context.partition_key, params, context.run_id, engine, progress)
         pictures = previews.filtered_pictures(opened, result.manifest)
     return materialized(opened, result, pictures, ("patches", result.manifest.counts["patches"]))
 

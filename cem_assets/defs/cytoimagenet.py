@@ -6,6 +6,7 @@ import dagster as dg
 
 from cem_assets.defs.alerts import max_release_age
 from cem_assets.defs.cem import GPU_POOL
+from cem_assets.defs.engines import EngineConfig
 from cem_assets.defs.partitions import cyto_labels, microscopy_sources
 from cem_assets.defs.resources import StoreResource
 from cem_assets.defs.steps import explained, materialized, progress_of
@@ -17,6 +18,7 @@ from cem_assets.stages.cyto_labels import LabelTableParams, label_entries, make_
 from cem_assets.stages.cyto_releases import CARD, make_cyto_release
 from cem_assets.stages.cyto_sources import standardize_source
 from cem_assets.stages.cyto_test_images import fingerprint_test_images
+from cem_assets.stages.distribution import chosen_engine
 from cem_assets.storage.inbox import INBOX
 from cem_assets.storage.layout import (
     CLASS_MAPS,
@@ -35,8 +37,8 @@ class LabelTableConfig(dg.Config, LabelTableParams):
     """How labels are assigned; see `LabelTableParams`."""
 
 
-class CropConfig(dg.Config, CropStageParams):
-    """How images are cropped; see `CropStageParams`."""
+class CropConfig(EngineConfig, CropStageParams):
+    """How images are cropped, see `CropStageParams`; and where."""
 
 
 class ClassMapConfig(dg.Config, ClassMapParams):
@@ -146,8 +148,9 @@ def crops(context: dg.AssetExecutionContext, config: CropConfig, store: StoreRes
         result = make_crops(
             opened,
             context.partition_key,
-            CropStageParams(**config.model_dump()),
+            CropStageParams(**config.parameters()),
             context.run_id,
+            chosen_engine(opened, config.engine),
             progress=progress_of(context, "images read"),
         )
         pictures = previews.crop_pictures(opened, result.manifest)

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from cem_assets.cem.filter import FilterParams, ScoreParams, is_informative, probability, to_hash_side, within_limit
 from cem_assets.cem.release import PixelSums
 from cem_assets.engine import Engine, LocalEngine, default_num_workers, local_engine
-from cem_assets.stages.cem_classifier import load_classifier
+from cem_assets.stages.cem_classifier import WEIGHTS, load_classifier
+from cem_assets.stages.cem_scoring import ScoreJob, scoring_environment
 from cem_assets.stages.common import Progress, StageResult, no_progress
 from cem_assets.storage.commits import Commit, ContentFolder, installed_versions
 from cem_assets.storage.layout import CODE_VERSIONS, DEDUPLICATED, FILTERED, SCORES
@@ -55,7 +56,7 @@ def score_patches(
         dataset: Partition key.
         params: Batch size, device, precision.
         run_id: Recorded in the manifest.
-        engine: Shares the reading of pixels; None chooses a pool.
+        engine: Shares the reading of pixels, and where it spans machines the network, too; None chooses a pool.
         progress: Called with (patches done, in all).
 
     Returns:
@@ -65,7 +66,7 @@ def score_patches(
         FileNotFoundError: `cem/deduplicated_patches` was not materialized, or there is no classifier; the
             error says the ways to get one.
     """
-    from cem_assets.cem.classifier import build_classifier, environment, score_batches  # torch: only where needed
+    from cem_assets.cem.classifier import build_classifier, score_batches  # torch: only where needed
 
     started = time.monotonic()
     upstream = require_manifest(store, DEDUPLICATED, dataset)
@@ -78,7 +79,7 @@ def score_patches(
         # The device that was found, not the wish: outputs are exact for one device, type and batch composition.
         params.model_dump(mode="json", exclude={"device"}),
         {f"{DEDUPLICATED}/{dataset}": upstream.digest, classifier.inputs.asset: classifier.digest},
-        pins=environment(params),
+        pins=scoring_environment(params, engine),
     )
     commit = Commit(store, inputs, run_id)
     if commit.up_to_date:
@@ -95,9 +96,14 @@ def score_patches(
             done += len(part)
             continue
         batches = [part.slice(start, size) for start in range(0, len(part), size)]
-        images = (to_hash_side(patches) for patches in reading.map(PixelJob(pixels), batches))
+        if reading.spans_machines:  # the network goes where the pixels are read
+            job = ScoreJob(store, pixels, f"{classifier.folder}/{WEIGHTS}", params, inputs.pins)
+            scored_batches = reading.map(job, batches)
+        else:
+            images = (to_hash_side(patches) for patches in reading.map(PixelJob(pixels), batches))
+            scored_batches = score_batches(model, images, params)
         logits = []
-        for values in score_batches(model, images, params):
+        for values in scored_batches:
             logits.append(values)
             done += len(values)
             progress(done, num_rows)

@@ -94,7 +94,7 @@ def _standardize(
         items, refused = intakes(inbox, single)
         rejections += refused
         if inbox.description.kind == "images":
-            num_images, num_pixels, refused = standardize_images(store, inbox, items, commit, engine, scratch, progress)
+            num_images, num_pixels, refused = standardize_images(store, inbox, items, commit, engine, progress)
             counts |= {"images": num_images, "voxels": num_pixels}
             items = []
             rejections += refused

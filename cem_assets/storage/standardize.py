@@ -29,7 +29,7 @@ from cem_assets.storage.derived_volumes import BinnedVolume, Region
 from cem_assets.storage.formats import open_file
 from cem_assets.storage.formats.arrays import ArraySource, Opened, RawFile
 from cem_assets.storage.formats.stacks import open_stack
-from cem_assets.storage.formats.zarr_stores import open_zarr
+from cem_assets.storage.formats.zarr_stores import ZarrArray, open_zarr
 from cem_assets.storage.inbox import InboxDataset, dataset_key
 from cem_assets.storage.intake import Intake
 from cem_assets.storage.manifests import ManifestObject
@@ -234,6 +234,9 @@ def standardize_volume(
     histogram = np.zeros(256, np.int64)
     num_missing = 0
     described: list[ManifestObject] = []
+    if engine is not None and engine.spans_machines and not reads_anywhere(source, commit.content.store):
+        logger.info("%s: its voxels lie in a file of this machine, so its bricks are made here", intake.name)
+        engine = None
     chosen = engine or _engine_for(source, len(items))
     for number, done in enumerate(chosen.map(job, items), 1):
         histogram += done.histogram
@@ -266,6 +269,20 @@ def _engine_for(source: ArraySource, num_bricks: int) -> Engine:
     while isinstance(source, Region):
         source = source.source
     return threads_or_processes(num_bricks) if isinstance(source, RawFile) else local_engine(None, num_bricks)
+
+
+def reads_anywhere(source: ArraySource, store: Store) -> bool:
+    """Tell whether other machines can read a source: through the store, or from a file of a store that is a folder.
+
+    Files of a remote store are copied to this machine's scratch disk before they are opened, and what has to be decoded from
+    its beginning is decoded to there, too.
+    """
+    if isinstance(source, Region):
+        return reads_anywhere(source.source, store)
+    if isinstance(source, ZarrArray):
+        return True
+    path = getattr(source, "path", None)
+    return store.is_local and isinstance(path, Path) and path.resolve().is_relative_to(store.url)
 
 
 def binning_notes(shape: tuple[int, ...], declared: tuple[float, ...], factors: Factors) -> tuple[str, ...]:

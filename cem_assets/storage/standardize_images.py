@@ -4,7 +4,6 @@ Volumes are `cem_assets.storage.standardize`. An image that cannot be used becom
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from cem_assets.storage.formats.stacks import read_plane
 from cem_assets.storage.formats.zarr_stores import open_zarr
 from cem_assets.storage.inbox import InboxDataset, Rejection, dataset_key
 from cem_assets.storage.intake import Intake
+from cem_assets.storage.scratch import scratch_folder
 from cem_assets.storage.standardize import Progress, binning_notes, local_paths, refuse_constant
 from cem_assets.storage.store import Store
 from cem_assets.storage.tables import IMAGES_SCHEMA, SHARD_BYTES, encode_tiff, parquet_bytes, part_name
@@ -51,7 +51,6 @@ class _ImageJob:
 
     store: Store
     dataset: InboxDataset
-    scratch: Path
 
     def __call__(self, intake: Intake) -> StandardizedImage | Rejection:
         description = self.dataset.description
@@ -59,8 +58,12 @@ class _ImageJob:
             if intake.kind == "zarr":
                 plane, notes = _zarr_plane(self.store, self.dataset, intake)
             else:
-                with local_paths(self.store, self.dataset.name, intake.paths, self.scratch) as files:
-                    plane, notes = read_plane(files[0], self.scratch, description)
+                # A folder of the machine this runs on, which need not be the stage's.
+                with (
+                    scratch_folder("images") as scratch,
+                    local_paths(self.store, self.dataset.name, intake.paths, scratch) as files,
+                ):
+                    plane, notes = read_plane(files[0], scratch, description)
             policy = description.intensity or default_policy(plane.dtype)
             mapping = mapping_for(policy, plane.dtype, plane, description.intensity_percentiles, description.intensity_window)
             pixels = mapping.apply(plane)
@@ -98,7 +101,6 @@ def standardize_images(
     items: list[Intake],
     commit: Commit,
     engine: Engine | None,
-    scratch: Path,
     progress: Progress,
 ) -> tuple[int, int, list[Rejection]]:
     """Write 2D images as Parquet tables of TIFF bytes into a commit.
@@ -109,7 +111,6 @@ def standardize_images(
         items: Its images.
         commit: Where the tables go.
         engine: Shares the images; None chooses a pool by their number.
-        scratch: Folder for copies.
         progress: Called with (images done, images in all).
 
     Returns:
@@ -129,7 +130,7 @@ def standardize_images(
         rows, held, part = [], 0, part + 1
 
     chosen = engine or local_engine(None, len(items), items_per_worker=16)
-    for number, (item, result) in enumerate(zip(items, chosen.map(_ImageJob(store, dataset, scratch), items), strict=True), 1):
+    for number, (item, result) in enumerate(zip(items, chosen.map(_ImageJob(store, dataset), items), strict=True), 1):
         progress(number, len(items))
         if isinstance(result, Rejection):
             rejections.append(result)

@@ -242,3 +242,13 @@ def test_flipbooks_are_cut_when_asked_for_and_shown_moving(instance, curated_loc
     assert shown["subvolumes"].value == manifest.counts["subvolumes"] == 4
     assert picture_of(shown["flipbook"], "webp").n_frames == 8, "five slices, there and back"
     assert all(check.passed for check in result.get_asset_check_evaluations())
+
+
+def test_a_run_chooses_its_engine_which_is_no_part_of_what_is_recorded(instance, local_store, monkeypatch):
+    volume_dataset(local_store)
+    monkeypatch.setenv("CEM_ASSETS_ENGINE", "nonsense")  # what the run asks for wins
+    local = {"cem/volumes": {"engine": "local"}, "cem/raw_patches": {"engine": "local", "spacing": 10}}
+    assert materialize(instance, local_store, "cells", until="raw", **local).success
+    assert require_manifest(local_store, "cem/raw_patches", "cells").inputs.parameters == {"spacing": 10}
+    result = materialize(instance, local_store, "cells", until="raw")
+    assert "CEM_ASSETS_ENGINE is 'nonsense'; expected local or ray" in failures(result)[0]
