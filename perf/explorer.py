@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cem_assets.cem.bricks import ALL_PLANES, PatchRows, brick_boxes
 from cem_assets.cem.description import DatasetDescription
-from cem_assets.imaging.intensity import IntensityMapping, Policy
+from cem_assets.imaging.intensity import IntensityMapping
 from cem_assets.storage.commits import Commit
 from cem_assets.storage.layout import CODE_VERSIONS, FILTERED, SCORES, VOLUMES
 from cem_assets.storage.manifests import Inputs, ManifestObject
@@ -43,7 +43,7 @@ def _put_volume(store: Store, dataset: str, shape: tuple[int, int, int], seed: i
         name=dataset, kind="volume", voxel_size_nm=(8.0, 8.0, 8.0), licence="CC0-1.0", citation="Generated rows, 2026"
     ).model_dump(mode="json")
     record = VolumeRecord(
-        "cells", "cells.ome.zarr", shape, (8.0, 8.0, 8.0), ALL_PLANES, IntensityMapping(Policy.identity, "uint8", 0, 255),
+        "cells", "cells.ome.zarr", shape, (8.0, 8.0, 8.0), ALL_PLANES, IntensityMapping("identity", "uint8", 0, 255),
         ("cells.nrrd",), 0, (0,) * 256, None, (),
     )  # fmt: skip
     commit = Commit(store, Inputs(VOLUMES, dataset, CODE_VERSIONS[VOLUMES], {}, {"generated": str(seed)}))
@@ -182,14 +182,20 @@ def _measured(shown: _Page, page: Any, address: str, scores: NDArray[np.float32]
         page.evaluate("document.activeElement.blur()")  # a key pressed in a field is text
         page.keyboard.press("c")
 
+    def score_filled() -> None:
+        page.locator("#f-score_from").fill("0.9")
+
+    def shuffle() -> None:
+        page.keyboard.press("r")
+
     cases = [
-        ("filter by score", lambda: page.locator("#f-score_from").fill("0.9"), int((scores >= np.float32(0.9)).sum())),
+        ("filter by score", score_filled, int((scores >= np.float32(0.9)).sum())),
         ("filter by plane besides", lambda: page.locator("[data-name=axis] .choice").first.click(), None),
         ("filters cleared", clear, len(scores)),
         ("search in names", lambda: page.locator("#f-text").fill("loc-1_0"), None),
         ("order by score besides", lambda: page.locator("#sort").select_option("score_down"), None),
         ("filters cleared again", clear, len(scores)),
-        ("a random order", lambda: page.keyboard.press("r"), len(scores)),
+        ("a random order", shuffle, len(scores)),
         ("kept alone, a join", lambda: page.locator("button.fate.kept").click(), int((scores > THRESHOLD).sum())),
     ]
     for what, action, expected in cases:

@@ -123,7 +123,7 @@ function drawScore(score) {
     svg("rect", { x: 0, y: 7, width: Math.max(W * score.informative, 2), height: 8, rx: 4, class: "value" }));
   if (score.threshold !== null) bar.append(svg("line", { x1: W * score.threshold, x2: W * score.threshold, y1: 2, y2: 20 }));
   const told = score.of === shown.name ? "" : " (of its exemplar)";
-  const limit = score.threshold !== null ? `; kept above ${score.threshold}` : "";
+  const limit = score.threshold !== null ? `; kept above ${Number(score.threshold.toFixed(4))}` : "";
   return el("div", { class: "scored" }, el("p", {}, "Informative score ", el("b", { text: score.informative.toFixed(3) }), `${told}${limit}`), bar);
 }
 
@@ -135,7 +135,7 @@ function drawDuplicates() {
     return el("button", { type: "button", class: `small ${isHere ? "here" : ""}`, title: name, "aria-label": `${text}: ${name}`, onclick: () => visit({ partition: shown.dataset, name, stage: "raw" }) }, image, el("span", { text }));
   };
   const cards = [card(exemplar, "exemplar", isExemplar), ...members.map((member) => card(member.name, `${member.distance} bits`, member.name === shown.name))];
-  const told = isExemplar ? (num ? `This exemplar stands for ${many(num)} more patch${num === 1 ? "" : "es"} that look like it.` : "An exemplar; no other patch looks like it.")
+  const told = isExemplar ? (num ? `This exemplar stands for ${many(num)} more ${num === 1 ? "patch that looks" : "patches that look"} like it.` : "An exemplar; no other patch looks like it.")
     : `Dropped: it differs in ${distance} of 64 bits from the exemplar that stands for it and ${many(num - 1)} more.`;
   const rest = num > members.length ? el("p", { class: "quiet", text: `The ${many(members.length)} nearest of ${many(num)} are shown.` }) : "";
   return part("Duplicates", el("p", { text: told }), num ? el("div", { class: "strip" }, ...cards) : "", rest);

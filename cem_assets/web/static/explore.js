@@ -54,6 +54,10 @@ async function refresh() {
   id("alarm").textContent = "";
   drawChips((key) => labels.get(key) ?? key, go);
   drawOrder(overview, go);
+  if (isCyto() && !state.partition) {
+    const text = isLabels() ? "show crops" : "show labels";
+    id("order").prepend(el("button", { type: "button", id: "view", text, onclick: () => { change({ view: isLabels() ? "crops" : "", offset: "" }); go(); } }));
+  }
   drawFilters(overview, facets, go);
   try {
     const found = isLabels()
@@ -118,7 +122,7 @@ function drawTotal() {
 
 function caption(row) {
   if (isLabels()) return el("span", { class: "text" }, el("b", { text: row.label }), el("small", { text: `${row.category.replaceAll("_", " ")} · ${many(row.num)}` }));
-  if (isCyto()) return el("span", { class: "text" }, el("b", { text: row.label }), el("small", { text: `${row.source} · scale ${row.scaling}` }));
+  if (isCyto()) return el("span", { class: "text" }, el("b", { text: state.partition ? row.source : row.label }), el("small", { text: state.partition ? `scale ${row.scaling}` : row.source }));
   const place = row.axis < 0 ? "2D" : `${PLANES[row.axis]} ${row.index}`;
   const text = el("span", { class: "text" }, el("b", { text: row.informative !== undefined && row.informative !== null ? row.informative.toFixed(3) : place }));
   const more = [row.informative !== undefined && row.informative !== null ? place : "", row.num_duplicates ? `+${many(row.num_duplicates)}` : "", row.distance !== undefined ? `${row.distance} bits` : ""].filter(Boolean);
