@@ -190,7 +190,7 @@ def _measured(shown: _Page, page: Any, address: str, scores: NDArray[np.float32]
 
     cases = [
         ("filter by score", score_filled, int((scores >= np.float32(0.9)).sum())),
-        ("filter by plane besides", lambda: page.locator("[data-name=axis] .choice").first.click(), None),
+        ("filter by plane besides", page.locator("[data-name=axis] .choice").first.click, None),
         ("filters cleared", clear, len(scores)),
         ("search in names", lambda: page.locator("#f-text").fill("loc-1_0"), None),
         ("order by score besides", lambda: page.locator("#sort").select_option("score_down"), None),
