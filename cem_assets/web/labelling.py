@@ -6,7 +6,6 @@ is refused. Opening the port is `cem_assets.web.serving`; the page is `static/la
 
 import asyncio
 import hashlib
-import hmac
 import json
 import logging
 import time
@@ -23,11 +22,11 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cem_assets.cem.filter import MIN_LABELLED
 from cem_assets.storage.patch_labels import LabelEvent, LabelLog, agreement, check_annotator, current_labels, write_label_table
 from cem_assets.storage.store import Store
+from cem_assets.web.doorkeeper import Doorkeeper
 from cem_assets.web.next_patches import Order, next_patches
 from cem_assets.web.patch_source import PatchPictures, find_candidates
 
@@ -37,16 +36,8 @@ MAX_BODY_BYTES = 1 << 18
 MAX_ANSWERS = 100
 MAX_AHEAD_MS = 24 * 3600 * 1000
 """An answer dated further ahead would outlast every correction of it."""
-HOSTS = frozenset({"127.0.0.1", "localhost"})
 SEED = 1227
 STATIC = {"label.html": "text/html", "label.css": "text/css", "label.js": "text/javascript", "answers.js": "text/javascript"}
-HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
 
 
 class NextRequest(BaseModel):
@@ -151,42 +142,6 @@ class LabellingSession:
         }
 
 
-class Doorkeeper:
-    """Refuses whoever lacks the token, comes from another origin, or reached us under another host's name.
-
-    The host is checked because a name that an attacker's server resolves to 127.0.0.1 makes this server look like
-    the attacker's origin (DNS rebinding); any port will do, so that the page can be reached through a tunnel.
-    """
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._token = app, token.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        host, origin = headers.get("host", ""), headers.get("origin")
-        first = scope["path"].removeprefix("/").split("/")[0].encode()
-        refusal = None
-        if host.rsplit(":", 1)[0] not in HOSTS:
-            refusal = "this page answers under 127.0.0.1 and localhost only"
-        elif origin is not None and origin != f"http://{host}":
-            refusal = "this page takes no requests of other origins"
-        elif not hmac.compare_digest(first, self._token):
-            refusal = "the address lacks this session's token; open the one that cem-assets label printed"
-        if refusal:
-            await PlainTextResponse(refusal, 403, HEADERS)(scope, receive, send)
-            return
-
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] += [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-            await send(message)
-
-        await self._app(scope, receive, send_guarded)
-
-
 async def _body(request: Request) -> Any:
     if request.headers.get("content-type", "").split(";")[0] != "application/json":
         raise HTTPException(415, "expected application/json")
@@ -283,7 +238,7 @@ def labelling_app(
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Doorkeeper, token=token)],
+        middleware=[Middleware(Doorkeeper, token=token, command="cem-assets label")],
         exception_handlers={ValidationError: unreadable, OSError: failed, ValueError: failed},
         lifespan=lifespan,
     )

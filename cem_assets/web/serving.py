@@ -1,7 +1,7 @@
-"""Opening the labelling page: a port of this machine only, an address that stays the same, a server.
+"""Opening the labelling page or the explorer: a port of this machine only, an address that stays the same, a server.
 
-A server that was killed comes back at the same address, so that pages left open send what they still hold.
-The application itself is `cem_assets.web.labelling`.
+A server that was killed comes back at the same address, so that pages left open send what they still hold, and links to
+them stay. The applications themselves are `cem_assets.web.labelling` and `cem_assets.web.explorer`.
 """
 
 import hashlib
@@ -18,15 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from starlette.applications import Starlette
 
 from cem_assets.storage.patch_labels import check_annotator, write_label_table
 from cem_assets.storage.store import Store
+from cem_assets.web.column_cache import DEFAULT_BYTES
+from cem_assets.web.explorer import Explorer, explorer_app
 from cem_assets.web.labelling import LabellingSession, labelling_app
 from cem_assets.web.next_patches import Order
+from cem_assets.web.volume_links import VolumeLinks, check_origin
 
 logger = logging.getLogger(__name__)
 
 ADDRESSES = Path(".cem_assets/labelling")
+EXPLORER = Path(".cem_assets/explorer")
 HOST = "127.0.0.1"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
 
@@ -119,14 +124,66 @@ def serve_labelling(
     session = LabellingSession(store, dataset, order)
     if written := write_label_table(store, dataset):  # the last session may have been killed before it could
         say(f"so far: {written.lines()[0]}")
-    path = address_file(folder, store, dataset)
+    address, listener = _take_address(address_file(folder, store, dataset), port, say)
+
+    def tell(lines: list[str]) -> None:
+        for line in lines:
+            say(line)
+
+    app = labelling_app(session, address.token, annotator, tell)
+    say(f"labelling {dataset} ({session.candidates.num_patches:,} patches, {session.candidates.order} order). Open:")
+    say(address.url)
+    say("Ctrl-C ends the session and writes the label table; answers are kept as they are given.")
+    _run(app, listener, address.url if is_browser_opened else "")
+
+
+def serve_explorer(
+    store: Store,
+    say: Callable[[str], None],
+    port: int = 0,
+    is_browser_opened: bool = False,
+    neuroglancer: str = "",
+    cache_bytes: int = DEFAULT_BYTES,
+    folder: Path = EXPLORER,
+) -> None:
+    """Serve the explorer of a store until Ctrl-C.
+
+    Args:
+        store: Which.
+        say: Takes lines for the person at the terminal; the address, which holds the secret, only once.
+        port: Of 127.0.0.1; 0 takes the one of the last session, else any free one.
+        is_browser_opened: Whether to open the page in the default browser.
+        neuroglancer: Address of a neuroglancer that may read volumes through this port; empty lets none.
+        cache_bytes: Of local copies of columns.
+        folder: Where those and addresses are kept.
+
+    Raises:
+        ValueError: `neuroglancer` is no address.
+        OSError: The port is taken, or the folder cannot be written.
+    """
+    origin = check_origin(neuroglancer) if neuroglancer else ""
+    address, listener = _take_address(address_file(folder, store, "explorer"), port, say)
+    volume_token = secrets.token_urlsafe(32) if neuroglancer else ""
+    served = f"http://{HOST}:{address.port}/{volume_token}/" if neuroglancer else ""
+    links = VolumeLinks(store.url, neuroglancer.rstrip("/"), served)
+    app = explorer_app(Explorer(store, folder / "columns", cache_bytes, links), address.token, volume_token, origin)
+    say(f"exploring {store.url}. Open:")
+    say(address.url)
+    if origin:
+        say(f"volumes, and nothing else, may be read by pages of {origin} that have a link from here")
+    say("Ctrl-C ends the session.")
+    _run(app, listener, address.url if is_browser_opened else "")
+
+
+def _take_address(path: Path, port: int, say: Callable[[str], None]) -> tuple[Address, socket.socket]:
+    """Open the port of the last session, or a free one; remember it with its secret for the next."""
     known = remembered_address(path)
     try:
         listener = open_port(port or (known.port if known else 0))
     except OSError:
         if port:
             raise
-        known, listener = None, open_port(0)  # somebody is there, such as another session of this dataset
+        known, listener = None, open_port(0)  # somebody is there, such as another session of the same page
         say("the address of the last session is in use; this one has another")
     address = Address(listener.getsockname()[1], known.token if known else secrets.token_urlsafe(32))
     if remembered_address(path) is None or known:
@@ -134,19 +191,14 @@ def serve_labelling(
             remember_address(path, address)
         except OSError as error:
             logger.warning("the address cannot be remembered (%s): a restarted server will have another one", error)
+    return address, listener
 
-    def tell(lines: list[str]) -> None:
-        for line in lines:
-            say(line)
 
-    app = labelling_app(session, address.token, annotator, tell)
+def _run(app: Starlette, listener: socket.socket, url: str) -> None:
     config = uvicorn.Config(
         app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=5, limit_concurrency=64
     )
-    say(f"labelling {dataset} ({session.candidates.num_patches:,} patches, {session.candidates.order} order). Open:")
-    say(address.url)
-    say("Ctrl-C ends the session and writes the label table; answers are kept as they are given.")
-    if is_browser_opened:
-        webbrowser.open(address.url)
+    if url:
+        webbrowser.open(url)
     with listener, suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
         uvicorn.Server(config).run(sockets=[listener])

@@ -40,9 +40,12 @@ def textures(period_px: float, num: int, seed: int) -> list[np.ndarray]:
     return found
 
 
-def put_filtered(store: Store, dataset: str, images: list[np.ndarray]) -> Manifest:
-    """Commit a partition of `cem/filtered_patches` as its stage does, from ready patches."""
-    names = [f"{dataset}-LOC-2d-0-{image.shape[0]}_{number}-{number + image.shape[1]}" for number, image in enumerate(images)]
+def put_filtered(store: Store, dataset: str, images: list[np.ndarray], prefix: str = "") -> Manifest:
+    """Commit a partition of `cem/filtered_patches` as its stage does, from ready patches; names may begin otherwise."""
+    names = [
+        f"{prefix or dataset}-LOC-2d-0-{image.shape[0]}_{number}-{number + image.shape[1]}"
+        for number, image in enumerate(images)
+    ]
     num = len(images)
     columns = {
         "dataset": [dataset] * num,

@@ -1,0 +1,68 @@
+"""Whom our local pages listen to: who knows the token, asks this host by its own name, and comes from the page itself.
+
+The pages are `cem_assets.web.labelling` and `cem_assets.web.explorer`.
+"""
+
+import hmac
+from collections.abc import Mapping
+
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HOSTS = frozenset({"127.0.0.1", "localhost"})
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+class Doorkeeper:
+    """Refuses whoever lacks the token, comes from another origin, or reached us under another host's name.
+
+    The host is checked because a name that an attacker's server resolves to 127.0.0.1 makes this server look like
+    the attacker's origin (DNS rebinding); any port will do, so that the page can be reached through a tunnel.
+
+    Args:
+        app: What is guarded.
+        token: Secret first part of every path.
+        command: What prints a valid address, for the refusal.
+        guests: Origin by token of its own: what lies under that token may be asked by that origin, too.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, command: str, guests: Mapping[str, str] | None = None) -> None:
+        self._app, self._command = app, command
+        self._guests: dict[bytes, str | None] = {key.encode(): origin for key, origin in (guests or {}).items()}
+        self._tokens = [token.encode(), *self._guests]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        host, origin = headers.get("host", ""), headers.get("origin")
+        first = scope["path"].removeprefix("/").split("/")[0].encode()
+        known = [token for token in self._tokens if hmac.compare_digest(first, token)]
+        guest = self._guests.get(known[0]) if known else None
+        refusal = None
+        if host.rsplit(":", 1)[0] not in HOSTS:
+            refusal = "this page answers under 127.0.0.1 and localhost only"
+        elif origin is not None and origin not in (f"http://{host}", guest):
+            refusal = "this page takes no requests of other origins"
+        elif not known:
+            refusal = f"the address lacks this session's token; open the one that {self._command} printed"
+        if refusal:
+            await PlainTextResponse(refusal, 403, HEADERS)(scope, receive, send)
+            return
+        more = dict(HEADERS)
+        if guest:
+            more |= {"access-control-allow-origin": guest, "vary": "origin"}
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [(name.encode(), value.encode()) for name, value in more.items()]
+            await send(message)
+
+        await self._app(scope, receive, send_guarded)
