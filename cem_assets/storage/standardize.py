@@ -21,7 +21,7 @@ from cem_assets.cem.binning import NO_BINNING, Factors, binned_shape, binned_vox
 from cem_assets.cem.bricks import ALL_PLANES, XY_ONLY, Box, brick_boxes
 from cem_assets.cem.description import DatasetDescription
 from cem_assets.cem.patchify import is_anisotropic
-from cem_assets.engine import Engine, local_engine, threads_or_processes
+from cem_assets.engine import Engine, default_num_workers, local_engine, threads_or_processes
 from cem_assets.imaging.intensity import IntensityMapping, default_policy, mapping_for
 from cem_assets.imaging.value_counts import count_values
 from cem_assets.storage.commits import Commit, ContentFolder
@@ -264,11 +264,18 @@ def standardize_volume(
     return record
 
 
+_MOST_ZARR_THREADS = 2
+"""The zarr library holds the GIL for much of what it does: more threads would wait for each other."""
+
+
 def _engine_for(source: ArraySource, num_bricks: int) -> Engine:
-    """Choose threads where bricks are read without the GIL: out of files in plain order. Decoders keep processes."""
+    """Choose threads where bricks are read with little of the GIL, processes where decoders hold it."""
     while isinstance(source, Region):
         source = source.source
-    return threads_or_processes(num_bricks) if isinstance(source, RawFile) else local_engine(None, num_bricks)
+    is_plain = isinstance(source, RawFile)
+    if is_plain or (isinstance(source, ZarrArray) and default_num_workers() <= _MOST_ZARR_THREADS):
+        return threads_or_processes(num_bricks)
+    return local_engine(None, num_bricks)
 
 
 def reads_anywhere(source: ArraySource, store: Store) -> bool:

@@ -8,6 +8,7 @@ opened. Our own volumes are `cem_assets.storage.volumes`.
 
 import dataclasses
 import json
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -102,8 +103,14 @@ class ZarrArray:
         return turned[None] if self.axes[0] < 0 else turned
 
 
-@lru_cache(maxsize=8)
 def _opened(store: Store, key: str) -> tuple[Any, _Watched]:
+    """Open an array for the calling thread alone: what was absent must be told apart from what others asked for."""
+    return _opened_in(store, key, threading.get_ident())
+
+
+@lru_cache(maxsize=32)
+def _opened_in(store: Store, key: str, thread: int) -> tuple[Any, _Watched]:
+    del thread
     if store.is_local:
         inner: Any = LocalStore(store.url_of(key), read_only=True)
     else:
@@ -112,9 +119,27 @@ def _opened(store: Store, key: str) -> tuple[Any, _Watched]:
     return zarr.open_array(watched, mode="r"), watched
 
 
-@lru_cache(maxsize=1)
+class _LastBox(threading.local):
+    """The box a thread has read last, and what it found."""
+
+    place: tuple[ZarrArray, tuple[tuple[int, int], ...]] | None = None
+    found: tuple[NDArray[Any], NDArray[np.bool_] | None]
+
+
+_last = _LastBox()
+
+
 def _load(source: ZarrArray, box: tuple[tuple[int, int], ...]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """Read a box and find out which of its voxels are really there; the last box is kept for `missing`."""
+    """Read a box; the last one of each thread is kept for `missing`."""
+    if _last.place != (source, box):
+        _last.place = None
+        _last.found = _read(source, box)
+        _last.place = (source, box)
+    return _last.found
+
+
+def _read(source: ZarrArray, box: tuple[tuple[int, int], ...]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Read a box and find out which of its voxels are really there."""
     array, watched = _opened(source.store, source.key)
     spans = source._stored_box(box)
     watched.absent.clear()
