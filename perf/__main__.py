@@ -32,7 +32,8 @@ BENCHMARKS = {
     "labels": "weak labels",
     "crops": "crops of fluorescence images",
     "intake": "a small dataset through the chain in Dagster",
-    "reading": "reading a release for training",
+    "reading": "reading a release for training, from a disk and from S3",
+    "storing": "objects to and from S3",
     "training": "pretraining steps",
 }
 """Module of `perf` with `measure(is_quick) -> list[Measured]`, and what it measures; in the order they run."""
