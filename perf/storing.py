@@ -92,13 +92,7 @@ def row(work: str, unit: str, rates: dict[str, float], note: str) -> Measured:
 
 def measure(is_quick: bool = False) -> list[Measured]:
     # Bytes, objects in a turn, threads.
-    small, large = [(1000, 300, NUM_THREADS), (64_000, 200, NUM_THREADS)], [(8 << 20, 16, NUM_THREADS), (128 << 20, 2, 1)]
-    sizes = small + large
-        (1000, 300, NUM_THREADS),
-        (64_000, 200, NUM_THREADS),
-        (8 << 20, 16, NUM_THREADS),
-        (128 << 20, 2, 1),
-    ]
+    sizes = [(1000, 300, NUM_THREADS), (64_000, 200, NUM_THREADS), (8 << 20, 16, NUM_THREADS), (128 << 20, 2, 1)]
     if is_quick:
         sizes = [(1000, 60, NUM_THREADS), (8 << 20, 4, NUM_THREADS)]
     note, repeats = absence("obstore", "boto3"), 2 if is_quick else 3
