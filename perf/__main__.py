@@ -34,7 +34,8 @@ BENCHMARKS = {
     "crops": "crops of fluorescence images",
     "ticks": "ticks of every sensor and schedule on stores of many partitions",
     "intake": "a small dataset through the chain in Dagster",
-    "reading": "reading a release for training",
+    "reading": "reading a release for training, from a disk and from S3",
+    "storing": "objects to and from S3",
     "training": "pretraining steps",
     "explorer": "the explorer in a browser, 1.6 million rows",
 }

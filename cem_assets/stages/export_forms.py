@@ -203,7 +203,7 @@ def _rows_of(export: Export, more: Sequence[str]) -> Iterator[tuple[Path, Any]]:
 
 def _names(export: Export, shards: ReleasedShards) -> Iterator[str]:
     for item in shards.objects:
-        with opened(export.store, f"{shards.folder}/{item.name}") as handle:
+        with opened(export.store, f"{shards.folder}/{item.name}", item.num_bytes) as handle:
             for batch in pq.ParquetFile(handle).iter_batches(1 << 14, columns=["name"]):
                 yield from batch["name"].to_pylist()
 

@@ -198,7 +198,7 @@ class TrainingSource:
     def _decode(self, number: int, row_group: int, num_patches: int) -> NDArray[np.uint8]:
         shard = self._shards[number]
         try:
-            with opened(self._store, shard.key) as handle:
+            with opened(self._store, shard.key, shard.num_bytes) as handle:
                 if (found := handle.size()) != shard.num_bytes:
                     raise ValueError(f"it has {found} bytes, and had {shard.num_bytes} when it was opened")
                 file = pq.ParquetFile(handle, metadata=shard.metadata, pre_buffer=False)
