@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 from cem_assets.cem.filter import FilterParams, ScoreParams, is_informative, probability, to_hash_side, within_limit
 from cem_assets.cem.release import PixelSums
 from cem_assets.engine import Engine, LocalEngine, default_num_workers, local_engine
-from cem_assets.stages.cem_classifier import WEIGHTS, load_classifier
+from cem_assets.stages.cem_classifier import load_classifier
 from cem_assets.stages.cem_scoring import ScoreJob, scoring_environment
 from cem_assets.stages.common import Progress, StageResult, no_progress
 from cem_assets.storage.commits import Commit, ContentFolder, installed_versions
 from cem_assets.storage.layout import CODE_VERSIONS, DEDUPLICATED, FILTERED, SCORES
 from cem_assets.storage.manifests import Inputs, Manifest, ManifestObject, require_manifest
+from cem_assets.storage.patch_classifiers import WEIGHTS
 from cem_assets.storage.patches import DatasetPixels, PixelJob, pixels_behind
 from cem_assets.storage.store import Store
 from cem_assets.storage.tables import (
