@@ -17,6 +17,7 @@ from cem_assets.stages.cem_patches import PatchifyParams, choose_exemplars, cut_
 from cem_assets.stages.cem_subvolumes import cut_subvolumes
 from cem_assets.stages.cem_volumes import standardize_dataset
 from cem_assets.stages.distribution import chosen_engine
+from cem_assets.stages.page_links import labelling_url
 from cem_assets.storage.inbox import INBOX
 from cem_assets.storage.layout import CODE_VERSIONS, DEDUPLICATED, FILTERED, RAW, SCORES, SUBVOLUMES, VOLUMES
 from cem_assets.storage.quarantine import QUARANTINE
@@ -55,8 +56,12 @@ def _asset(name: str, **more: Any) -> dict[str, Any]:
 
 
 def _labelling(dataset: str) -> dict[str, Any]:
-    """Say how to label the patches that are shown; the page's address holds a secret, so it is printed there alone."""
-    return {"label these patches": f"cem-assets label {dataset}   (opens a local page; keys g good, b bad, s skip, u undo)"}
+    """Link the labelling page of the patches that are shown, and say what opens it; the link holds no secret (`web.door`)."""
+    return {
+        "label these patches": dg.MetadataValue.url(labelling_url(dataset)),
+        "opens the labelling page": f"cem-assets label {dataset}   (keys g good, b bad, s skip, u undo)",
+        "look at them": f"cem-assets explore   (then choose {dataset})",
+    }
 
 
 @dg.asset(**_asset(VOLUMES, kinds={"zarr"}))

@@ -4,7 +4,7 @@ The pages are `cem_assets.web.labelling` and `cem_assets.web.explorer`.
 """
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,10 +30,18 @@ class Doorkeeper:
         token: Secret first part of every path.
         command: What prints a valid address, for the refusal.
         guests: Origin by token of its own: what lies under that token may be asked by that origin, too.
+        is_public: Tells of a path whether it needs no token; it is then only read, and still under our own names alone.
     """
 
-    def __init__(self, app: ASGIApp, token: str, command: str, guests: Mapping[str, str] | None = None) -> None:
-        self._app, self._command = app, command
+    def __init__(
+        self,
+        app: ASGIApp,
+        token: str,
+        command: str,
+        guests: Mapping[str, str] | None = None,
+        is_public: Callable[[str], bool] = lambda path: False,
+    ) -> None:
+        self._app, self._command, self._is_public = app, command, is_public
         self._guests: dict[bytes, str | None] = {key.encode(): origin for key, origin in (guests or {}).items()}
         self._tokens = [token.encode(), *self._guests]
 
@@ -51,7 +59,7 @@ class Doorkeeper:
             refusal = "this page answers under 127.0.0.1 and localhost only"
         elif origin is not None and origin not in (f"http://{host}", guest):
             refusal = "this page takes no requests of other origins"
-        elif not known:
+        elif not known and not (self._is_public(scope["path"]) and scope["method"] in ("GET", "HEAD")):
             refusal = f"the address lacks this session's token; open the one that {self._command} printed"
         if refusal:
             await PlainTextResponse(refusal, 403, HEADERS)(scope, receive, send)

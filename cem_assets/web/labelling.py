@@ -26,6 +26,7 @@ from starlette.routing import Route
 from cem_assets.cem.filter import MIN_LABELLED
 from cem_assets.storage.patch_labels import LabelEvent, LabelLog, agreement, check_annotator, current_labels, write_label_table
 from cem_assets.storage.store import Store
+from cem_assets.web.door import door_routes, is_door
 from cem_assets.web.doorkeeper import Doorkeeper
 from cem_assets.web.next_patches import Order, next_patches
 from cem_assets.web.patch_source import PatchPictures, find_candidates
@@ -235,10 +236,11 @@ def labelling_app(
         Route(f"/{token}/progress", progress),
         Route(f"/{token}/next", choose, methods=["POST"]),
         Route(f"/{token}/answers", take, methods=["POST"]),
+        *door_routes(),
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Doorkeeper, token=token, command="cem-assets label")],
+        middleware=[Middleware(Doorkeeper, token=token, command="cem-assets label", is_public=is_door)],
         exception_handlers={ValidationError: unreadable, OSError: failed, ValueError: failed},
         lifespan=lifespan,
     )

@@ -20,6 +20,7 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 
+from cem_assets.stages.page_links import DOOR_PORT
 from cem_assets.storage.patch_labels import check_annotator, write_label_table
 from cem_assets.storage.store import Store
 from cem_assets.web.column_cache import DEFAULT_BYTES
@@ -110,7 +111,7 @@ def serve_labelling(
         dataset: What is labelled.
         annotator: Proposed to whoever opens the page; another name can be given there.
         say: Takes lines for the person at the terminal; the address, which holds the secret, only once.
-        port: Of 127.0.0.1; 0 takes the one of the last session, else any free one.
+        port: Of 127.0.0.1; 0 takes the one of the last session, else the one that links in metadata lead to, else any free one.
         order: Which patches come first.
         is_browser_opened: Whether to open the page in the default browser.
         folder: Where addresses are remembered.
@@ -124,7 +125,7 @@ def serve_labelling(
     session = LabellingSession(store, dataset, order)
     if written := write_label_table(store, dataset):  # the last session may have been killed before it could
         say(f"so far: {written.lines()[0]}")
-    address, listener = _take_address(address_file(folder, store, dataset), port, say)
+    address, listener = _take_address(address_file(folder, store, dataset), port, say, DOOR_PORT)
 
     def tell(lines: list[str]) -> None:
         for line in lines:
@@ -175,16 +176,17 @@ def serve_explorer(
     _run(app, listener, address.url if is_browser_opened else "")
 
 
-def _take_address(path: Path, port: int, say: Callable[[str], None]) -> tuple[Address, socket.socket]:
-    """Open the port of the last session, or a free one; remember it with its secret for the next."""
+def _take_address(path: Path, port: int, say: Callable[[str], None], first_port: int = 0) -> tuple[Address, socket.socket]:
+    """Open the port of the last session, or `first_port`, or a free one; remember it with its secret for the next."""
     known = remembered_address(path)
     try:
-        listener = open_port(port or (known.port if known else 0))
+        listener = open_port(port or (known.port if known else first_port))
     except OSError:
         if port:
             raise
+        if known:
+            say("the address of the last session is in use; this one has another")
         known, listener = None, open_port(0)  # somebody is there, such as another session of the same page
-        say("the address of the last session is in use; this one has another")
     address = Address(listener.getsockname()[1], known.token if known else secrets.token_urlsafe(32))
     if remembered_address(path) is None or known:
         try:

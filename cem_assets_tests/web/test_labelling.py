@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 
 from cem_assets import readers
 from cem_assets.stages.classifier_labels import read_labels
+from cem_assets.stages.page_links import labelling_url
 from cem_assets.storage.layout import CLASSIFIER, SCORES
 from cem_assets.storage.manifests import current_manifest
 from cem_assets.storage.patch_labels import EVENTS, LabelLog, current_labels
@@ -250,6 +251,41 @@ def test_an_address_is_remembered_for_its_owner_only(tmp_path: Path):
 def test_a_taken_port_is_said():
     with open_port(0) as listener, pytest.raises(OSError, match="Give another --port"):
         open_port(listener.getsockname()[1])
+
+
+def test_the_link_in_metadata_leads_to_the_page_once_the_browser_knows_it(local_store: Store, tmp_path: Path):
+    if reason := browser.install():
+        pytest.skip(reason)
+    put_filtered(local_store, "tiles", tiles(12))
+    server = Server(local_store, tmp_path)
+    address = server.start()
+    origin = address.rsplit("/", 2)[0]
+    link = f"{origin}/door/label/tiles"  # labelling_url, but for the port where another session holds that one
+    assert labelling_url("tiles").endswith("/door/label/tiles") and labelling_url("a/b").endswith("/a%2Fb")
+    try:
+        with browser.open_page(900, 700) as page:
+            page.goto(link)
+            assert "cem-assets label tiles" in page.inner_text("body")
+            assert address.rstrip("/").rsplit("/", 1)[1] not in page.content(), "the door gives no secret away"
+            page.goto(address)
+            next_shown(page)
+            page.goto(link)
+            until(page, f"location.href === '{address}'")
+            next_shown(page)
+            page.goto(f"{origin}/door/label/%3Cimg src=x onerror=alert(1)%3E")
+            assert page.query_selector("img") is None and "<img src=x" in page.inner_text("body")
+    finally:
+        server.end()
+
+
+def test_the_door_is_read_only_and_opens_nothing_else(local_store: Store):
+    put_filtered(local_store, "tiles", tiles(3))
+    client = open_client(local_store)
+    assert client.get(f"{HERE}/door/label/tiles").status_code == 200 and client.get(f"{HERE}/door/door.js").status_code == 200
+    assert client.post(f"{HERE}/door/label/tiles").status_code == 403
+    assert client.get(f"{HERE}/door/label/tiles", headers={"host": "evil.example"}).status_code == 403
+    assert client.get(f"{HERE}/door/label.html").status_code == 404 and client.get(f"{HERE}/session").status_code == 403
+    assert client.get(f"{HERE}/door/../session").status_code in (403, 404)
 
 
 class Server:

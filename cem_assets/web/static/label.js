@@ -317,6 +317,7 @@ async function showProgress() {
 async function start() {
   try {
     session = await call("session");
+    remember(`cem-door/label/${session.dataset}`, location.pathname); // for the link in Dagster, which knows no token: door.py
   } catch (error) {
     id("alarm").textContent = `The page could not start (${error.message}); it tries again.`;
     return setTimeout(start, 2000);
