@@ -31,7 +31,7 @@ from cem_assets.storage.store import Store, open_store
 from perf.raw_table import DESCRIPTION
 from perf.timing import Measured
 
-SHAPE, NUM_DATASETS, NUM_SCORED = (400, 512, 512), 200, 2000
+SHAPE, NUM_DATASETS, NUM_SCORED = (410, 512, 512), 200, 2000
 QUICK_SHAPE, QUICK_NUM_DATASETS, QUICK_NUM_SCORED = (240, 256, 512), 3, 100
 LIMIT_SECONDS = 600.0
 """After this time, generation included, no further dataset is begun; the rest is extrapolated."""
