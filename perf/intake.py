@@ -1,18 +1,106 @@
-"""A small dataset through the whole chain in Dagster, one process: what a dataset costs besides its voxels."""
+"""What a dataset costs besides its voxels: a small one through the chain in Dagster, and Dagster's share of that.
 
+One warm process takes small datasets through the whole chain; then everything is up to date, and what is left of a
+partition is Dagster and our way of asking: beside an asset that does nothing. Last, one such run in a process of its own, as
+a launched run is, in CPU seconds.
+"""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
 
 from cem_assets.cem.phantom import em_phantom
-from cem_assets.runs import chain_until, run_job
-from cem_assets.storage.store import open_store
+from cem_assets.defs.cem import CHAIN
+from cem_assets.defs.partitions import em_datasets
+from cem_assets.defs.resources import StoreResource
+from cem_assets.runs import HOME_VARIABLE, chain_until, run_job
+from cem_assets.storage.store import ROOT_VARIABLE, Store, open_store
 from perf.raw_table import DESCRIPTION
-from perf.timing import Measured
+from perf.timing import Measured, best_seconds
 
 NUM_DATASETS = 6
+UP_TO_DATE = "up to date, nothing was computed"
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+_EMPTY_RUN = """
+import dagster as dg
+days = dg.DynamicPartitionsDefinition(name="days")
+empty = dg.asset(name="empty", partitions_def=days)(lambda: None)
+with dg.DagsterInstance.get() as instance:
+    instance.add_dynamic_partitions("days", ["d0"])
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    assert dg.materialize([empty], instance=instance, partition_key="d0", run_config=quiet).success
+"""
+"""An asset that does nothing, in a process of its own that imports Dagster alone."""
+
+
+@dg.asset(partitions_def=em_datasets)
+def empty() -> None:
+    """Do nothing: what Dagster itself takes for a partition."""
+
+
+def put_dataset(store: Store, number: int) -> None:
+    """Write a dataset of four slices to the inbox; each number has voxels of its own."""
+    voxels = em_phantom((4, 224, 224), 3).voxels
+    header = f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: {224 - number} 224 4\nencoding: raw\n\n".encode()
+    store.put(f"inbox/d{number}/v.nrrd", header + voxels[:, :, number:].tobytes())
+    text = DESCRIPTION.replace('"v"', f'"d{number}"').replace("[8, 8, 8]", "[40, 8, 8]")
+    store.put(f"inbox/d{number}/dataset.toml", text.encode())
+
+
+def partition_row(instance: dg.DagsterInstance, store: Store, num_repeats: int) -> Measured:
+    """Materialize a partition of every asset of the chain that is up to date, and of an empty asset, in turns."""
+    resources = {"store": StoreResource(url=store.url)}
+
+    def one(asset: dg.AssetsDefinition) -> dg.ExecuteInProcessResult:
+        result = dg.materialize([asset], instance=instance, partition_key="d0", resources=resources, run_config=_QUIET)
+        assert result.success
+        return result
+
+    for asset in CHAIN:  # a result that says it is up to date is what is timed below
+        (event,) = one(asset).asset_materializations_for_node(asset.node_def.name)
+        assert event.metadata["outcome"].value == UP_TO_DATE
+    calls: list[Callable[[], object]] = [lambda asset=asset: one(asset) for asset in (empty, *CHAIN)]
+    beside, *ours = best_seconds(*calls, repeats=num_repeats)
+    names = [asset.key.path[-1] for asset in CHAIN]
+    cheapest = min(zip(ours, names, strict=True))
+    listed = ", ".join(f"{name} {1000 * spent:.0f}" for name, spent in zip(names, ours, strict=True))
+    note = (
+        f"{1000 * cheapest[0]:.0f} ms beside {1000 * beside:.0f} ms; all of them in ms, pictures for the UI included: {listed}"
+    )
+    work = f"an up-to-date partition of {cheapest[1]} in Dagster"
+    return Measured(work, "partitions/s", 1 / cheapest[0], 1 / beside, "an empty asset", 0, note)
+
+
+def cpu_seconds(command: list[str], environment: dict[str, str]) -> float:
+    """Run a command; return the CPU seconds, user and system, of its process and those it waited for."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def launched_row(store: Store, folder: Path, num_repeats: int) -> Measured:
+    """Run an up-to-date dataset, and an empty asset, in processes of their own on a Dagster home with SQLite."""
+    shutil.copytree(f"{store.url}/inbox/d0", folder / "d0")
+    ingest = [sys.executable, "-m", "cem_assets.cli", "ingest", str(folder / "d0"), "--until", "filtered"]
+    commands = {"ours": ingest, "empty": [sys.executable, "-c", _EMPTY_RUN]}
+    best = dict.fromkeys(commands, float("inf"))
+    for _ in range(num_repeats):
+        for name, command in commands.items():
+            home = folder / f"home-{name}"
+            home.mkdir(exist_ok=True)
+            spent = cpu_seconds(command, {HOME_VARIABLE: str(home), ROOT_VARIABLE: store.url})
+            best[name] = min(best[name], spent)
+    note = f"five assets that are up to date; an empty asset takes {best['empty']:.1f} CPU s; user and system, imports included"
+    return Measured("one run in a process of its own", "CPU s", best["ours"], 0, "-", 0, note)
 
 
 def measure(is_quick: bool = False) -> list[Measured]:
@@ -20,22 +108,21 @@ def measure(is_quick: bool = False) -> list[Measured]:
 
     from cem_assets.cem.classifier import build_classifier
 
-    voxels = em_phantom((4, 224, 224), 3).voxels
     with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.ephemeral() as instance:
         store = open_store(f"{folder}/store")
         weights = Path(folder) / "weights.pth"
         torch.save(build_classifier().state_dict(), weights)
         config = {"cem/patch_classifier": {"source": "file", "file": str(weights)}}
         assert run_job(instance, store.url, "cem_patch_classifier", config=config).success
-        for number in range(NUM_DATASETS + 1):
-            header = f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: {224 - number} 224 4\nencoding: raw\n\n".encode()
-            store.put(f"inbox/d{number}/v.nrrd", header + voxels[:, :, number:].tobytes())
-            text = DESCRIPTION.replace('"v"', f'"d{number}"').replace("[8, 8, 8]", "[40, 8, 8]")
-            store.put(f"inbox/d{number}/dataset.toml", text.encode())
         seconds = []
         for number in range(NUM_DATASETS + 1):
+            put_dataset(store, number)
             started = time.perf_counter()
             assert run_job(instance, store.url, "cem_chain", chain_until("filtered"), f"d{number}").success
             seconds.append(time.perf_counter() - started)
-    per_hour = 3600 / (sum(seconds[1:]) / NUM_DATASETS)  # the first one imports and compiles
-    return [Measured("datasets of 4 patches, whole chain in Dagster", "datasets/h", per_hour, 0, "-", 0)]
+        per_hour = 3600 / (sum(seconds[1:]) / NUM_DATASETS)  # the first one imports and compiles
+        return [
+            Measured("datasets of 4 patches, whole chain in Dagster", "datasets/h", per_hour, 0, "-", 0),
+            partition_row(instance, store, 3 if is_quick else 10),
+            launched_row(store, Path(folder), 1 if is_quick else 3),
+        ]
