@@ -1,47 +1,45 @@
-"""Reading a release for training: batches of our reader beside a PIL image at a time in torch's DataLoader.
+"""Reading images for training: our reader beside those that others train with, from a disk and from S3.
 
-Both read the same shards from a local disk in random order, with as many threads here as processes there. The peer
-holds the shards' compressed cells in memory already, which is more than a plain pipeline has. Needs neither Dagster nor
-MLflow; `python -m perf.reading` runs it alone.
+Every reader gives the same images, in shuffled batches of uint8 arrays, with two workers (`perf.reading_peers`), and runs in a
+forked process of its own that has all modules loaded. Its first epoch begins with a new reader, empty caches of its own and,
+on the disk, files that the kernel was asked to forget; opening is part of it. What the S3 server holds in memory is the
+same for all. Of the later epochs the faster counts; each reader then has the cache it keeps by default: ours decoded
+pixels, litdata its chunks (of S3), datasets an Arrow table, the others none. That a last epoch, not timed, gives exactly
+the images that were written is asserted by hashes of their pixels. The peer of a row is the fastest of them; its
+note has the others' rates.
+
+Further rows have a PIL image at a time in torch's DataLoader beside ours, where that holds the compressed cells in
+memory already, and the decoding of cells alone. Needs neither Dagster nor MLflow.
 """
 
 import io
+import multiprocessing
 import os
+import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cem_assets.cem.phantom import em_phantom
 from cem_assets.pretraining.sampling import epoch_order, share
 from cem_assets.storage.image_cells import decode_cells
 from cem_assets.storage.store import open_store
-from cem_assets.storage.tables import IMAGE_ROW_GROUP, image_column, parquet_bytes, schema_of
 from cem_assets.storage.training_reader import BatchStream, TrainingSource
+from perf.peers import absence, peer
+from perf.reading_data import digests, drop_from_memory, phantom_patches, upload, write_forms, write_shards
+from perf.reading_peers import BATCH, NUM_WORKERS, READERS, is_s3
+from perf.s3_server import s3_bucket
 from perf.timing import Measured, best_seconds
 
 NUM_PATCHES = 1024
-BATCH = 128
-
-
-def write_shards(root: Path) -> list[str]:
-    """Two shards of phantom patches, as cem/filtered_patches writes them but without columns that nobody reads here."""
-    voxels = em_phantom((64, 448, 448), 4).voxels
-    generator = np.random.default_rng(0)
-    schema = schema_of(("dataset", pa.string()), ("image", image_column([], []).type))
-    keys = []
-    for shard in range(2):
-        places = generator.integers(0, (64, 224, 224), (NUM_PATCHES // 2, 3))
-        images = [voxels[z, y : y + 224, x : x + 224] for z, y, x in places.tolist()]
-        names = [str(n) for n in range(len(images))]
-        table = pa.table([pa.array([f"d{shard}"] * len(images)), image_column(names, images)], schema=schema)
-        keys.append(f"part-{shard:05d}.parquet")
-        (root / keys[-1]).write_bytes(parquet_bytes([table], schema, IMAGE_ROW_GROUP))
-    return keys
+"""Of the rows beside PIL."""
+GOAL = 1.2
 
 
 def per_image_loader(files: list[Path], num_workers: int):
@@ -65,11 +63,104 @@ def per_image_loader(files: list[Path], num_workers: int):
     )
 
 
+def in_process(do, *arguments: Any) -> Any:
+    """Call in a forked process, so that no reader inherits another's threads, connections or memory.
+
+    Raises:
+        RuntimeError: It failed there.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def child() -> None:
+        receiver.close()
+        sender.send(do(*arguments))
+
+    process = context.Process(target=child)
+    process.start()
+    sender.close()
+    result = None
+    with suppress(EOFError):
+        result = receiver.recv()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{do.__name__}{arguments[:2]} failed with exit status {process.exitcode}; see above")
+    return result
+
+
+def time_reader(name: str, place: str, expected: list[str]) -> tuple[float, float]:
+    """Read some epochs; return the seconds of the first, with opening, and of the fastest of the later ones."""
+    scratch = Path(tempfile.mkdtemp(prefix="perf-reading-"))
+    try:
+        if not is_s3(place):
+            drop_from_memory(Path(place))
+        seconds = []
+        started = time.perf_counter()
+        epoch = READERS[name][0](place, scratch)
+        for number in range(3):
+            num_images = sum(len(batch) for batch in epoch(number))
+            assert num_images == len(expected), f"{name}: {num_images} images, expected {len(expected)}"
+            seconds.append(time.perf_counter() - started)
+            started = time.perf_counter()
+        found = [digest for batch in epoch(3) for digest in digests(batch)]
+        assert sorted(found) == expected, f"{name}: other images than were written"
+        assert found != expected
+        return seconds[0], min(seconds[1:])
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def in_turns(names: list[str], place: str, expected: list[str], repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """Time readers one after the other, and again; those that need more than thrice the best time run once only."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for turn in range(repeats):
+        best = [min((t[0][n] for name, t in times.items() if t and name != "ours"), default=0.0) for n in range(2)]
+        for name in names:
+            if not turn or name == "ours" or any(times[name][0][n] <= 3 * best[n] for n in range(2)):
+                times[name].append(in_process(time_reader, name, place, expected))
+    return times
+
+
+def beside_others(is_quick: bool) -> list[Measured]:
+    """Rows of the first and later epochs from a disk and from S3."""
+    num_images, repeats = (512, 1) if is_quick else (4096, 2)
+    readers = [name for name, (_, module) in READERS.items() if not module or peer(module) is not None]
+    import torch.utils.data  # noqa: F401 - before forking, so that no first epoch pays for it
+
+    note = absence("webdataset", "datasets", "litdata", "s3fs")
+    with tempfile.TemporaryDirectory() as folder, s3_bucket() as bucket:
+        images = phantom_patches(num_images)
+        expected = sorted(digests(np.stack(images)))
+        in_process(write_forms, Path(folder), images)
+        in_process(upload, Path(folder), bucket)
+        rows = []
+        for place, where in ((folder, "disk"), (f"s3://{bucket}", "S3")):
+            times = in_turns(readers, place, expected, repeats)
+            for number, what in enumerate(("first epoch", "later epochs")):
+                rates = {name: num_images / min(turn[number] for turn in turns) for name, turns in times.items()}
+                rows.append(row_of(f"reading from {where}, {what}", rates, note))
+    return rows
+
+
+def row_of(work: str, rates: dict[str, float], note: str) -> Measured:
+    """Put our rate beside the best of the others, whose rates are told in the note."""
+    others = {name: rate for name, rate in rates.items() if name != "ours"}
+    best = max(others, key=others.__getitem__) if others else ""
+    told = "; ".join(f"{name} {rate:,.0f}" for name, rate in others.items() if name != best)
+    text = "; ".join(part for part in (told, f"{NUM_WORKERS} workers each", note) if part)
+    return Measured(work, "images/s", rates["ours"], others.get(best, 0.0), best or "-", GOAL, text)
+
+
 def measure(is_quick: bool = False) -> list[Measured]:
+    # The others first: a process that has started threads is better not forked.
+    return beside_others(is_quick) + beside_pil()
+
+
+def beside_pil() -> list[Measured]:
     num_threads = max(1, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        keys = write_shards(root)
+        keys = write_shards(root, phantom_patches(NUM_PATCHES), 2)
         num_bytes = sum((root / key).stat().st_size for key in keys)
         loader = per_image_loader([root / key for key in keys], num_threads)
 
@@ -99,7 +190,12 @@ def measure(is_quick: bool = False) -> list[Measured]:
     beside = f"PIL + DataLoader, {num_threads} processes"
     return [
         Measured(
-            f"reading, cache filled, {num_threads} threads", "images/s", NUM_PATCHES / ours, NUM_PATCHES / peer, beside, 5
+            f"reading from disk, cache filled, {num_threads} threads",
+            "images/s",
+            NUM_PATCHES / ours,
+            NUM_PATCHES / peer,
+            beside,
+            5,
         ),
         Measured(
             f"reading, first epoch of {num_bytes / 1e6:.0f} MB",
