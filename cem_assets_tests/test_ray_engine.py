@@ -85,6 +85,7 @@ def test_crops_are_those_of_the_local_engine(ray_cluster: RayCluster, local_stor
     assert there == {name: manifest.digest for name, manifest in crop(local_store).items()} and there
 
 
+@pytest.mark.soak  # minutes on two busy cores; the kills below take the same way on a folder
 def test_a_remote_store_gives_the_same_chain_whether_files_travel_or_not(
     ray_cluster: RayCluster, s3_store: Store, local_store: Store, weights: Path, tmp_path: Path
 ):
