@@ -9,6 +9,7 @@ import io
 import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ _UPLOADING_THREADS = 8
 
 def phantom_patches(num: int) -> list[NDArray[np.uint8]]:
     """Cut patches of 224 x 224 px from a phantom at random places."""
-    voxels = em_phantom((64, 448, 448), 4).voxels
+    voxels = _voxels()
     places = np.random.default_rng(0).integers(0, (64, 224, 224), (num, 3))
     return [np.ascontiguousarray(voxels[z, y : y + 224, x : x + 224]) for z, y, x in places.tolist()]
 
@@ -96,6 +97,11 @@ def drop_from_memory(root: Path) -> None:
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(handle)
+
+
+@cache
+def _voxels() -> NDArray[np.uint8]:
+    return em_phantom((64, 448, 448), 4).voxels
 
 
 def _encoded(image: NDArray[np.uint8], form: str) -> bytes:
