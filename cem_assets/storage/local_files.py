@@ -15,6 +15,8 @@ STAGING = ".staging"
 """Folder of the root that no reader looks at."""
 
 _BLOCK = 1 << 22
+_MOVE_ATTEMPTS = 50
+"""Each one is lost only to another process that removes the emptied folder at that very moment."""
 
 
 @contextmanager
@@ -58,15 +60,24 @@ def staged(root: Path, key: str, data: bytes | Path) -> Iterator[Path]:
 
 def move_into_place(move: Callable[[Path], object], target: Path) -> None:
     """Move a staged file to its name, durably, even while another process removes emptied folders."""
-    for attempt in range(5):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(_MOVE_ATTEMPTS):
+        is_last = attempt == _MOVE_ATTEMPTS - 1
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError):
+            # It or a folder above it was removed between two looks of pathlib; or a file stands in its place.
+            if is_last or target.parent.is_file():
+                raise NotADirectoryError(errno.ENOTDIR, f"{target.parent} cannot be made a folder") from None
+            continue
         try:
             move(target)
-            _sync_folder(target.parent)
-            return
         except FileNotFoundError:
-            if attempt == 4:
+            if is_last:
                 raise
+            continue
+        with suppress(FileNotFoundError):  # somebody has taken the file already, folder and all
+            _sync_folder(target.parent)
+        return
 
 
 def _sync_folder(folder: Path) -> None:
