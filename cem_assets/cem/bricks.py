@@ -141,6 +141,35 @@ def count_brick_patches(shape: tuple[int, int, int], planes: tuple[int, ...], bo
     return total
 
 
+def patch_places(shape: tuple[int, int, int], planes: tuple[int, ...], box: Box, spacing: int = 1) -> NDArray[np.int32]:
+    """List the places of one brick's patches by arithmetic, without reading it.
+
+    Args:
+        shape: Volume size (z, y, x) in voxels.
+        planes: The axes it is cut along.
+        box: One of `brick_boxes`.
+        spacing: Every how many slices one is cut.
+
+    Returns:
+        int32 (n, 6): axis, index, y0, y1, x0, x1; by axis, slice, row and column.
+    """
+    pieces = [np.empty((0, 6), np.int32)]
+    for axis in planes:
+        if rejected_plane(shape, axis) is not None:
+            continue
+        rows, columns = (i for i in range(3) if i != axis)
+        slices = _slices_inside(box[axis], spacing)
+        cells = [
+            (axis, 0, *y, *x)
+            for y in _spans_inside(shape[rows], box[rows])
+            for x in _spans_inside(shape[columns], box[columns])
+        ]
+        place = np.tile(np.array(cells, np.int32).reshape(1, len(cells), 6), (len(slices), 1, 1))
+        place[:, :, 1] = np.array(slices, np.int32)[:, None]
+        pieces.append(place.reshape(-1, 6))
+    return np.concatenate(pieces)
+
+
 @dataclass(frozen=True)
 class PatchRows:
     """Rows of the raw table, column by column, all of one length.
@@ -173,9 +202,8 @@ def hash_brick(volume: Readable, box: Box, spacing: int = 1) -> PatchRows:
     brick = volume.read(box)
     mask = volume.missing(box)
     hashes = BrickHashes(brick) if tuple(volume.planes) != XY_ONLY else None
-    places: list[NDArray[np.int32]] = []
-    values: list[NDArray[np.uint64]] = []
-    holes: list[NDArray[np.int32]] = []
+    values = [np.empty(0, np.uint64)]
+    holes = [np.empty(0, np.int32)]
     for axis in volume.planes:
         if rejected_plane(volume.shape, axis) is not None:
             continue
@@ -191,7 +219,6 @@ def hash_brick(volume: Readable, box: Box, spacing: int = 1) -> PatchRows:
         turned = np.moveaxis(brick, axis, 0)
         turned_mask = None if mask is None else np.moveaxis(mask, axis, 0)
         inside = slices - box[axis].start
-        place = np.empty((len(slices), len(cells), 6), np.int32)
         value = np.empty((len(slices), len(cells)), np.uint64)
         hole = np.zeros((len(slices), len(cells)), np.int32)
         for cell, ((y0, y1), (x0, x1)) in enumerate(cells):
@@ -199,19 +226,16 @@ def hash_brick(volume: Readable, box: Box, spacing: int = 1) -> PatchRows:
                 slice(y0 - box[rows].start, y1 - box[rows].start),
                 slice(x0 - box[columns].start, x1 - box[columns].start),
             )
-            place[:, cell] = [(axis, index, y0, y1, x0, x1) for index in slices]
             if hashes is not None and spacing == 1 and turned.shape[1:] == (y1 - y0, x1 - x0):
                 value[:, cell] = hashes.along(axis)[inside]
             else:
                 value[:, cell] = dhash(np.ascontiguousarray(turned[(inside, *window)]))
             if turned_mask is not None:
                 hole[:, cell] = turned_mask[(inside, *window)].sum(axis=(1, 2))
-        places.append(place.reshape(-1, 6))
         values.append(value.reshape(-1))
         holes.append(hole.reshape(-1))
-    if not places:
-        return PatchRows(np.empty((0, 6), np.int32), np.empty(0, np.uint64), np.empty(0, np.int32))
-    return PatchRows(np.concatenate(places), np.concatenate(values), np.concatenate(holes))
+    places = patch_places(volume.shape, tuple(volume.planes), box, spacing)
+    return PatchRows(places, np.concatenate(values), np.concatenate(holes))
 
 
 def image_cells(shape: tuple[int, int]) -> list[tuple[int, int, int, int]]:

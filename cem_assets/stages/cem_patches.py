@@ -17,7 +17,17 @@ from cem_assets.stages.common import Progress, StageResult, no_progress
 from cem_assets.storage.commits import Commit, installed_versions
 from cem_assets.storage.layout import CODE_VERSIONS, DEDUPLICATED, RAW, VOLUMES
 from cem_assets.storage.manifests import Inputs, Manifest, require_manifest
-from cem_assets.storage.patches import HashJob, RawPart, RawRows, hash_images, open_pixels, plan_raw_parts, rejected_planes
+from cem_assets.storage.patch_hashes import has_hashes, stored_rows
+from cem_assets.storage.patches import (
+    HashJob,
+    RawPart,
+    RawRows,
+    hash_images,
+    open_pixels,
+    plan_raw_parts,
+    rejected_planes,
+    rows_of_brick,
+)
 from cem_assets.storage.store import Store
 from cem_assets.storage.tables import (
     DEDUPLICATED_SCHEMA,
@@ -57,6 +67,9 @@ def cut_and_hash(
 ) -> StageResult:
     """Cut a dataset into patches and hash them: one row per patch, no pixels.
 
+    Hashes come from `cem/volumes` where they were made while its voxels were written (`storage.patch_hashes`); otherwise the
+    bricks are read and hashed here.
+
     Args:
         store: Where.
         dataset: Partition key.
@@ -69,7 +82,7 @@ def cut_and_hash(
         The committed partition of `cem/raw_patches`.
 
     Raises:
-        FileNotFoundError: `cem/volumes` was not materialized, or the store lost a brick.
+        FileNotFoundError: `cem/volumes` was not materialized, or the store lost a file of it.
         ValueError: No plane of any volume is large enough to be cut.
     """
     started = time.monotonic()
@@ -97,7 +110,13 @@ def cut_and_hash(
             num_rows += _num_rows(store, commit, part.name)
             num_rejected += _num_rows(store, commit, _rejected_name(part))
     bricks = [brick for part in todo for brick in part.bricks]
-    stream = (engine or threads_or_processes(len(bricks), 32)).map(HashJob(pixels, params.spacing), bricks)
+    stream: Iterator[RawRows]
+    if bricks and has_hashes(upstream):
+        records = [volume.record for volume in pixels.volumes]
+        rows_in_order = stored_rows(store, upstream, records, params.spacing, bricks)
+        stream = (rows_of_brick(pixels, brick[0], rows) for brick, rows in zip(bricks, rows_in_order, strict=True))
+    else:
+        stream = (engine or threads_or_processes(len(bricks), 32)).map(HashJob(pixels, params.spacing), bricks)
     done, total = 0, len(bricks) or len(todo)
     for part in todo:
         rejected: list[str] = []

@@ -21,6 +21,7 @@ from cem_assets.storage.inbox import MAX_NAME, InboxDataset, Rejection, read_inb
 from cem_assets.storage.intake import Intake, holds_one_image, intakes, slice_candidates
 from cem_assets.storage.layout import CODE_VERSIONS, VOLUMES
 from cem_assets.storage.manifests import Inputs
+from cem_assets.storage.patch_hashes import made_with
 from cem_assets.storage.quarantine import clear_report, write_report
 from cem_assets.storage.scratch import scratch_folder
 from cem_assets.storage.standardize import local_paths, opened_volume, standardize_volume
@@ -75,7 +76,8 @@ def standardize_dataset(
     else:
         clear_report(store, dataset)
     description = json.loads(inbox.description.model_dump_json())
-    manifest = commit.finish(counts, {"description": description, "volumes": records, "lineage": {}})
+    details = {"description": description, "volumes": records, "lineage": {}}
+    manifest = commit.finish(counts, details | ({"patch_hashes": made_with()} if records else {}))
     return StageResult(manifest, True, time.monotonic() - started)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cem_assets.cem.bricks import (
     Box,
+    PatchRows,
     brick_boxes,
     count_brick_patches,
     cut_patches,
@@ -257,13 +258,23 @@ class HashJob:
 
     def __call__(self, item: tuple[int, Box]) -> RawRows:
         number, box = item
-        volume = self.pixels.volumes[number]
-        rows = hash_brick(volume, box, self.spacing)
-        table = patch_table(self.pixels.dataset, volume.name, volume.shape, rows)
-        whole = rows.num_missing == 0
-        if whole.all():
-            return RawRows(table, ())
-        return RawRows(table.filter(pa.array(whole)), tuple(table.filter(pa.array(~whole))["name"].to_pylist()))
+        return rows_of_brick(self.pixels, number, hash_brick(self.pixels.volumes[number], box, self.spacing))
+
+
+def rows_of_brick(pixels: DatasetPixels, number: int, rows: PatchRows) -> RawRows:
+    """Make the raw table's rows of one brick, and tell apart those that touch voxels the source never had.
+
+    Args:
+        pixels: The dataset.
+        number: Which of its volumes.
+        rows: Places and hashes.
+    """
+    volume = pixels.volumes[number]
+    table = patch_table(pixels.dataset, volume.name, volume.shape, rows)
+    whole = rows.num_missing == 0
+    if whole.all():
+        return RawRows(table, ())
+    return RawRows(table.filter(pa.array(whole)), tuple(table.filter(pa.array(~whole))["name"].to_pylist()))
 
 
 def hash_images(pixels: DatasetPixels, part: str) -> Iterator[RawRows]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.cem.binning import NO_BINNING, Factors, binned_shape, binned_voxel_size, binning_factors
-from cem_assets.cem.bricks import ALL_PLANES, XY_ONLY, Box, brick_boxes
+from cem_assets.cem.bricks import ALL_PLANES, XY_ONLY, Box, PatchRows, brick_boxes
 from cem_assets.cem.description import DatasetDescription
 from cem_assets.cem.patchify import is_anisotropic
 from cem_assets.engine import Engine, default_num_workers, local_engine, threads_or_processes
@@ -33,6 +33,7 @@ from cem_assets.storage.formats.zarr_stores import ZarrArray, open_zarr
 from cem_assets.storage.inbox import InboxDataset, dataset_key
 from cem_assets.storage.intake import Intake
 from cem_assets.storage.manifests import ManifestObject
+from cem_assets.storage.patch_hashes import HashParts, hash_voxels
 from cem_assets.storage.store import Store
 from cem_assets.storage.volumes import (
     MISSING_VALUE,
@@ -155,6 +156,7 @@ class _BrickDone:
     objects: tuple[ManifestObject, ...]
     num_missing: int
     histogram: NDArray[np.int64]
+    rows: PatchRows
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,9 @@ class _BrickJob:
         if not is_written:  # after the mask: a brick that is there promises that its mask is, too
             objects.append(self.content.write(name, encode_brick(self.shape, self.planes, box, voxels)))
         present = voxels if mask is None else voxels[~mask]
-        return _BrickDone(tuple(objects), 0 if mask is None else int(mask.sum()), count_values(present))
+        # Hashed now that they are in memory: to read and decode them again later costs as much as all that was done here.
+        rows = hash_voxels(self.shape, self.planes, box, voxels, mask)
+        return _BrickDone(tuple(objects), 0 if mask is None else int(mask.sum()), count_values(present), rows)
 
 
 def standardize_volume(
@@ -234,6 +238,7 @@ def standardize_volume(
     histogram = np.zeros(256, np.int64)
     num_missing = 0
     described: list[ManifestObject] = []
+    hashes = HashParts(commit.content, folder)
     if engine is not None and engine.spans_machines and not reads_anywhere(source, commit.content.store):
         logger.info("%s: its voxels lie in a file of this machine, so its bricks are made here", intake.name)
         engine = None
@@ -242,6 +247,7 @@ def standardize_volume(
         histogram += done.histogram
         num_missing += done.num_missing
         described.extend(done.objects)
+        hashes.add(done.rows)
         progress(number, len(items))
     refuse_constant(histogram, mapping)
     record = VolumeRecord(
@@ -257,7 +263,7 @@ def standardize_volume(
         header_voxel_size_nm=opened.header_voxel_size_nm,
         notes=(*opened.notes, *binning_notes(source.shape, declared, factors)),
     )
-    for item in described:
+    for item in (*described, *hashes.finish()):
         commit.add(item)
     for name, data in metadata_objects(record).items():
         commit.write(f"{folder}/{name}", data)
