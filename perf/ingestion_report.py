@@ -27,7 +27,7 @@ from perf.ingestion_simulation import Outcome, saturation_bounds, saturation_rat
 from perf.measured_figures import as_table, read_figures
 
 NUM_SATURATED = 400
-"""Datasets that wait at once where the saturation rate is simulated."""
+"""Datasets that wait at once where the saturation rate is simulated; ten for each slot of the queue where that is more."""
 
 
 def duration(seconds: float) -> str:
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("no dataset arrives; expected some: raise --days or --datasets-per-day")
     outcome = simulate(datasets, platform, faults, workload.days * DAY)
     # Another draw of sizes, of which there are always enough.
-    many = Workload(NUM_SATURATED, 1.0, call.median_gb, call.sigma, cores=call.cores)
+    many = Workload(max(NUM_SATURATED, 10 * platform.max_runs), 1.0, call.median_gb, call.sigma, cores=call.cores)
     waiting = draw_datasets(many, figures, call.seed, not call.cpu_scores)
     bounds, saturation = saturation_bounds(waiting, platform), saturation_rate(waiting, platform, faults)
     print(as_markdown(outcome, bounds, saturation, mean_step_seconds(waiting)))
