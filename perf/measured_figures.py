@@ -102,13 +102,6 @@ _KNOWN: dict[str, _Known] = {
         _tick("reconciliation", "S3"),
         _pass_seconds,
     ),
-    "inbox s3": _Known(
-        1.0e-3,
-        "s a partition",
-        f"{ASSUMED}: a page for ten folders",
-        _tick("inbox", "S3"),
-        _pass_seconds,
-    ),
     "list page": _Known(
         0.075,
         "s a page of 1,000 keys",
