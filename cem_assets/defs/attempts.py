@@ -12,6 +12,11 @@ PROMPT_ATTEMPTS = 3
 """Failures of the same work that are repeated at the next tick; later ones wait an hour, two, four, ... a day."""
 
 
+def seconds_until_again(num_failures: int) -> float:
+    """Return how long after its last failure work that failed so often is left alone; 0 while it is repeated promptly."""
+    return 0.0 if num_failures < PROMPT_ATTEMPTS else min(2 ** (num_failures - PROMPT_ATTEMPTS), 24) * 3600.0
+
+
 def attempt_at(
     instance: dg.DagsterInstance, job: str, partition: str, key: str, is_look_only: bool = False
 ) -> tuple[int, str | None]:
@@ -34,8 +39,7 @@ def attempt_at(
     if any(FAULT_TAG in record.dagster_run.tags for record in failures):
         return 0, "its data was refused; repair it in the inbox and write dataset.toml (or source.toml) again"
     if len(failures) >= PROMPT_ATTEMPTS:
-        wait = min(2 ** (len(failures) - PROMPT_ATTEMPTS), 24) * 3600
         last = max(record.end_time or 0 for record in failures)
-        if time.time() < last + wait:
+        if time.time() < last + seconds_until_again(len(failures)):
             return 0, f"failed {len(failures)} times, tried again later"
     return len(records), None

@@ -77,9 +77,10 @@ def _near(queries, others, radius, limit, out):  # type: ignore[no-untyped-def]
         start = 0
         while start < others.shape[0]:
             stop = min(start + 512, others.shape[0])
+            tile = others[start:stop]
             is_near = np.uint64(0)
-            for j in range(start, stop):
-                is_near |= np.uint64(_distance(value, others[j]) <= radius)
+            for j in range(tile.shape[0]):  # from 0 and with no early exit, so the loop vectorizes
+                is_near |= np.uint64(_distance(value, tile[j]) <= radius)
             if is_near:
                 for j in range(start, stop):
                     d = _distance(value, others[j])

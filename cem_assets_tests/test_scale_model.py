@@ -1,0 +1,173 @@
+"""Tests of the model of scale: its counts are those of real chains, its sums add up, its limits are where it says."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import zarr
+
+pytest.importorskip("perf", reason="the benchmarks are in the repository, not in its packages")
+
+from cem_assets.stages import cem_filter, cem_patches
+from cem_assets.stages.cem_patches import PatchifyParams, cut_and_hash
+from cem_assets.stages.cem_volumes import standardize_dataset
+from cem_assets.storage import manifests, patches
+from cem_assets.storage.layout import DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
+from cem_assets.storage.manifests import require_manifest
+from cem_assets.storage.patches import open_pixels
+from cem_assets.storage.store import Store
+from cem_assets_tests.datasets import cells, nrrd_bytes, put_in_inbox, toml
+from cem_assets_tests.stages.chain import import_classifier, run_chain
+from perf import measured_figures, scale_model
+from perf.measured_figures import dedup_seconds, read_figures
+from perf.scale_limits import NAME_BYTES, STRING_BYTES, limits_of
+from perf.scale_model import Assumptions, compute, datasets_for
+from perf.scale_objects import Chain, chain_of_cube, count_objects, num_bricks, num_raw_parts, stages_of
+
+_FIGURES = read_figures(Path("absent"))
+
+
+def _counted(store: Store, dataset: str) -> dict[str, int]:
+    return {asset: sum(1 for _ in store.walk(f"{asset}/{dataset}")) for asset in (VOLUMES, RAW, DEDUPLICATED, SCORES, FILTERED)}
+
+
+def _chain_of(store: Store, dataset: str) -> Chain:
+    """Describe what was committed, as the model would."""
+    volumes = [(volume.shape, volume.planes) for volume in open_pixels(store, dataset).volumes]
+    exemplars = require_manifest(store, DEDUPLICATED, dataset).counts["exemplars"]
+    return Chain(volumes, exemplars, require_manifest(store, FILTERED, dataset).counts["patches"])
+
+
+def test_a_real_chain_writes_as_many_objects_as_the_model_counts(curated: Store) -> None:
+    for dataset in ("cells", "twin"):
+        assert count_objects(_chain_of(curated, dataset)) == _counted(curated, dataset)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_so_does_one_that_fills_several_files_of_each_kind(
+    local_store: Store, weights: Path, monkeypatch: pytest.MonkeyPatch, threshold: float
+) -> None:
+    monkeypatch.setattr(patches, "ROWS_PER_PART", 7)
+    monkeypatch.setattr(cem_patches, "_ROWS_PER_PART", 5)
+    monkeypatch.setattr(cem_filter, "_SCORED_PER_PART", 4)
+    monkeypatch.setattr(cem_filter, "PATCHES_PER_SHARD", 3)
+    monkeypatch.setattr(manifests, "INLINE_OBJECTS", 1)
+    import_classifier(local_store, weights)
+    files = {f"{name}.nrrd": nrrd_bytes(cells(shape, 3)) for name, shape in (("a", (3, 300, 470)), ("b", (4, 130, 980)))}
+    put_in_inbox(local_store, "flat", files, toml("flat", voxel_size_nm="[40.0, 8.0, 8.0]"))
+    run_chain(local_store, "flat", until="filtered", threshold=threshold)
+    chain = _chain_of(local_store, "flat")
+    assert chain.exemplars > 5
+    assert (chain.kept == 0) == (threshold == 1.0)
+    found = _counted(local_store, "flat")
+    assert count_objects(chain) == found
+    assert min(found.values()) > 3  # several parts, a manifest, and the table of its objects
+
+
+def test_masks_and_rejected_patches_count(local_store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "v.zarr"
+    zarr.create_array(str(folder), data=cells((70, 130, 450)) // 2 + 60, chunks=(70, 130, 50), fill_value=0)
+    (folder / "c/0/0/1").unlink()
+    files = {f"v.zarr/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    put_in_inbox(local_store, "holes", files)
+    standardize_dataset(local_store, "holes")
+    rejected = cut_and_hash(local_store, "holes", PatchifyParams()).manifest.counts["rejected_patches"]
+    (volume,) = open_pixels(local_store, "holes").volumes
+    chain = Chain([(volume.shape, volume.planes)], 0, 0, rejected=rejected, rejected_parts=1, bricks_missing=1)
+    found, counted = _counted(local_store, "holes"), count_objects(chain)
+    assert rejected > 0
+    assert (counted[VOLUMES], counted[RAW]) == (found[VOLUMES], found[RAW])
+    assert count_objects(replace(chain, bricks_missing=0))[VOLUMES] == found[VOLUMES] - 2
+
+
+def test_large_volumes_are_counted_by_arithmetic() -> None:
+    cube = chain_of_cube(1e12, 0.2, 0.5)
+    side = cube.volumes[0][0][0]
+    assert cube.bricks == num_bricks((side,) * 3, (0, 1, 2)) == (-(-side // 224)) ** 3
+    assert cube.raw == 3 * side * round(side / 224) ** 2
+    huge = chain_of_cube(3e12, 0.2, 0.5)
+    assert huge.bricks > 200_000
+    assert num_raw_parts(huge) == pytest.approx(huge.raw / (1 << 20), rel=0.01)
+
+
+def test_a_model_is_the_sum_of_its_datasets() -> None:
+    given = Assumptions(dataset_gb=20.0)
+    one, many = (compute(num, _FIGURES, given, 16, 2) for num in (1.0, 500.0))
+    assert many.hours == pytest.approx(500 * one.hours)
+    assert {what: cost / 500 for what, cost in many.costs.items()} == pytest.approx(one.costs)
+    assert many.scale.gets == pytest.approx(one.scale.gets)
+    for asset, made in stages_of(chain_of_cube(20e9, 0.2, 0.5)).items():
+        assert many.stages[asset].made.objects == 500 * made.objects
+    narrow = compute(500.0, _FIGURES, given, 8, 2)
+    assert narrow.hours == pytest.approx(2 * many.hours)
+    slow = compute(500.0, _FIGURES, given, 16, 0)  # the cores score: more core hours, no GPU hours
+    assert slow.costs["GPUs"] == 0
+    assert slow.costs["cores"] > 2 * many.costs["cores"]
+
+
+def test_a_workload_holds_what_was_asked_for() -> None:
+    given = Assumptions(dataset_gb=50.0)
+    by_size, by_patches = datasets_for(2.0, 1e9, given)
+    assert compute(by_size, _FIGURES, given, 8, 1).voxels == pytest.approx(2e15)
+    assert compute(by_patches, _FIGURES, given, 8, 1).filtered == pytest.approx(1e9)
+
+
+def test_limits_are_in_order_and_where_they_say() -> None:
+    model = compute(1000.0, _FIGURES, Assumptions(), 64, 2)
+    limits = limits_of(model.scale, _FIGURES)
+    assert [limit.load for limit in limits] == sorted((limit.load for limit in limits), reverse=True)
+    names = next(limit for limit in limits if limit.what.startswith("names in one release"))
+    at_limit = replace(model.scale, filtered=STRING_BYTES / NAME_BYTES)
+    again = next(limit for limit in limits_of(at_limit, _FIGURES) if limit.what == names.what)
+    assert again.load == pytest.approx(1)
+    assert names.load == pytest.approx(model.filtered / at_limit.filtered)
+
+
+def test_arrow_refuses_more_names_than_its_offsets_can_tell() -> None:
+    """What the first limit rests on. The gigabyte of characters is never written, so it takes no memory."""
+    num, length = 2**15, 2**15
+    offsets = np.arange(num + 1, dtype=np.int32) * np.int32(length)
+    names = pa.StringArray.from_buffers(num, pa.py_buffer(offsets), pa.py_buffer(np.zeros(2**30, np.uint8)))
+    with pytest.raises(pa.ArrowInvalid, match="offset overflow"):
+        pa.concat_arrays([names, names])
+
+
+def test_figures_come_from_results_where_they_are(tmp_path: Path) -> None:
+    rows = [
+        {"work": "chain, source to volumes", "ours": 7200.0, "note": ""},
+        {
+            "work": "tick of reconciliation, 1,000 partitions, S3",
+            "ours": 0.5,
+            "note": "all current; a pass is 3 tick(s), 15.0 s (x)",
+        },
+        {
+            "work": "tick of reconciliation, 10 partitions, S3",
+            "ours": 9.0,
+            "note": "all current; a pass is 1 tick(s), 9.0 s (x)",
+        },
+        {"work": "scores, float32 (default), GPU", "ours": 0.0, "note": ""},
+        {"work": "dedup of 10,000,000 hashes, two threads", "ours": 1e5, "note": ""},
+    ]
+    report = {"when": "2026-11-30T00:00:00", "is_quick": False, "benchmarks": {"b": {"rows": rows}}}
+    path = tmp_path / "latest.json"
+    path.write_text(measured_figures.json.dumps(report))
+    figures = read_figures(path)
+    assert figures["volumes"].value == pytest.approx(1e9)  # 7,200 GB an hour on two cores
+    assert figures["volumes"].source.startswith("measured, 2026-11-30")
+    assert figures["pass s3"].value == pytest.approx(0.015)  # many partitions alone tell what one costs
+    assert figures["scores gpu"] == _FIGURES["scores gpu"]  # no rate was measured
+    assert figures["raw"] == _FIGURES["raw"]
+    assert dedup_seconds(figures, 1e7) == pytest.approx(100.0)
+    assert dedup_seconds(_FIGURES, 1e6) == pytest.approx(1.4)
+
+
+def test_the_program_prints_its_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    scale_model.main(
+        ["--petabytes", "0.1", "--patches", "1e7", "--cores", "16", "--gpus", "0", "--results", str(tmp_path / "none")]
+    )
+    printed = capsys.readouterr().out
+    assert "| partitions of an asset |" in printed
+    assert "**0.1 PB of volumes**: what breaks first" in printed
+    assert printed.count("| cem/filtered_patches |") == 2

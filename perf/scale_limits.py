@@ -1,0 +1,272 @@
+"""What breaks first as the platform grows, at which number, and what then.
+
+Each limit is a number of this workload beside the number at which something gives way. Sizes of the workload come from
+`perf.scale_model`; limits come from the code, from Dagster's and S3's own documentation, or from what was tried here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cem_assets.cem.patchify import PATCH_SIDE_PX
+from cem_assets.storage.tables import PATCHES_PER_SHARD
+from perf.measured_figures import Figure, dedup_seconds, number
+from perf.scale_objects import PAGE, Bytes, Chain
+
+GIB = 2**30
+BRICK_VOXELS = PATCH_SIDE_PX**3
+ENTRY_BYTES = Bytes.object_entry
+SENSOR_TIMEOUT_SECONDS = 60.0  # Dagster's default for a tick (DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS)
+RUN_MEMORY = 16 * GIB  # a run's limit in deploy/kubernetes/values.yaml
+SCRATCH = 64 * GIB  # its scratch disk there
+NUM_LOOKED_TOGETHER = 64  # datasets that reconciliation looks at before it tells of the first
+NUM_LISTING_THREADS = 16  # storage.partition_listing.NUM_THREADS
+TICK_SECONDS, TICKS_PER_DAY = 5.0, 1440
+NAME_BYTES = 50  # dataset-LOC-0_01234_12320-12544_12320-12544, as a rule
+STRING_BYTES = 2**31 - 1  # of an Arrow array of `string`: its offsets are 32 bits
+RELEASE_BYTES_PER_PATCH = 2 * (8 + 8 + NAME_BYTES + 4)  # hashes, owners and names, by dataset and joined
+DEDUP_BYTES_PER_PATCH = 50  # stages.cem_patches.choose_exemplars
+OBJECT_BYTES = 1500  # of an object in a commit: name, digest and size, in a listing, a plan and a manifest (estimated)
+DATABASE_BYTES = 200e9  # where a PostgreSQL wants care of its own (a choice)
+CURSOR_BYTES = 45  # of a dataset in the inbox sensor's cursor: name and 8 hex digits
+GRPC_BYTES = 50e6  # Dagster's default for a message
+PARTITIONS = 100_000  # for each asset, as Dagster's documentation recommends
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A workload in the numbers that limits are about.
+
+    Attributes:
+        num_datasets: Partitions.
+        chain: One dataset, of the mean size.
+        num_objects: In the store.
+        filtered: Patches in one release.
+        num_releases: That exist.
+        database_bytes: Of Dagster's event log.
+        gets, puts: A second, while it is being computed.
+        seconds: From the first dataset to the last.
+        one_dataset_seconds: A dataset's chain on one run's cores.
+    """
+
+    num_datasets: float
+    chain: Chain
+    num_objects: float
+    filtered: float
+    num_releases: int
+    database_bytes: float
+    gets: float
+    puts: float
+    seconds: float
+    one_dataset_seconds: float
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit.
+
+    Attributes:
+        what: Of which number.
+        value: At this scale.
+        limit: Where it gives way.
+        at: That limit in datasets, patches, objects or voxels, other things being as here.
+        then: What happens there, and the remedy.
+        source: "tried", "code", "documented", "extrapolated" or "chosen".
+    """
+
+    what: str
+    value: float
+    limit: float
+    at: str
+    then: str
+    source: str
+
+    @property
+    def load(self) -> float:
+        """How many times the limit this scale is."""
+        return self.value / self.limit
+
+
+def limits_of(scale: Scale, figures: Mapping[str, Figure]) -> list[Limit]:
+    """Return all limits, the one that breaks first at the top.
+
+    Args:
+        scale: The workload.
+        figures: Of `perf.measured_figures.read_figures`.
+    """
+    return sorted([*_of_store(scale, figures), *_of_dataset(scale.chain, scale, figures)], key=lambda limit: -limit.load)
+
+
+def _of_store(scale: Scale, figures: Mapping[str, Figure]) -> list[Limit]:
+    page, pairs = figures["list page"].value, figures["near pairs"].value
+    listings = scale.num_releases * scale.filtered / PATCHES_PER_SHARD * 2 * ENTRY_BYTES
+    a_day_of_ticks = TICK_SECONDS * TICKS_PER_DAY / page * PAGE
+    return [
+        Limit(
+            "names in one release, bytes",
+            scale.filtered * NAME_BYTES,
+            STRING_BYTES,
+            f"{number(STRING_BYTES / NAME_BYTES)} patches",
+            "the comparison across datasets fails with 'offset overflow while concatenating arrays'; `large_string`, or names "
+            "read when pairs are found",
+            "tried",
+        ),
+        Limit(
+            "comparing the datasets of a release, hours",
+            scale.filtered**2 / 2 / pairs / 3600,
+            24.0,
+            f"{number((2 * pairs * 86400) ** 0.5)} patches",
+            "each patch with each of other datasets, in one thread, at each release; buckets (multi-index) at 4 bits, and "
+            "only what is new against all",
+            "extrapolated",
+        ),
+        Limit(
+            "memory of a release, GiB",
+            scale.filtered * RELEASE_BYTES_PER_PATCH / GIB,
+            RUN_MEMORY / GIB,
+            f"{number(RUN_MEMORY / RELEASE_BYTES_PER_PATCH)} patches",
+            "killed; hashes alone (8 bytes a patch), names read again for pairs",
+            "code",
+        ),
+        Limit(
+            "manifests of all releases, GB of JSON",
+            listings / 1e9,
+            RUN_MEMORY / 10 / 1e9,
+            f"{number(RUN_MEMORY / 10 / listings * scale.filtered)} patches in {scale.num_releases} releases",
+            "releases, maintenance and checks read them whole; shards in a Parquet file beside the manifest",
+            "code",
+        ),
+        Limit(
+            "a pass of reconciliation, hours",
+            scale.num_objects / a_day_of_ticks * 24,
+            24.0,
+            f"{number(a_day_of_ticks)} objects",
+            "what is missing or stale is seen after more than a day; look at what changed since the last pass",
+            "extrapolated",
+        ),
+        Limit(
+            "listing the store in maintenance, twice, hours",
+            2 * scale.num_objects / PAGE * page / 3600,
+            24.0,
+            f"{number(86400 / 2 / page * PAGE)} objects",
+            "the daily job meets the next one; the bucket's inventory for sizes, prefixes shared out over threads",
+            "extrapolated",
+        ),
+        Limit(
+            "partitions of an asset",
+            scale.num_datasets,
+            PARTITIONS,
+            f"{number(PARTITIONS)} datasets",
+            "the UI's pages of partitions get slow; more volumes in a dataset, or assets for each archive",
+            "documented",
+        ),
+        Limit(
+            "the inbox sensor's cursor, MB",
+            scale.num_datasets * CURSOR_BYTES / 1e6,
+            GRPC_BYTES / 1e6,
+            f"{number(GRPC_BYTES / CURSOR_BYTES)} datasets",
+            "the tick's answer is refused, and long before that each tick writes it to the database; fingerprints in the store",
+            "code",
+        ),
+        Limit(
+            "GET a second",
+            scale.gets,
+            5500.0,
+            "for each prefix",
+            "503 for a while where keys share a prefix that S3 has not split yet; requests are retried, datasets are prefixes",
+            "documented",
+        ),
+        Limit("PUT a second", scale.puts, 3500.0, "for each prefix", "likewise", "documented"),
+        Limit(
+            "Dagster's event log, GB",
+            scale.database_bytes / 1e9,
+            DATABASE_BYTES / 1e9,
+            f"{number(DATABASE_BYTES / scale.database_bytes * scale.num_datasets)} runs of the chain",
+            "dumps and vacuums take hours; delete old runs (retention is set for ticks alone), smaller pictures",
+            "chosen",
+        ),
+    ]
+
+
+def _of_dataset(chain: Chain, scale: Scale, figures: Mapping[str, Figure]) -> list[Limit]:
+    page = figures["list page"].value
+    pages = max(1.0, chain.bricks / PAGE)
+    together = NUM_LOOKED_TOGETHER * pages * page
+    patch_voxels = chain.voxels / chain.raw
+    exemplar_voxels = chain.voxels / chain.exemplars
+    listed = SENSOR_TIMEOUT_SECONDS / page * PAGE * BRICK_VOXELS
+    dedup_bytes = DEDUP_BYTES_PER_PATCH + NAME_BYTES * chain.exemplars / chain.raw
+    return [
+        Limit(
+            "one dataset as one file, GiB",
+            chain.voxels / GIB,
+            SCRATCH / GIB,
+            f"{number(SCRATCH)} bytes",
+            "on S3 it is copied to a scratch disk that it does not fit; OME-Zarr is read in place, or larger disks",
+            "code",
+        ),
+        Limit(
+            f"listing {NUM_LOOKED_TOGETHER} datasets one after another in a tick, s",
+            together,
+            SENSOR_TIMEOUT_SECONDS,
+            f"datasets of {number(listed / NUM_LOOKED_TOGETHER)} voxels",
+            f"reconciliation's tick times out before its cursor moves, for ever ({together / NUM_LISTING_THREADS:,.0f} s here "
+            f"where {NUM_LISTING_THREADS} threads list at once); look at manifests without listing bricks, or at fewer",
+            "extrapolated",
+        ),
+        Limit(
+            "listing one dataset in a tick, s",
+            pages * page,
+            SENSOR_TIMEOUT_SECONDS,
+            f"a dataset of {number(listed)} voxels",
+            "sensors never get past it; several datasets, or as above",
+            "extrapolated",
+        ),
+        Limit(
+            "names of a dataset's exemplars, bytes",
+            chain.exemplars * NAME_BYTES,
+            STRING_BYTES,
+            f"a dataset of {number(STRING_BYTES / NAME_BYTES * exemplar_voxels)} voxels",
+            "deduplication fails as the release does; `large_string`",
+            "tried",
+        ),
+        Limit(
+            "memory of a dataset's deduplication, GiB",
+            chain.raw * dedup_bytes / GIB,
+            RUN_MEMORY / GIB,
+            f"a dataset of {number(RUN_MEMORY / dedup_bytes * patch_voxels)} voxels",
+            "killed; regions of the volume as datasets, or a machine with more memory",
+            "extrapolated",
+        ),
+        Limit(
+            "a dataset's deduplication, hours",
+            dedup_seconds(figures, chain.raw) / 3600,
+            24.0,
+            f"a dataset of {number(_raw_in_a_day(figures) * patch_voxels)} voxels",
+            "grows with exponent 1.6 on one machine; regions of the volume as datasets",
+            "extrapolated",
+        ),
+        Limit(
+            "a dataset's chain on one run, days",
+            scale.one_dataset_seconds / 86400,
+            7.0,
+            f"a dataset of {number(7 * 86400 / scale.one_dataset_seconds * chain.voxels)} voxels",
+            "longer than people wait; the Ray engine for its bricks",
+            "extrapolated",
+        ),
+        Limit(
+            "memory of a dataset's commit, GiB",
+            chain.bricks * OBJECT_BYTES / GIB,
+            RUN_MEMORY / GIB,
+            f"a dataset of {number(RUN_MEMORY / OBJECT_BYTES * BRICK_VOXELS)} voxels",
+            "commits, checks and manifests list its bricks whole; several datasets",
+            "extrapolated",
+        ),
+    ]
+
+
+def _raw_in_a_day(figures: Mapping[str, Figure]) -> float:
+    low, high = 1e6, 1e15
+    while high / low > 1.01:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if dedup_seconds(figures, middle) < 86400 else (low, middle)
+    return low
