@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from cem_assets.cem.bricks import brick_boxes, brick_shape, count_brick_patches, count_patches
 from cem_assets.stages import cem_filter, cem_patches
 from cem_assets.stages.cem_checks import HASHED_BYTES
-from cem_assets.storage import manifests, patches, tables
+from cem_assets.storage import manifests, patch_hashes, patches, tables
 from cem_assets.storage.layout import DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
 
 Shape = tuple[int, int, int]
 PAGE = 1000
 """Keys that one LIST answers."""
+_HASH_BYTES = 8.0
+"""Of a patch's hash beside its volume; hashes do not compress."""
 _LISTED_EXACTLY = 200_000
 _BLOCK = 50 << 20
 """What s3fs asks for at a time when it reads a file or copies it."""
@@ -95,6 +97,11 @@ def num_raw_parts(chain: Chain) -> int:
     return parts + is_open or 1
 
 
+def num_hash_parts(chain: Chain) -> int:
+    """Count the files of hashes beside the volumes."""
+    return sum(-(-count_patches(shape, planes) // patch_hashes.ROWS_PER_PART) for shape, planes in chain.volumes)
+
+
 def _manifest(num_objects: int) -> int:
     """Count the files of a manifest that lists so many objects."""
     return 1 + (num_objects > manifests.INLINE_OBJECTS)
@@ -109,8 +116,9 @@ def count_objects(chain: Chain) -> dict[str, int]:
     duplicates = chain.raw - chain.rejected - chain.exemplars
     masks = len(chain.volumes) if chain.bricks_missing else 0
     content = {
-        # A volume: its bricks, masks where voxels are missing, the group's and the array's zarr.json; and what was rejected.
-        VOLUMES: chain.bricks + chain.bricks_missing + 2 * len(chain.volumes) + masks + 1,
+        # A volume: its bricks, masks where voxels are missing, the group's and the array's zarr.json, the hashes of its
+        # patches; and what was rejected.
+        VOLUMES: chain.bricks + chain.bricks_missing + 2 * len(chain.volumes) + masks + num_hash_parts(chain) + 1,
         RAW: num_raw_parts(chain) + chain.rejected_parts + 1,
         DEDUPLICATED: -(-chain.exemplars // cem_patches._ROWS_PER_PART) + -(-duplicates // cem_patches._ROWS_PER_PART),
         SCORES: -(-chain.exemplars // cem_filter._SCORED_PER_PART),
@@ -155,7 +163,7 @@ def stages_of(chain: Chain, sizes: Bytes = Bytes()) -> dict[str, Made]:
     """
     objects = count_objects(chain)
     stored = {
-        VOLUMES: chain.voxels * sizes.voxel,
+        VOLUMES: chain.voxels * sizes.voxel + chain.raw * _HASH_BYTES,
         RAW: chain.raw * sizes.raw_row,
         DEDUPLICATED: chain.exemplars * sizes.raw_row + (chain.raw - chain.exemplars) * sizes.duplicate_row,
         SCORES: chain.exemplars * sizes.score_row,
@@ -165,10 +173,10 @@ def stages_of(chain: Chain, sizes: Bytes = Bytes()) -> dict[str, Made]:
     in_order = 64 * cem_filter._READ_BATCHES  # rows read together; the brick between two batches is read for both
     scored_bricks = min(chain.bricks, chain.exemplars) + chain.exemplars / in_order
     kept_bricks = min(chain.bricks, chain.kept) + chain.kept / tables.IMAGE_ROW_GROUP
-    brick = stored[VOLUMES] / max(chain.bricks, 1)
+    brick = chain.voxels * sizes.voxel / max(chain.bricks, 1)
     before = {
         VOLUMES: (2 * inbox, 2.0 * max(1, inbox / _BLOCK)),  # hashed, then copied to scratch; chunks of a Zarr are requests
-        RAW: (stored[VOLUMES], chain.bricks),
+        RAW: (chain.raw * _HASH_BYTES, num_hash_parts(chain)),  # bricks themselves only where another Pillow hashed them
         DEDUPLICATED: (3 * stored[RAW], 6.0 * objects[RAW]),  # hashes, names, everything; and names again
         SCORES: (scored_bricks * brick + stored[DEDUPLICATED], scored_bricks + 2.0 * objects[DEDUPLICATED]),
         FILTERED: (kept_bricks * brick + 3 * stored[SCORES], kept_bricks + 6.0 * objects[SCORES]),

@@ -27,7 +27,8 @@ from cem_assets.storage.volumes import VolumeRecord
 
 FOLDER = "_patch_hashes"
 HASHES_SCHEMA = schema_of(("dhash", pa.uint64()), ("num_missing", pa.int32()))
-_ROWS_PER_PART = 1 << 20
+ROWS_PER_PART = 1 << 20
+"""Hashes in a file: 8 MB of it."""
 
 
 def made_with() -> dict[str, str]:
@@ -96,8 +97,8 @@ class HashParts:
         """Take up the rows of the next brick."""
         self._held.append(rows)
         self._count += len(rows)
-        while self._count >= _ROWS_PER_PART:
-            self._write(_ROWS_PER_PART)
+        while self._count >= ROWS_PER_PART:
+            self._write(ROWS_PER_PART)
 
     def finish(self) -> list[ManifestObject]:
         """Write what is held; return all objects."""
@@ -175,8 +176,8 @@ class _Parts:
         dhash, num_missing = np.empty(stop - start, np.uint64), np.empty(stop - start, np.int32)
         row = start
         while row < stop:
-            number, inside = divmod(row, _ROWS_PER_PART)
-            count = min(stop - row, _ROWS_PER_PART - inside)
+            number, inside = divmod(row, ROWS_PER_PART)
+            count = min(stop - row, ROWS_PER_PART - inside)
             columns = self._part(number)
             dhash[row - start : row - start + count] = columns[0][inside : inside + count]
             num_missing[row - start : row - start + count] = columns[1][inside : inside + count]

@@ -177,7 +177,11 @@ def test_each_bad_file_is_refused_with_its_reason_and_the_rest_goes_on(store: St
     for name, (_, words) in bad.items():
         assert ("a single 2D image among" if name in singles else words) in found[name], (name, found[name])
     assert np.array_equal(readers.open_volume("d", "good", store.url)[:], data)
-    assert {item.key.split("/")[4] for item in store.walk(result.manifest.folder)} == {"_patch_hashes", "_rejected", "good.ome.zarr"}
+    assert {item.key.split("/")[4] for item in store.walk(result.manifest.folder)} == {
+        "_patch_hashes",
+        "_rejected",
+        "good.ome.zarr",
+    }
     report = json.loads(store.read("quarantine/d/report.json"))
     assert {item["what"] for item in report["rejections"]} == set(bad) and report["is_refused"] is False
     text = store.read("quarantine/d/report.md").decode()

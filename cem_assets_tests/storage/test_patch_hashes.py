@@ -42,7 +42,7 @@ def opened(store: Store, dataset: str) -> tuple[Manifest, DatasetPixels, list]:
 
 @pytest.mark.parametrize("make", [cube, flat, holed])
 def test_stored_rows_are_those_of_hashing_every_brick(local_store: Store, monkeypatch, make):
-    monkeypatch.setattr(patch_hashes, "_ROWS_PER_PART", 100)  # so that bricks lie across files
+    monkeypatch.setattr(patch_hashes, "ROWS_PER_PART", 100)  # so that bricks lie across files
     manifest, pixels, bricks = opened(local_store, make(local_store))
     records = [volume.record for volume in pixels.volumes]
     assert sum(item.name.startswith(FOLDER) for item in manifest.objects) == -(-manifest.counts["patches_expected"] // 100)
