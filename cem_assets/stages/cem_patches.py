@@ -220,10 +220,11 @@ def choose_exemplars(
 
     kept_names = []
     for number, part in enumerate(rechunk(exemplars(), _ROWS_PER_PART)):
-        kept_names.append(part["name"].combine_chunks())
+        # 64-bit offsets: 43 million names of 50 bytes are more than the 2 GiB that an array of ordinary strings may hold.
+        kept_names.append(part["name"].cast(pa.large_string()).combine_chunks())
         commit.write(part_name(number), parquet_bytes([part], DEDUPLICATED_SCHEMA))
     progress(2, 3)
-    exemplar_names = pa.concat_arrays(kept_names) if kept_names else pa.array([], pa.string())
+    exemplar_names = pa.concat_arrays(kept_names) if kept_names else pa.array([], pa.large_string())
 
     def duplicates() -> Iterator[pa.Table]:
         start = 0
@@ -234,7 +235,7 @@ def choose_exemplars(
             yield pa.table(
                 [
                     table["name"].combine_chunks().filter(pa.array(dropped)),
-                    exemplar_names.take(pa.array(places)),
+                    exemplar_names.take(pa.array(places)).cast(pa.string()),
                     pa.array(found.distance[start:stop][dropped]),
                 ],
                 schema=DUPLICATES_SCHEMA,

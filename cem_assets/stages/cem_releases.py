@@ -277,7 +277,8 @@ def _cross_dataset(store: Store, members: list[_Member], progress: Progress) -> 
                 table = table.filter(pc.invert(pc.is_in(table["name"], value_set=left_out)))
             hashes.append(table["dhash"].to_numpy())
             owners.append(np.full(len(table), number))
-            names.append(table["name"].combine_chunks())
+            # 64-bit offsets: 43 million names of 50 bytes are more than the 2 GiB that an array of ordinary strings may hold.
+            names.append(table["name"].cast(pa.large_string()).combine_chunks())
     every, owner = np.concatenate(hashes), np.concatenate(owners)
     name = pa.concat_arrays(names)
     rows: list[dict[str, Any]] = []
