@@ -100,7 +100,7 @@ def measure(is_quick: bool = False) -> list[Measured]:
     ]
     outputs: list[list[np.ndarray]] = [[] for _ in ways]
     calls = [lambda way=way, kept=kept: kept.append(way()) for way, kept in zip(ways, outputs, strict=True)]
-    seconds = best_seconds(*calls, repeats=2 if is_quick else 3)
+    seconds = best_seconds(*calls, repeats=1 if is_quick else 3)
     expected = outputs[0][0]
     rows, where = [], "GPU" if is_gpu else f"CPU, {torch.get_num_threads()} threads"
     for precision, mine, found in zip(Precision, seconds[1:], outputs[1:], strict=True):
