@@ -215,3 +215,20 @@ def threads_or_processes(num_items: int, items_per_worker: int = 4) -> Engine:
     if wanted <= _MOST_THREADS or num_items < items_per_worker * wanted:
         return ThreadEngine(min(wanted, _MOST_THREADS))
     return LocalEngine(wanted)
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Take items from an iterable one ahead, in a thread, while the caller works on the one before.
+
+    Args:
+        items: Such as batches read from a store; taken in order, one at a time, by one thread.
+
+    Yields:
+        The items. What taking one raised is raised in its place.
+    """
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, "ahead") as pool:
+        waiting: Future[object] = pool.submit(next, iterator, end)
+        while (item := waiting.result()) is not end:
+            waiting = pool.submit(next, iterator, end)
+            yield item  # type: ignore[misc]

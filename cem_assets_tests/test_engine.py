@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cem_assets.engine import LocalEngine, ThreadEngine, default_num_workers, local_engine, threads_or_processes
+from cem_assets.engine import LocalEngine, ThreadEngine, ahead, default_num_workers, local_engine, threads_or_processes
 
 
 def square(n: int) -> int:
@@ -139,3 +139,32 @@ def test_threads_are_chosen_for_few_cores_or_small_jobs(monkeypatch: pytest.Monk
     monkeypatch.setenv("CEM_ASSETS_WORKERS", "16")
     assert threads_or_processes(10) == ThreadEngine(8)
     assert threads_or_processes(64) == LocalEngine(16)
+
+
+def test_one_item_is_taken_ahead_in_order_and_errors_come_in_their_place():
+    taken: list[int] = []
+    is_ahead = threading.Event()
+
+    def items() -> Iterator[int]:
+        for number in range(4):
+            taken.append(number)
+            if number == 1:
+                is_ahead.set()
+            yield number
+        raise ValueError("item 4")
+
+    coming = ahead(items())
+    assert next(coming) == 0
+    assert is_ahead.wait(10), "the next one is taken while nobody asks"
+    assert len(taken) == 2
+    assert [next(coming) for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(ValueError, match="item 4"):
+        next(coming)
+    assert list(ahead([])) == [] and list(ahead([None, 1])) == [None, 1]
+
+
+def test_a_caller_that_stops_early_leaves_no_thread_behind():
+    coming = ahead(iter(range(100)))
+    next(coming)
+    coming.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]

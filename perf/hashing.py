@@ -1,4 +1,4 @@
-"""dHash alone, on one core: ours beside imagehash on the same patches."""
+"""dHash alone, on one core: ours beside imagehash, and imagededup where it is installed, on the same patches."""
 
 import imagehash
 import numpy as np
@@ -6,6 +6,7 @@ from PIL import Image
 
 from cem_assets.cem.phantom import em_phantom
 from cem_assets.imaging.dhash import BrickHashes, dhash
+from perf.peers import absence, peer
 from perf.timing import Measured, best_seconds
 
 
@@ -15,6 +16,22 @@ def by_imagehash(patches: np.ndarray) -> list[int]:
         image = Image.fromarray(patch).resize((224, 224), Image.Resampling.BILINEAR)
         out.append(int(str(imagehash.dhash(image, hash_size=8)), 16))
     return out
+
+
+def beside_imagededup(patches: np.ndarray) -> Measured:
+    """Full patches alone: it resizes any size to 9 x 8 at once, so its hashes of border patches are others."""
+    work, goal = "dHash, full patches, equal hashes", 4
+    if not (methods := peer("imagededup.methods")):
+        (ours,) = best_seconds(lambda: dhash(patches))
+        return Measured(work, "patches/s", len(patches) / ours, 0, "imagededup", goal, absence("imagededup"))
+    hasher = methods.DHash(verbose=False)
+
+    def by_imagededup() -> list[int]:
+        return [int(hasher.encode_image(image_array=patch), 16) for patch in patches]
+
+    assert dhash(patches).tolist() == by_imagededup()
+    ours, other = best_seconds(lambda: dhash(patches), by_imagededup)
+    return Measured(work, "patches/s", len(patches) / ours, len(patches) / other, "imagededup", goal)
 
 
 def measure(is_quick: bool = False) -> list[Measured]:
@@ -29,6 +46,8 @@ def measure(is_quick: bool = False) -> list[Measured]:
         assert dhash(chosen).tolist() == by_imagehash(chosen)
         ours, peer = best_seconds(lambda p=chosen: dhash(p), lambda p=chosen: by_imagehash(p))
         rows.append(Measured(name, "patches/s", len(chosen) / ours, len(chosen) / peer, "imagehash", 4))
+
+    rows.append(beside_imagededup(brick[:112]))
 
     def all_planes() -> None:
         hashes = BrickHashes(brick)

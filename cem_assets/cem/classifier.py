@@ -2,25 +2,21 @@
 
 Blank resin, padding, blur and artefacts are uninformative. Scores are kept, so another threshold needs
 no second inference. Parameters are in `cem_assets.cem.filter`, training in
-`cem_assets.cem.classifier_training`.
+`cem_assets.cem.classifier_training`, the forward pass in `cem_assets.cem.scoring_network`.
 """
 
-import copy
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cem_assets.cem.filter import Precision, ScoreParams
+from cem_assets.cem.scoring_network import scoring_forward
 from cem_assets.encoders import build_encoder, pick_device
 
 CLASSIFIER_ARCH = "resnet34"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def build_classifier(state_dict: dict[str, torch.Tensor] | None = None) -> nn.Module:
@@ -56,41 +52,6 @@ def build_classifier(state_dict: dict[str, torch.Tensor] | None = None) -> nn.Mo
     return model
 
 
-def to_network(images: torch.Tensor) -> torch.Tensor:
-    """Turn gray bytes into the network's input: three equal channels, ImageNet mean and deviation.
-
-    Args:
-        images: uint8 (n, 224, 224), on any device.
-
-    Returns:
-        float32 (n, 3, 224, 224), channels_last.
-    """
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
-    scaled = (images.unsqueeze(1).to(torch.float32) / 255.0 - mean) / std
-    return scaled.contiguous(memory_format=torch.channels_last)
-
-
-def folded(model: nn.Module) -> nn.Module:
-    """Fold every batch normalization into the convolution before it, which spares a pass over the activations each.
-
-    Args:
-        model: From `build_classifier`.
-
-    Returns:
-        Another network in evaluation mode; its logits differ by rounding alone, about 1e-6.
-    """
-    lean = copy.deepcopy(model).eval()
-    for holder in lean.modules():
-        children = list(holder.named_children())
-        # In a ResNet a convolution is registered right before its normalization: conv1, bn1; conv2, bn2; downsample 0, 1.
-        for (first, convolution), (second, norm) in pairwise(children):
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(holder, first, fuse_conv_bn_eval(convolution, norm))
-                setattr(holder, second, nn.Identity())
-    return lean
-
-
 def score_batches(model: nn.Module, batches: Iterable[NDArray[np.uint8]], params: ScoreParams) -> Iterator[NDArray[np.float32]]:
     """Score patches.
 
@@ -106,23 +67,23 @@ def score_batches(model: nn.Module, batches: Iterable[NDArray[np.uint8]], params
     border patches, here Pillow's bilinear does, as for the hash.
     """
     device = pick_device(params.device)
-    model = folded(model.eval()).to(device).to(memory_format=torch.channels_last)
+    forward = scoring_forward(model.eval(), device, params.precision)
     for batch in batches:
         outputs = []
         # Entered anew for every batch: held across a yield, the mode would leak into the caller.
         with torch.inference_mode():
             for start in range(0, len(batch), params.batch_size):
                 chunk = torch.from_numpy(batch[start : start + params.batch_size])
-                pinned = chunk.pin_memory() if device.type == "cuda" else chunk
-                inputs = to_network(pinned.to(device, non_blocking=True))
-                with torch.autocast(device.type, torch.bfloat16, enabled=params.precision == Precision.bfloat16):
-                    outputs.append(model(inputs).float().flatten())
+                outputs.append(forward(chunk.pin_memory() if device.type == "cuda" else chunk))
             logits = torch.cat(outputs).cpu().numpy() if outputs else np.empty(0, np.float32)
         yield logits
 
 
 def environment(params: ScoreParams) -> dict[str, str]:
-    """Describe what network outputs depend on beside weights and inputs: device and torch build."""
+    """Describe what network outputs depend on beside weights and inputs: device, torch build, and how bfloat16 is rounded."""
     device = pick_device(params.device)
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return {"torch": torch.__version__, "device": f"{device.type}: {kind}"}
+    found = {"torch": torch.__version__, "device": f"{device.type}: {kind}"}
+    if device.type == "cpu" and params.precision == Precision.bfloat16:
+        found["rounding"] = "once for each convolution"  # tables made by separate kernels, with more roundings, are others
+    return found

@@ -15,8 +15,9 @@ from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 from torch import nn
 from torch.nn import functional
 
-from cem_assets.cem.classifier import score_batches, to_network
+from cem_assets.cem.classifier import score_batches
 from cem_assets.cem.filter import MIN_LABELLED, ClassifierParams, Finetune, Precision, ScoreParams, probability
+from cem_assets.cem.scoring_network import to_network
 from cem_assets.encoders import pick_device
 
 BRIGHTNESS = CONTRAST = 0.2

@@ -39,7 +39,7 @@ class ScoreParams(BaseModel):
         batch_size: Patches in one forward pass.
         device: "auto", "cpu" or a torch device.
         precision: Number type of the forward pass; bfloat16 takes about half the time (on CPUs with instructions for it, and on
-            GPUs) and moves probabilities by up to about 0.02.
+            GPUs) and moves probabilities by up to about 0.02: `docs/patch_scores.md`.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -40,6 +40,13 @@ def _count(values: Any, first: Any, counts: Any) -> None:
 
 
 @kernel
+def _add_colours(red: Any, green: Any, blue: Any, total: Any) -> None:
+    for y in range(total.shape[0]):
+        for x in range(total.shape[1]):
+            total[y, x] = np.uint16(red[y, x]) + np.uint16(green[y, x]) + np.uint16(blue[y, x])
+
+
+@kernel
 def _look_up(values: Any, first: Any, table: Any, out: Any) -> None:
     for i in range(values.size):
         out[i] = table[np.int64(values[i]) - first]
@@ -72,7 +79,11 @@ def histogram(values: NDArray[np.generic]) -> NDArray[np.int64]:
     if not _has_few_values(values.dtype):
         raise ValueError(f"histograms are of 8- and 16-bit integers; found {values.dtype}")
     flat = _flat(values)
-    counts = np.zeros((_LANES, 1 << (8 * flat.dtype.itemsize)), np.uint32)
+    return _counted(flat, 1 << (8 * flat.dtype.itemsize))
+
+
+def _counted(flat: NDArray[Any], num_bins: int) -> NDArray[np.int64]:
+    counts = np.zeros((_LANES, num_bins), np.uint32)
     _count(flat, int(np.iinfo(flat.dtype).min), counts)
     return np.asarray(counts.sum(axis=0, dtype=np.int64))
 
@@ -181,10 +192,9 @@ def gray_of_colour(planes: Sequence[NDArray[np.generic]]) -> NDArray[np.uint8]:
         raise ValueError(f"a colour image has 3 planes (red, green, blue); found {len(planes)}; leave alpha out")
     checked = _same_shape(planes)
     if all(plane.dtype == np.uint8 for plane in checked):
-        total = checked[0].astype(np.uint16)
-        for plane in checked[1:]:
-            np.add(total, plane, out=total)
-        return _gray([_scaling(total, 3.0)], total.shape)
+        total = np.empty(checked[0].shape, np.uint16)
+        _add_colours(*checked, total)
+        return _gray([_scaling(total, 3.0, 3 * 255 + 1)], total.shape)
     with np.errstate(over="ignore", invalid="ignore"):
         mean = np.mean([plane.astype(np.float64) for plane in checked], axis=0)
     return _gray([_scaling(mean)], mean.shape)
@@ -258,11 +268,14 @@ def _gray(scalings: Sequence[_Scaling | None], shape: tuple[int, ...]) -> NDArra
     return out
 
 
-def _scaling(plane: NDArray[np.generic], divisor: float = 1.0) -> _Scaling | None:
-    """Measure a plane, whose values are to be divided first; None where no pixel is finite."""
+def _scaling(plane: NDArray[np.generic], divisor: float = 1.0, num_bins: int | None = None) -> _Scaling | None:
+    """Measure a plane, whose values are to be divided first; None where no pixel is finite.
+
+    `num_bins`: the values are among the first so many of their type; None where nothing is known.
+    """
     values = _flat(plane)
     if _has_few_values(values.dtype):
-        counts = histogram(values)
+        counts = _counted(values, num_bins or 1 << (8 * values.dtype.itemsize))
         smallest = int(np.iinfo(values.dtype).min)
         used = np.flatnonzero(counts)
         start, stop = int(used[0]), int(used[-1]) + 1

@@ -177,8 +177,17 @@ def imagehash_dhash(patch: NDArray[np.uint8]) -> int:
 
 
 def _fast(patches: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    stretched = stretch_to_hash_side(patches)
-    columns = _shrink_last(stretched)  # (n, 9, 224)
+    num, height, width = patches.shape
+    if height == HASH_SIDE_PX and width < HASH_SIDE_PX:
+        # No vertical pass lies between the two horizontal ones, so both can have rows as lanes: neighbours in memory take
+        # the same taps. Along a row every output of the stretch reads other places, and gathering those is slow.
+        wide = np.empty((num, HASH_SIDE_PX, height), np.uint8)
+        columns = np.empty((num, _COLUMNS, height), np.uint8)
+        stretch, shrink = resampling_taps(width, HASH_SIDE_PX, "bilinear"), resampling_taps(HASH_SIDE_PX, _COLUMNS, "lanczos")
+        _shrink_middle(np.ascontiguousarray(patches.transpose(0, 2, 1)), stretch.start, stretch.weight, wide)
+        _shrink_middle(wide, shrink.start, shrink.weight, columns)
+    else:
+        columns = _shrink_last(stretch_to_hash_side(patches))  # (n, 9, 224)
     return _hash_shrunk(np.ascontiguousarray(columns.transpose(2, 1, 0)))
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from cem_assets.cem.filter import FilterParams, ScoreParams, is_informative, probability, to_hash_side, within_limit
 from cem_assets.cem.release import PixelSums
-from cem_assets.engine import Engine, LocalEngine, default_num_workers, local_engine
+from cem_assets.engine import Engine, LocalEngine, ahead, default_num_workers, local_engine
 from cem_assets.stages.cem_classifier import load_classifier
 from cem_assets.stages.cem_scoring import ScoreJob, scoring_environment
 from cem_assets.stages.common import Progress, StageResult, no_progress
@@ -101,7 +101,7 @@ def score_patches(
             job = ScoreJob(store, pixels, f"{classifier.folder}/{WEIGHTS}", params, inputs.pins)
             scored_batches = reading.map(job, batches)
         else:
-            images = (to_hash_side(patches) for patches in reading.map(PixelJob(pixels), batches))
+            images = ahead(to_hash_side(patches) for patches in reading.map(PixelJob(pixels), batches))
             scored_batches = score_batches(model, images, params)
         logits = []
         for values in scored_batches:

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchvision
 
-from cem_assets.cem.classifier import build_classifier, folded, score_batches, to_network
+from cem_assets.cem.classifier import build_classifier, environment, score_batches
 from cem_assets.cem.classifier_training import (
     augment,
     check_labels,
@@ -19,11 +19,13 @@ from cem_assets.cem.filter import (
     ClassifierParams,
     FilterParams,
     Finetune,
+    Precision,
     ScoreParams,
     is_informative,
     probability,
     to_hash_side,
 )
+from cem_assets.cem.scoring_network import to_network
 
 
 def stripes_and_blanks(num: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -58,27 +60,14 @@ def test_logits_equal_a_hand_loaded_torchvision_model():
     assert np.allclose(found, expected, atol=1e-4)
 
 
-def test_folded_normalization_changes_nothing_but_rounding_and_leaves_the_network_alone():
-    torch.manual_seed(0)
-    model = build_classifier()
-    settle_statistics(model, stripes_and_blanks(8)[0], ClassifierParams(batch_size=8, device="cpu"))
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    lean = folded(model)
-    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in lean.modules())
-    inputs = to_network(torch.from_numpy(stripes_and_blanks(4, seed=1)[0]))
-    with torch.no_grad():
-        assert torch.allclose(lean(inputs), model.eval()(inputs), atol=1e-4)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+def test_tables_in_bfloat16_name_their_rounding_and_those_in_float32_keep_their_digests():
+    found = [set(environment(ScoreParams(device="cpu", precision=precision))) for precision in Precision]
+    assert found == [{"torch", "device"}, {"torch", "device", "rounding"}]
 
 
 def test_inference_does_not_leak_its_mode_into_the_caller():
     for _ in score_batches(build_classifier(), [np.zeros((1, 224, 224), np.uint8)], ScoreParams()):
         assert not torch.is_inference_mode_enabled()
-
-
-def test_the_network_sees_three_equal_channels_before_normalising():
-    inputs = to_network(torch.full((1, 224, 224), 255, dtype=torch.uint8))
-    assert torch.allclose(inputs[0, :, 0, 0], torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]))
 
 
 @pytest.mark.parametrize(

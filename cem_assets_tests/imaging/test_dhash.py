@@ -55,6 +55,12 @@ def test_stretching_equals_pillow(height, width, seed):
     assert np.array_equal(stretch_to_hash_side(image[None])[0], expected)
 
 
+def test_patches_of_every_width_and_full_height_hash_as_imagehash_does():
+    for width in range(1, 224):
+        images = np.stack([patch(224, width, 4 * width + kind) for kind in range(2)])
+        assert dhash(images).tolist() == [by_definition(image) for image in images], f"224 x {width}"
+
+
 def test_full_patches_are_not_resized():
     image = patch(224, 224, 0)[None]
     assert stretch_to_hash_side(image) is image

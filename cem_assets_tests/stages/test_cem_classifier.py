@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from cem_assets import readers
-from cem_assets.cem.classifier import build_classifier, to_network
+from cem_assets.cem.classifier import build_classifier
 from cem_assets.cem.filter import ClassifierParams
+from cem_assets.cem.scoring_network import to_network
 from cem_assets.stages.cem_classifier import (
     ClassifierSource,
     Origin,
