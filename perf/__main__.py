@@ -41,6 +41,8 @@ BENCHMARKS = {
     "explorer": "the explorer in a browser, 1.6 million rows",
 }
 """Module of `perf` with `measure(is_quick) -> list[Measured]`, and what it measures; in the order they run."""
+ENVIRONMENT = {"training": {"OMP_WAIT_POLICY": "passive"}}
+"""Variables of some benchmarks' processes: threads that wait actively slow each other down where others use the cores."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -50,7 +52,8 @@ def run_alone(name: str, is_quick: bool) -> tuple[list[dict[str, Any]], float, s
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "perf", "--child", name, str(target), *(["--quick"] if is_quick else [])]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env={**os.environ, "TQDM_DISABLE": "1"})
+        environment = {**ENVIRONMENT.get(name, {}), **os.environ, "TQDM_DISABLE": "1"}
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=environment)
         seconds = time.monotonic() - started
         if done.returncode or not target.is_file():
             return [], seconds, "\n".join(done.stderr.strip().splitlines()[-15:]) or f"exit status {done.returncode}"

@@ -4,9 +4,14 @@ Every reader gives the same images, in shuffled batches of uint8 arrays, with tw
 in a forked process of its own that has all modules loaded. Its first epoch begins with a new reader, empty caches of its
 own and, on the disk, files that the kernel was asked to forget; opening is part of it. What the S3 server holds in
 memory is the same for all. In the second, later epoch each reader has the cache it keeps by default: ours decoded
-pixels, litdata its chunks (of S3), datasets an Arrow table, the others none. The better of two runs counts; readers that
-need more than thrice the best time run once. That a third epoch, not timed, gives exactly the images that were written
-is asserted by hashes of their pixels. The peer of a row is the fastest of the others, whose rates are in its note.
+pixels, litdata its chunks (of S3), datasets an Arrow table, the others none. Ours writes its cache behind the reading, so
+what the first epoch left to write falls into the later one. The best of some runs counts, all readers in turn; those that
+need more than twice the best time run once. That a third epoch, not timed, gives exactly the images that were written is
+asserted by hashes of their pixels.
+
+The peer of a row is the fastest of the others, whose rates are in its note, each with the bytes that it stores for a
+patch: raw pixels need no unpacking and more room. A second row of the first epoch has the fastest of those that store
+compressed images, as ours does.
 
 Further rows have a PIL image at a time in torch's DataLoader beside ours, where that holds the compressed cells in
 memory already, and the decoding of cells alone. Needs neither Dagster nor MLflow.
@@ -32,13 +37,19 @@ from cem_assets.storage.image_cells import decode_cells
 from cem_assets.storage.store import open_store
 from cem_assets.storage.training_reader import BatchStream, TrainingSource
 from perf.peers import absence, peer
-from perf.reading_data import digests, drop_from_memory, phantom_patches, upload, write_forms, write_shards
-from perf.reading_peers import BATCH, NUM_WORKERS, READERS, is_s3
+from perf.reading_data import (
+    digests,
+    drop_from_memory,
+    phantom_patches,
+    stored_bytes,
+    upload,
+    write_forms,
+    write_shards,
+)
+from perf.reading_peers import BATCH, NUM_WORKERS, READERS, UNCOMPRESSED, is_s3
 from perf.s3_server import s3_bucket
 from perf.timing import Measured, best_seconds
 
-NUM_PATCHES = 1024
-"""Of the rows beside PIL."""
 GOAL = 1.2
 
 
@@ -111,20 +122,20 @@ def time_reader(name: str, place: str, expected: list[str]) -> tuple[float, floa
 
 
 def in_turns(names: list[str], place: str, expected: list[str], repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """Time readers one after the other, and again; those that need more than thrice the best time run once only."""
+    """Time readers one after the other, and again; those that need more than twice the best time run once only."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for turn in range(repeats):
         best = [min((t[0][n] for name, t in times.items() if t and name != "ours"), default=0.0) for n in range(2)]
         for name in names:
-            if not turn or name == "ours" or any(times[name][0][n] <= 3 * best[n] for n in range(2)):
+            if not turn or name == "ours" or any(times[name][0][n] <= 2 * best[n] for n in range(2)):
                 times[name].append(in_process(time_reader, name, place, expected))
     return times
 
 
 def beside_others(is_quick: bool) -> list[Measured]:
     """Rows of the first and a later epoch from a disk and from S3."""
-    num_images, repeats = (512, 1) if is_quick else (4096, 2)
-    readers = [name for name, (_, module) in READERS.items() if not module or peer(module) is not None]
+    num_images, repeats = (256, 1) if is_quick else (4096, 3)
+    readers = [name for name, (_, module, _) in READERS.items() if not module or peer(module) is not None]
     import torch.utils.data  # noqa: F401 - before forking, so that no first epoch pays for it
 
     note = absence("webdataset", "datasets", "litdata", "s3fs")
@@ -133,46 +144,51 @@ def beside_others(is_quick: bool) -> list[Measured]:
         expected = sorted(digests(np.stack(images)))
         in_process(write_forms, Path(folder), images)
         in_process(upload, Path(folder), bucket)
+        sizes = {name: stored_bytes(Path(folder)).get(form, 0) // num_images for name, (_, _, form) in READERS.items()}
         rows = []
         for place, where in ((folder, "disk"), (f"s3://{bucket}", "S3")):
             times = in_turns(readers, place, expected, repeats)
             for number, what in enumerate(("first epoch", "later epoch")):
                 rates = {name: num_images / min(turn[number] for turn in turns) for name, turns in times.items()}
-                rows.append(row_of(f"reading from {where}, {what}", rates, note))
+                rows.append(row_of(f"reading from {where}, {what}", rates, sizes, note))
+                if not number:
+                    alike = {name: rate for name, rate in rates.items() if READERS[name][2] not in UNCOMPRESSED}
+                    rows.append(row_of(f"reading from {where}, {what}, compressed forms", alike, sizes, note))
     return rows
 
 
-def row_of(work: str, rates: dict[str, float], note: str) -> Measured:
+def row_of(work: str, rates: dict[str, float], sizes: dict[str, int], note: str) -> Measured:
     """Put our rate beside the best of the others, whose rates are told in the note."""
     others = {name: rate for name, rate in rates.items() if name != "ours"}
     best = max(others, key=others.__getitem__) if others else ""
-    told = "; ".join(f"{name} {rate:,.0f}" for name, rate in others.items() if name != best)
-    text = "; ".join(part for part in (told, f"{NUM_WORKERS} workers each", note) if part)
+    told = "; ".join(f"{name} {rate:,.0f} ({sizes[name]:,} B)" for name, rate in others.items() if name != best)
+    stored = f"stored for a patch: ours {sizes['ours']:,} B" + (f", {best} {sizes[best]:,} B" if best else "")
+    text = "; ".join(part for part in (stored, told, f"{NUM_WORKERS} workers each", note) if part)
     return Measured(work, "images/s", rates["ours"], others.get(best, 0.0), best or "-", GOAL, text)
 
 
 def measure(is_quick: bool = False) -> list[Measured]:
     # The others first: a process that has started threads is better not forked.
-    return beside_others(is_quick) + beside_pil()
+    return beside_others(is_quick) + beside_pil(256 if is_quick else 1024)
 
 
-def beside_pil() -> list[Measured]:
+def beside_pil(num_patches: int) -> list[Measured]:
     num_threads = max(1, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        keys = write_shards(root, phantom_patches(NUM_PATCHES), 2)
+        keys = write_shards(root, phantom_patches(num_patches), 2)
         num_bytes = sum((root / key).stat().st_size for key in keys)
         loader = per_image_loader([root / key for key in keys], num_threads)
 
         def by_loader() -> None:
-            assert sum(len(images) for images, _ in loader) == NUM_PATCHES
+            assert sum(len(images) for images, _ in loader) == num_patches
 
         by_loader()  # starts its processes
         source = TrainingSource.open(open_store(folder), keys, root / "cache")
         batches = share(epoch_order(source.class_sizes(), 0, 0, 0), batch_size=BATCH)
 
         def by_reader() -> None:
-            assert sum(len(b.images) for b in BatchStream(source, batches, num_threads=num_threads)) == NUM_PATCHES
+            assert sum(len(b.images) for b in BatchStream(source, batches, num_threads=num_threads)) == num_patches
 
         started = time.perf_counter()
         by_reader()
@@ -192,16 +208,16 @@ def beside_pil() -> list[Measured]:
         Measured(
             f"reading from disk, cache filled, {num_threads} threads",
             "images/s",
-            NUM_PATCHES / ours,
-            NUM_PATCHES / peer,
+            num_patches / ours,
+            num_patches / peer,
             beside,
             5,
         ),
         Measured(
             f"reading, first epoch of {num_bytes / 1e6:.0f} MB",
             "images/s",
-            NUM_PATCHES / first_epoch,
-            NUM_PATCHES / peer,
+            num_patches / first_epoch,
+            num_patches / peer,
             beside,
             0,
         ),

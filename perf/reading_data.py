@@ -87,6 +87,11 @@ def upload(root: Path, bucket: str) -> None:
             pass
 
 
+def stored_bytes(root: Path) -> dict[str, int]:
+    """Sum the files of each form, as they lie on a disk or in a bucket."""
+    return {form.name: sum(file.stat().st_size for file in form.rglob("*") if file.is_file()) for form in root.iterdir()}
+
+
 def drop_from_memory(root: Path) -> None:
     """Ask the kernel to forget the pages of all files below a folder."""
     for file in root.rglob("*"):

@@ -180,12 +180,14 @@ def open_tiffs(place: str, scratch: Path) -> Epoch:
     return lambda number: as_arrays(loader)
 
 
-READERS: dict[str, tuple[Callable[[str, Path], Epoch], str]] = {
-    "ours": (open_ours, ""),
-    "webdataset, tar of PNG": (open_webdataset, "webdataset"),
-    "datasets, Parquet to its cache": (open_datasets, "datasets"),
-    "litdata, PNG": (open_litdata_png, "litdata"),
-    "litdata, raw pixels": (open_litdata_raw, "litdata"),
-    "a TIFF per patch": (open_tiffs, "s3fs"),
+READERS: dict[str, tuple[Callable[[str, Path], Epoch], str, str]] = {
+    "ours": (open_ours, "", "parquet"),
+    "webdataset, tar of PNG": (open_webdataset, "webdataset", "tar"),
+    "datasets, Parquet to its cache": (open_datasets, "datasets", "parquet"),
+    "litdata, PNG": (open_litdata_png, "litdata", "litdata-png"),
+    "litdata, raw pixels": (open_litdata_raw, "litdata", "litdata-raw"),
+    "a TIFF per patch": (open_tiffs, "s3fs", "tiff"),
 }
-"""How each is opened, and the module it needs."""
+"""How each is opened, the module it needs, and the form that it reads."""
+UNCOMPRESSED = ("litdata-raw", "tiff")
+"""Forms that nothing has to be unpacked of, at half as many bytes again."""

@@ -1,5 +1,6 @@
 """A real S3 server for measurements: Ceph on loopback, as the tests have it, or the one that a variable names."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -37,6 +38,8 @@ def s3_bucket() -> Iterator[str]:
         os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
         bucket = f"cem-perf-{uuid.uuid4().hex[:12]}"
         s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
+        # Where a forked child collects it, the child waits more than a second for an event loop that it has not.
+        gc.collect()
         yield bucket
     finally:
         if server is not None:

@@ -63,10 +63,10 @@ NUM_CLASSES = 894
 
 _WARM_UP_STEPS = 2
 _STEPS_OF_EPOCH = 4096
-_NUM_SAMPLES = {"full": 500_000, "small": 4096, "tiny": 512}
+_NUM_SAMPLES = {"full": 500_000, "small": 4096, "quick": 4096, "tiny": 512}
 """Patches that the method is told of; they decide the length of queues alone."""
-_NUM_PATCHES = {"full": 1024, "small": 256, "tiny": 64}
-_NUM_TURNS = {"full": 3, "small": 5, "tiny": 1}
+_NUM_PATCHES = {"full": 1024, "small": 256, "quick": 64, "tiny": 64}
+_NUM_TURNS = {"full": 3, "small": 5, "quick": 1, "tiny": 1}
 _VIEWS = {
     "small": {"moco": ((2, 64, (0.2, 1.0)),), "swav": ((2, 64, (0.14, 1.0)), (6, 32, (0.05, 0.14))),
               "supervised": ((1, 64, (1.0, 1.0)),)},
@@ -97,7 +97,8 @@ class Case:
 
 
 def case_of(method: str, size: str) -> Case:
-    """`full`: the preset for one large GPU; `small`: 64 px and batches of 32 for a CPU; `tiny`: for a test."""
+    """`full`: the preset for one large GPU; `small`: 64 px and batches of 32 for a CPU; `quick`: batches of 16 of 32 px, to see
+    that it runs; `tiny`: for a test."""
     # As in the long run of an epoch: SwAV's queue is in use and its prototypes move.
     running: dict[str, Any] = {"queue_start_epoch": 0, "freeze_iterations": 0} if method == "swav" else {}
     arch = "resnet18"
@@ -105,8 +106,11 @@ def case_of(method: str, size: str) -> Case:
         params = params_for(method, "single_gpu", **running)
         arch = "efficientnet_b0" if method == "supervised" else "resnet50"
     else:
-        crops = tuple({"num": num, "size_px": side, "scale": scale} for num, side, scale in _VIEWS[size][method])
-        running |= {"crops": crops, "batch_size": 8 if size == "tiny" else 32}
+        crops = tuple(
+            {"num": num, "size_px": side, "scale": scale}
+            for num, side, scale in _VIEWS["small" if size == "small" else "tiny"][method]
+        )
+        running |= {"crops": crops, "batch_size": {"tiny": 8, "quick": 16, "small": 32}[size]}
         params = params_for(method, "smoke", **running)
     return Case(method, size, arch, params, SUPERVISED if method == "supervised" else AugmentationParams())
 
@@ -353,11 +357,14 @@ def _fastest_convolutions(device: torch.device) -> Iterator[None]:
 def measure(is_quick: bool = False) -> list[Measured]:
     """The small cases on the CPU, for the table of all benchmarks."""
     rows = []
+    size, seconds, num_turns = ("quick", 0.2, 1) if is_quick else ("small", 8.0, 2)
     for method in METHODS:
-        found = run_case(case_of(method, "small"), torch.device("cpu"), 2.0, num_turns=1, is_profiled=False)
+        case = case_of(method, size)
+        side = max(spec.size_px for spec in case.params.crops)
+        found = run_case(case, torch.device("cpu"), seconds, num_turns, is_profiled=False)
         speed = found["images_per_second"]
         views, views_per_image = speed["views alone"], speed["views alone, per image"]
-        what, beside = f"training, {method}, 64 px on the CPU", f"PIL + DataLoader, {num_cores()} processes"
+        what, beside = f"training, {method}, {side} px on the CPU", f"PIL + DataLoader, {num_cores()} processes"
         rows += [
             Measured(what, "images/s", speed["whole pipeline"], speed["resident batch"], "the step alone", GOAL_RESIDENT),
             Measured(what, "images/s", speed["whole pipeline"], speed["per image"], beside, 0),

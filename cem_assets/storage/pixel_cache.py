@@ -2,8 +2,11 @@
 
 Training reads patches in random order, again and again; a row group is decoded once, and a patch is then one read of
 50 kB. Files are read at offsets rather than mapped into memory: where a mapped file is cut short, the process dies; here
-the row group is decoded again. Every patch carries a CRC-32, checked whenever it is read. Several processes may share a
-folder. What the groups are is `cem_assets.storage.training_reader`.
+the row group is decoded again. Every patch carries a CRC-32, checked whenever it is read. Files are written behind the
+reader (`cem_assets.storage.write_behind`) under another name, and named last: a process that is killed leaves whole files
+and such that the next one removes. Several processes may share a folder; then each group is written before the next process
+looks for it, so that it is fetched and decoded once among them. What the groups are is
+`cem_assets.storage.training_reader`.
 """
 
 import errno
@@ -14,6 +17,7 @@ import re
 import threading
 import time
 import uuid
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -26,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.storage.image_cells import SIDE_PX
+from cem_assets.storage.write_behind import WriteBehind, gather
 
 PATCH_BYTES = SIDE_PX * SIDE_PX
 HEADER_BYTES = 32
@@ -35,6 +40,10 @@ _MAGIC = b"CEMPIX01"
 _WHOLE, _PART = ".pixels", ".part"
 _OURS = re.compile(r"[0-9a-f]{40}(\.[0-9a-f]{32})?(\.pixels|\.part)")
 _NUM_LOCKS = 64
+_BEHIND_BYTES = 256 << 20
+"""Decoded and not written yet, at most: about 20 row groups, a third of a second of writing."""
+_CELLS_AT_ONCE = 512
+"""Patches given to the kernel in one call; it takes at most 1,024."""
 _TOUCH_SECONDS = 60.0
 _logger = logging.getLogger(__name__)
 
@@ -63,8 +72,15 @@ class PixelCache(Protocol):
 
     max_bytes: int
 
-    def read(self, wanted: Wanted, out: NDArray[np.uint8], build: Build) -> None:
-        """Put patches into `out`, uint8 (n, 224, 224); `build` decodes their group where it is not held."""
+    def read(self, wanted: Wanted, out: NDArray[np.uint8], build: Build, may_wait: bool = True) -> bool:
+        """Put patches into `out`, uint8 (n, 224, 224); `build` decodes their group where it is not held.
+
+        Returns:
+            False, only where the caller may not wait, if another thread or process seems to build the group now.
+        """
+
+    def flush(self) -> None:
+        """Wait until everything that was built is kept."""
 
 
 class MemoryCache:
@@ -77,17 +93,25 @@ class MemoryCache:
         self._lock = threading.Lock()
         self._building: dict[str, threading.Lock] = {}
 
-    def read(self, wanted: Wanted, out: NDArray[np.uint8], build: Build) -> None:
+    def read(self, wanted: Wanted, out: NDArray[np.uint8], build: Build, may_wait: bool = True) -> bool:
         pixels = self._find(wanted.name)
         if pixels is None:
             with self._lock:
                 building = self._building.setdefault(wanted.name, threading.Lock())
-            with building:
+            if not building.acquire(blocking=may_wait):
+                return False
+            try:
                 pixels = self._find(wanted.name)
                 if pixels is None:
                     pixels = build()
                     self._keep(wanted.name, pixels)
-        out[wanted.places] = pixels[wanted.inside]
+            finally:
+                building.release()
+        gather(pixels, wanted.inside, out, wanted.places)
+        return True
+
+    def flush(self) -> None:
+        pass
 
     def _find(self, name: str) -> NDArray[np.uint8] | None:
         with self._lock:
@@ -126,24 +150,71 @@ class DiskCache:
         self._checksums: dict[str, NDArray[np.uint32]] = {}
         self._touched: dict[str, float] = {}
         self._has_warned = False
+        self._behind = WriteBehind(self._write, min(_BEHIND_BYTES, max_bytes))
+        self._process = os.getpid()
+        self._presence = self._announced()
 
-    def read(self, wanted: Wanted, out: NDArray[np.uint8], build: Build) -> None:
-        if self._read_file(wanted, out) is None:
-            return
-        with self._locked(f"{int(wanted.name[:8], 16) % _NUM_LOCKS:02d}"):
+    def read(self, wanted: Wanted, out: NDArray[np.uint8], build: Build, may_wait: bool = True) -> bool:
+        with self._behind.reading():
+            return self._read(wanted, out, build, may_wait)
+
+    def _read(self, wanted: Wanted, out: NDArray[np.uint8], build: Build, may_wait: bool) -> bool:
+        if self._read_behind(wanted, out) or self._read_file(wanted, out) is None:
+            return True
+        with self._locked(f"{int(wanted.name[:8], 16) % _NUM_LOCKS:02d}", may_wait) as has_lock:
+            if not has_lock:
+                return False
+            if self._read_behind(wanted, out):
+                return True
             fault = self._read_file(wanted, out)
             if fault is None:  # another thread or process made it while we waited
-                return
+                return True
             if fault:
                 _logger.warning("%s in the pixel cache %s is damaged: %s. It is made again.", wanted.name, self.folder, fault)
             pixels = build()
-            try:
-                self._write_file(wanted.name, pixels)
-            except OSError as error:
-                self._warn(
-                    f"the pixel cache {self.folder} cannot be written: {error}. Training goes on, reading from the store"
-                )
-        out[wanted.places] = pixels[wanted.inside]
+            # Others would fetch and decode what is not written yet, so they get it before this lock is let go of.
+            if not (self._is_alone() and self._behind.put(wanted.name, pixels)):
+                self._write(wanted.name, pixels)
+        gather(pixels, wanted.inside, out, wanted.places)
+        return True
+
+    def flush(self) -> None:
+        self._behind.flush()
+
+    def _read_behind(self, wanted: Wanted, out: NDArray[np.uint8]) -> bool:
+        """Read patches of a group that is not written yet; False where there is none."""
+        pixels = self._behind.find(wanted.name)
+        if pixels is not None:
+            gather(pixels, wanted.inside, out, wanted.places)
+        return pixels is not None
+
+    def _announced(self) -> int | None:
+        """Tell other processes that this one uses the folder, as long as the cache lives."""
+        try:
+            descriptor = os.open(self.folder / ".lock-users", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError:
+            return None
+        weakref.finalize(self, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return descriptor
+
+    def _is_alone(self) -> bool:
+        """Guess whether nobody else uses the folder; a wrong answer costs work and harms nothing."""
+        if self._presence is None or os.getpid() != self._process:
+            return False
+        try:
+            fcntl.flock(self._presence, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        finally:
+            fcntl.flock(self._presence, fcntl.LOCK_SH)
+        return True
+
+    def _write(self, name: str, pixels: NDArray[np.uint8]) -> None:
+        try:
+            self._write_file(name, pixels)
+        except OSError as error:
+            self._warn(f"the pixel cache {self.folder} cannot be written: {error}. Training goes on, reading from the store")
 
     def _warn(self, text: str) -> None:
         if not self._has_warned:
@@ -207,8 +278,8 @@ class DiskCache:
                     fcntl.flock(handle, fcntl.LOCK_EX)  # says that someone is still writing
                     os.truncate(handle.fileno(), num_bytes)  # counted by the others from now on
                 handle.write(_header(table) + table)
-                handle.write(pixels.data.cast("B"))
                 handle.flush()
+                _write_patches(handle.fileno(), pixels)
                 part.replace(self.folder / f"{name}{_WHOLE}")
             except OSError:
                 part.unlink(missing_ok=True)
@@ -240,18 +311,39 @@ class DiskCache:
         return total <= self.max_bytes
 
     @contextmanager
-    def _locked(self, what: str) -> Iterator[None]:
-        """Hold a lock among all threads and processes that use the folder; a killed process lets go of it."""
+    def _locked(self, what: str, may_wait: bool = True) -> Iterator[bool]:
+        """Hold a lock among all threads and processes that use the folder; a killed process lets go of it.
+
+        Yields:
+            False where another one holds it and the caller may not wait.
+        """
+        has_lock = True
         with ExitStack() as opened:
-            with suppress(OSError):  # a folder that cannot be written needs no lock either
+            try:
                 handle = opened.enter_context(open(self.folder / f".lock-{what}", "ab"))
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+                fcntl.flock(handle, fcntl.LOCK_EX if may_wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                has_lock = False
+            except OSError:  # a folder that cannot be written needs no lock either
+                pass
+            yield has_lock
 
 
 def _header(table: bytes) -> bytes:
     fields = (len(table) // 4).to_bytes(8, "little") + zlib.crc32(table).to_bytes(4, "little")
     return (_MAGIC + fields).ljust(HEADER_BYTES, b"\0")
+
+
+def _write_patches(descriptor: int, pixels: NDArray[np.uint8]) -> None:
+    """Write patches, which need not lie side by side in memory."""
+    for start in range(0, len(pixels), _CELLS_AT_ONCE):
+        left = [patch.data.cast("B") for patch in pixels[start : start + _CELLS_AT_ONCE]]
+        while left:
+            written = os.writev(descriptor, left)
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if written:
+                left[0] = left[0][written:]
 
 
 def _is_abandoned(part: Path) -> bool:

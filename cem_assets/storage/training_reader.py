@@ -173,6 +173,11 @@ class TrainingSource:
                         progress(done, len(futures))
             finally:
                 pool.shutdown(cancel_futures=True)
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait until the cache holds what was decoded so far; reading never needs it, and a process that ends does it too."""
+        self._cache.flush()
 
     def _fill(self, rows: NDArray[np.int64], out: NDArray[np.uint8], is_cancelled: Callable[[], bool]) -> None:
         if len(rows) and not 0 <= rows.min() <= rows.max() < self.num_rows:
@@ -181,19 +186,30 @@ class TrainingSource:
         by_group = np.argsort(group_of, kind="stable")
         groups, firsts = np.unique(group_of[by_group], return_index=True)
         parts = list(zip(groups.tolist(), np.split(by_group, firsts[1:]), strict=True)) if len(rows) else []
-        # Threads that all began with the first group would decode one after the other.
+        # Threads that began with the same group, or waited for each other's, would decode one after the other.
         turn = int(rows[0]) % len(parts) if parts else 0
-        for group, places in parts[turn:] + parts[:turn]:
-            if is_cancelled():
-                return
-            self._read_group(group, rows[places] - self.group_starts[group], places, out)
+        todo, may_wait = parts[turn:] + parts[:turn], False
+        while todo:
+            left = []
+            for group, places in todo:
+                if is_cancelled():
+                    return
+                if self._read_group(group, rows[places] - self.group_starts[group], places, out, may_wait):
+                    may_wait = False
+                else:
+                    left.append((group, places))
+            may_wait = len(left) == len(todo)  # others are at all of them
+            todo = left
 
-    def _read_group(self, group: int, inside: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    def _read_group(
+        self, group: int, inside: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.uint8], may_wait: bool = True
+    ) -> bool:
         number, row_group = self._groups[group]
         text = f"{self._shards[number].identity} {row_group} {self._fit} {SIDE_PX}"
         name = hashlib.sha256(text.encode()).hexdigest()[:40]
         num_patches = int(self.group_starts[group + 1] - self.group_starts[group])
-        self._cache.read(Wanted(name, num_patches, inside, places), out, partial(self._decode, number, row_group, num_patches))
+        build = partial(self._decode, number, row_group, num_patches)
+        return self._cache.read(Wanted(name, num_patches, inside, places), out, build, may_wait)
 
     def _decode(self, number: int, row_group: int, num_patches: int) -> NDArray[np.uint8]:
         shard = self._shards[number]

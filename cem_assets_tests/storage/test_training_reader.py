@@ -168,6 +168,12 @@ def test_cells_of_other_writers_are_read_too(binary):
              image_column(["x"], [images[5]])[0]["bytes"].as_py()]  # fmt: skip
     column = pa.chunked_array([pa.array([b"not read", *cells[:3]], binary).slice(1), pa.array(cells[3:], binary)])
     assert np.array_equal(decode_cells(column, "mirror"), np.stack(images))
+    whole = image_column([str(n) for n in range(6)], images)
+    assert np.shares_memory(decode_cells(whole, "mirror"), np.frombuffer(whole.field("bytes").buffers()[2], np.uint8))
+    forged = bytearray(cells[3])
+    forged[20] ^= 255  # as long as a whole patch, and none
+    with pytest.raises(ValueError, match="row 1"):
+        decode_cells(pa.array([cells[5], bytes(forged)], binary), "mirror")
     structs = image_column([str(n) for n in range(6)], images)
     for sliced in (pa.array(cells, binary).slice(2, 3), structs.slice(2, 3)):
         assert np.array_equal(decode_cells(sliced, "mirror"), np.stack(images[2:5]))
@@ -387,6 +393,7 @@ def test_what_was_used_last_stays_in_the_cache(local_store, keys, tmp_path, monk
     source = TrainingSource.open(local_store, keys, tmp_path / "cache", 3 * GROUP_BYTES)
     for row in (0, 16, 0, 47, 0, 67, 0, 83, 0):  # the first group again and again, four others once
         source.read_rows(np.array([row]))
+        source.flush()
         time.sleep(0.02)  # file times have ticks
     decoded: list[int] = []
     monkeypatch.setattr(
@@ -435,6 +442,7 @@ def test_damaged_files_are_made_again(local_store, keys, made, tmp_path, caplog,
     source = TrainingSource.open(local_store, keys, tmp_path / "cache")
     for _ in range(2):
         source.read_rows(np.arange(100))
+        source.flush()
     whole = [path.read_bytes() for path in cached_files(tmp_path / "cache")]
     damage(next(path for path in cached_files(tmp_path / "cache") if path.stat().st_size == GROUP_BYTES), kind)
     if not is_open:
@@ -442,6 +450,7 @@ def test_damaged_files_are_made_again(local_store, keys, made, tmp_path, caplog,
     caplog.set_level(logging.WARNING)
     for _ in range(2):
         assert np.array_equal(source.read_rows(np.arange(100))[0], made[1])
+        source.flush()
     is_noticed = not (is_open and kind in ("header", "table"))  # what it says was read before
     assert caplog.text.count("is damaged") == is_noticed
     if is_noticed:
@@ -463,7 +472,9 @@ def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(local_st
     dead.write_bytes(bytes(10))
     with open(alive, "wb") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        TrainingSource.open(local_store, keys, folder).read_rows(np.array([0]))
+        source = TrainingSource.open(local_store, keys, folder)
+        source.read_rows(np.array([0]))
+        source.flush()
         assert alive.exists() and not dead.exists() and len(cached_files(folder)) == 1
 
 
@@ -473,7 +484,9 @@ def test_a_full_disk_stops_the_cache_but_not_the_reading(local_store, keys, made
 
     monkeypatch.setattr(os, "truncate", full)
     source = TrainingSource.open(local_store, keys, tmp_path / "cache")
-    assert np.array_equal(source.read_rows(np.arange(100))[0], made[1])
+    for _ in range(2):
+        assert np.array_equal(source.read_rows(np.arange(100))[0], made[1])
+        source.flush()
     assert caplog.text.count("cannot be written") == 1
     assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix in (".pixels", ".part")]
 
@@ -503,6 +516,82 @@ def test_a_group_is_built_once_however_many_ask(tmp_path, kind):
     for thread in threads:
         thread.join()
     assert len(built) == 1 and len(good) == 8
+
+
+KILLED = """
+import os, sys
+import numpy as np
+from pathlib import Path
+from cem_assets.storage import pixel_cache
+from cem_assets.storage.store import open_store
+from cem_assets.storage.training_reader import TrainingSource
+url, folder, keys = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+written, write = [], pixel_cache._write_patches
+def killed(descriptor, pixels):
+    if len(written) == 3:
+        os.write(descriptor, pixels[0].data)
+        os.kill(os.getpid(), 9)
+    written.append(write(descriptor, pixels))
+pixel_cache._write_patches = killed
+source = TrainingSource.open(open_store(url), keys, folder)
+source.read_rows(np.arange(100))
+source.flush()
+"""
+
+
+def test_a_process_killed_while_its_cache_is_written_behind_it_leaves_whole_files(local_store, keys, made, tmp_path):
+    folder = tmp_path / "cache"
+    command = [sys.executable, "-c", KILLED, local_store.url, str(folder), *keys]
+    assert subprocess.run(command, check=False, cwd=Path(__file__).parents[2]).returncode == -9
+    assert len(cached_files(folder)) == 3 and len(list(folder.glob("*.part"))) == 1
+    source = TrainingSource.open(local_store, keys, folder)
+    assert np.array_equal(source.read_rows(np.arange(100))[0], made[1])
+    source.flush()
+    assert len(cached_files(folder)) == 9 and not list(folder.glob("*.part"))
+
+
+def test_what_waits_to_be_written_is_read_from_memory_and_decoded_once(local_store, keys, made, tmp_path, monkeypatch):
+    may_write, decode, decoded = threading.Event(), TrainingSource._decode, []
+    write = pixel_cache._write_patches
+
+    def waits(descriptor, pixels) -> None:
+        may_write.wait(60)
+        write(descriptor, pixels)
+
+    monkeypatch.setattr(pixel_cache, "_write_patches", waits)
+    monkeypatch.setattr(TrainingSource, "_decode", lambda *a: decoded.append(a[1:3]) or decode(*a))
+    source = TrainingSource.open(local_store, keys, tmp_path / "cache")
+    for _ in range(3):
+        assert np.array_equal(source.read_rows(np.arange(100))[0], made[1])
+    assert not cached_files(tmp_path / "cache") and len(decoded) == len(set(decoded)) == 9
+    may_write.set()
+    source.flush()
+    assert len(cached_files(tmp_path / "cache")) == 9
+
+
+def test_a_second_user_of_the_folder_finds_what_the_first_has_decoded(local_store, keys, made, tmp_path, monkeypatch):
+    first, second = (TrainingSource.open(local_store, keys, tmp_path / "cache") for _ in range(2))
+    first.read_rows(np.arange(100))  # and no waiting for it to be written
+    monkeypatch.setattr(TrainingSource, "_decode", lambda *_: pytest.fail("decoded again"))
+    assert np.array_equal(second.read_rows(np.arange(100))[0], made[1])
+
+
+def test_a_batch_takes_other_groups_while_one_is_being_decoded(local_store, keys, made, cache, monkeypatch):
+    """Two batches want the same groups in the same order: with threads that waited, one would decode everything."""
+    source = TrainingSource.open(local_store, keys, cache)
+    decode, by_thread, together = TrainingSource._decode, {}, threading.Barrier(2)
+
+    def watched(*args) -> np.ndarray:
+        by_thread.setdefault(threading.get_ident(), []).append(args[1:3])
+        if len(by_thread[threading.get_ident()]) <= 3:
+            together.wait(60)  # passed only where both decode, each another group
+        return decode(*args)
+
+    monkeypatch.setattr(TrainingSource, "_decode", watched)
+    for batch in BatchStream(source, [np.arange(100), np.arange(100)], num_threads=2):
+        assert np.array_equal(batch.images, made[1])
+    done = [group for groups in by_thread.values() for group in groups]
+    assert len(by_thread) == 2 and len(done) == len(set(done)) == 9
 
 
 def test_processes_share_a_folder(local_store, keys, tmp_path):
