@@ -14,8 +14,11 @@ from cem_assets_tests.services import ceph
 
 
 @contextmanager
-def s3_bucket() -> Iterator[str]:
+def s3_bucket(object_store: str = "bluestore") -> Iterator[str]:
     """Make a bucket; the AWS_* variables of this process and its children point to its server meanwhile and after.
+
+    Args:
+        object_store: "memstore" for a server that keeps objects in memory, where filling it would take most of the time.
 
     Yields:
         The bucket's name.
@@ -31,7 +34,7 @@ def s3_bucket() -> Iterator[str]:
         if not endpoint:
             if reason := ceph.install():
                 raise RuntimeError(f"no S3 server: {reason}; or set {ENDPOINT_VARIABLE} and the AWS_* keys")
-            server = ceph.start_server(folder / "server")
+            server = ceph.start_server(folder / "server", object_store)
             endpoint = server.endpoint
             os.environ |= {"AWS_ACCESS_KEY_ID": ceph.ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": ceph.SECRET_KEY}
         os.environ |= {"AWS_ENDPOINT_URL": endpoint, "AWS_EC2_METADATA_DISABLED": "true"}

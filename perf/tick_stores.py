@@ -167,5 +167,5 @@ def _commit(
 def _in_parallel(store: Store, function, items):  # type: ignore[no-untyped-def]
     if store.is_local:
         return [function(item) for item in items]
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(8) as pool:
         return list(pool.map(function, items))

@@ -7,6 +7,8 @@ tell only what is already being done about it. Every tick is bounded in time, an
 import json
 import os
 import time
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import dagster as dg
@@ -16,7 +18,15 @@ from cem_assets.defs.jobs import UNFINISHED, catalogue_intake, cem_chain, cem_re
 from cem_assets.defs.partitions import em_datasets
 from cem_assets.defs.resources import StoreResource
 from cem_assets.stages.catalogue import missing_rows
-from cem_assets.stages.reconciliation import Work, classifier_digest, is_release_due, look_at, look_at_all, needed_work
+from cem_assets.stages.reconciliation import (
+    DatasetState,
+    Work,
+    classifier_digest,
+    is_release_due,
+    look_at_all,
+    look_at_these,
+    needed_work,
+)
 from cem_assets.stages.settings import Settings, read_settings
 from cem_assets.storage.inbox import Arrival, Rejection, arrivals, read_description
 from cem_assets.storage.layout import RELEASES, VOLUMES
@@ -28,6 +38,8 @@ TICK_SECONDS = 5.0
 """A tick stops looking after this long; what it asks for is launched after that."""
 MAX_REQUESTS = 25
 """Runs a tick asks for at most; creating one costs Dagster up to a tenth of a second."""
+_STEP = 128
+"""Datasets of the inbox that are looked at together: on a slow store a step must fit beside TICK_SECONDS."""
 GRACE_SECONDS = 120.0
 """So long after it arrived, a dataset without any run is left to the inbox sensor."""
 
@@ -71,16 +83,19 @@ def inbox_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> d
     partitions: list[str] = []
     observations: list[dg.AssetObservation] = []
     started, after = time.monotonic(), str(cursor.get("after", ""))
-    for arrival in arrivals(opened, after):
+    for arrival, state in _looked_at(opened, seen, after):
+        # A step of the look: what was there before it is behind the cursor, whether new or not.
         after = arrival.dataset
-        if seen.get(arrival.dataset) != arrival.fingerprint[:8]:
-            problem = _problem(opened, arrival)
+        if state is not None:
+            works = needed_work([state], classifier, settings)
+            # What is committed and current was described once, unless it was uploaded again.
+            is_settled = VOLUMES in state.committed and not works and arrival.dataset not in seen
+            problem = None if is_settled else _problem(opened, arrival)
             if problem is not None:
                 observations.append(_refused(opened, arrival.dataset, problem))
             else:
                 partitions.append(arrival.dataset)
-                state = look_at(opened, arrival.dataset, arrival)
-                requests += [run_request(work, settings) for work in needed_work([state], classifier, settings)]
+                requests += [run_request(work, settings) for work in works]
             seen[arrival.dataset] = arrival.fingerprint[:8]
         if len(requests) >= MAX_REQUESTS or time.monotonic() - started > TICK_SECONDS:
             break
@@ -93,6 +108,16 @@ def inbox_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> d
         dynamic_partitions_requests=_additions(context.instance, partitions),
         asset_events=observations,
     )
+
+
+def _looked_at(store: Store, seen: Mapping[str, str], after: str) -> Iterator[tuple[Arrival, DatasetState | None]]:
+    """Go through the inbox behind a name; look at what is new or was uploaded again, many at a time."""
+    found = arrivals(store, after)
+    while step := list(islice(found, _STEP)):
+        news = [arrival for arrival in step if seen.get(arrival.dataset) != arrival.fingerprint[:8]]
+        states = {state.dataset: state for state in look_at_these(store, news, after, len(step))}
+        after = step[-1].dataset
+        yield from ((arrival, states.get(arrival.dataset)) for arrival in step)
 
 
 def _additions(instance: dg.DagsterInstance, names: list[str]) -> list[dg.AddDynamicPartitionsRequest]:

@@ -187,7 +187,7 @@ def _reason(
 ) -> str:
     listing, manifest = committed
     if manifest is None:
-        return "nothing is committed"
+        return "nothing is committed" if listing.newest is None else "its manifest is damaged"
     if not is_whole(store, listing, manifest):
         return "objects are gone or changed"
     if upstream is not None and dict(manifest.inputs.upstream) != upstream:

@@ -7,11 +7,12 @@ the store is `look_at`; asking for runs is `cem_assets.defs.automation`.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from heapq import merge
-from itertools import groupby, islice
+from itertools import groupby, islice, takewhile
 from typing import Any
 
 from cem_assets.stages.settings import Settings
@@ -19,7 +20,7 @@ from cem_assets.storage.inbox import INBOX, Arrival, arrivals
 from cem_assets.storage.layout import CLASSIFIER, CODE_VERSIONS, FILTERED, RELEASES, SCORES, STAGES, VOLUMES
 from cem_assets.storage.manifest_facts import ManifestFacts, current_facts, facts_of_all, is_whole
 from cem_assets.storage.manifests import canonical_json
-from cem_assets.storage.partition_listing import PartitionListing, list_partition, list_partitions, place
+from cem_assets.storage.partition_listing import NUM_THREADS, PartitionListing, list_partition, list_partitions, place
 from cem_assets.storage.patch_classifiers import classifier_in_use
 from cem_assets.storage.store import Store
 
@@ -27,6 +28,8 @@ CHAIN = tuple(STAGES.values())
 """The partitioned assets, each made from the one before it."""
 _BATCH = 64
 """Datasets whose manifests are read at the same time."""
+_CLOSE = 8
+"""Where at least one dataset of so many is wanted, listing all of them takes less time than listing each wanted one."""
 
 _Seen = tuple[str, str, Arrival | PartitionListing]
 _Looked = tuple[str, Arrival | None, Mapping[str, PartitionListing]]
@@ -36,6 +39,7 @@ class Reason(StrEnum):
     """Why a partition has to be computed."""
 
     missing = "nothing is committed"
+    unreadable = "its manifest is damaged"
     damaged = "objects are gone from the store"
     inbox = "the inbox changed"
     upstream = "made from older data"
@@ -73,11 +77,13 @@ class DatasetState:
         dataset: Its name.
         arrival: Its place in the inbox, or None where its files were taken away.
         committed: Current manifests by asset.
+        unreadable: Assets whose current manifest is damaged.
     """
 
     dataset: str
     arrival: Arrival | None
     committed: Mapping[str, Committed] = field(default_factory=dict)
+    unreadable: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ def _reason(
 ) -> Reason | None:
     item = state.committed.get(asset)
     if item is None:
-        return Reason.missing
+        return Reason.unreadable if asset in state.unreadable else Reason.missing
     if not item.is_whole:
         return Reason.damaged
     if asset == VOLUMES and state.arrival is not None and state.arrival.modified > item.started:
@@ -198,10 +204,43 @@ def look_at(store: Store, dataset: str, arrival: Arrival | None) -> DatasetState
         arrival: Its place in the inbox, or None.
 
     Returns:
-        Its state; a manifest that was tampered with counts as missing.
+        Its state; a manifest that is damaged counts as missing.
     """
     listings = {asset: list_partition(store, asset, dataset) for asset in CHAIN}
     return _states(store, [(dataset, arrival, listings)])[0]
+
+
+def look_at_these(store: Store, arrived: Sequence[Arrival], after: str, num_passed: int) -> list[DatasetState]:
+    """Look at some datasets of the inbox: by listings of many where they lie close together, else each by itself.
+
+    Args:
+        store: Where.
+        arrived: The datasets, in order of `place`.
+        after: A name before the first of them, such as where a look at the inbox began; empty for its beginning.
+        num_passed: Datasets from there to the last of them, these included.
+
+    Returns:
+        Their states, in the same order.
+    """
+    if store.is_local or len(arrived) < 2:
+        return [look_at(store, found.dataset, found) for found in arrived]
+    listings: dict[str, dict[str, PartitionListing]] = {found.dataset: {} for found in arrived}
+    last = place(arrived[-1].dataset)
+
+    def list_many(asset: str) -> None:
+        for listing in takewhile(lambda listing: place(listing.name) <= last, list_partitions(store, asset, after)):
+            if listing.name in listings:
+                listings[listing.name][asset] = listing
+
+    def list_one(wanted: tuple[str, str]) -> None:
+        listings[wanted[0]][wanted[1]] = list_partition(store, wanted[1], wanted[0])
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        if len(arrived) * _CLOSE >= num_passed:
+            list(pool.map(list_many, CHAIN))
+        else:
+            list(pool.map(list_one, [(name, asset) for name in listings for asset in CHAIN]))
+    return _states(store, [(found.dataset, found, listings[found.dataset]) for found in arrived])
 
 
 def look_at_all(store: Store, after: str = "") -> Iterator[DatasetState]:
@@ -240,8 +279,13 @@ def _states(store: Store, looked: Sequence[_Looked]) -> list[DatasetState]:
         if found is not None
     }
     return [
-        DatasetState(name, arrival, {asset: committed[name, asset] for asset in CHAIN if (name, asset) in committed})
-        for name, arrival, _ in looked
+        DatasetState(
+            name,
+            arrival,
+            {asset: committed[name, asset] for asset in CHAIN if (name, asset) in committed},
+            frozenset(a for a, listing in listings.items() if listing.newest is not None and (name, a) not in committed),
+        )
+        for name, arrival, listings in looked
     ]
 
 

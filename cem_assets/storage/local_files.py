@@ -88,6 +88,50 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def list_files(folder: str) -> list[tuple[str, int, float]]:
+    """List all files under a folder, in order of path; links are not followed, but have the size of what they lead to.
+
+    Args:
+        folder: Absolute path; of a file, the file itself is listed.
+
+    Returns:
+        Absolute path, bytes and time of writing (seconds since 1970); nothing for what is not there or cannot be read.
+    """
+    found: list[tuple[str, int, float]] = []
+    waiting = [folder]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                    continue
+                with suppress(FileNotFoundError):  # somebody has just removed it
+                    found.append((entry.path, *_size_and_time(entry)))
+    if not found and Path(folder).is_file():
+        about = Path(folder).stat()
+        return [(folder, about.st_size, about.st_mtime)]
+    return sorted(found)
+
+
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, float]:
+    about = entry.stat(follow_symlinks=False)
+    if not entry.is_symlink():
+        return about.st_size, about.st_mtime
+    try:
+        return entry.stat().st_size, about.st_mtime
+    except OSError:
+        return 0, about.st_mtime
+
+
+def list_folders(folder: str) -> list[str]:
+    """List the names of the folders directly in a folder, in order; links are none."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def delete_files(root: Path, keys: Iterator[str]) -> None:
     """Delete files, and the folders that are empty then, as folders without objects do not exist in S3."""
     for key in keys:

@@ -5,11 +5,12 @@ tampered with is another file. The memory is one of the process, and bounded.
 """
 
 import json
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -21,6 +22,7 @@ MAX_BYTES = 64 << 20
 """Of all that is remembered, as JSON: about 60,000 manifests."""
 _MAX_DETAIL_BYTES = 4 << 10
 _BATCH = 256
+logger = logging.getLogger(__name__)
 
 _Key = tuple[str, str, int, str, float]
 
@@ -87,7 +89,7 @@ def facts_of(store: Store, newest: StoredObject) -> ManifestFacts:
         newest: The manifest's file.
 
     Raises:
-        ValueError: The file was changed after it was written, or is of a later format.
+        ValueError: The file was damaged or changed after it was written, or is of a later format.
         FileNotFoundError: It is gone.
     """
     key = (store.url, newest.key, newest.num_bytes, newest.tag, newest.modified)
@@ -106,7 +108,7 @@ def _body(manifest: Manifest) -> dict[str, Any]:
         if len(canonical_json(value)) > _MAX_DETAIL_BYTES:
             details[name] = dict.fromkeys(value) if isinstance(value, Mapping) else None
     return {
-        "inputs": asdict(manifest.inputs),
+        "inputs": vars(manifest.inputs),
         "digest": manifest.digest,
         "counts": dict(manifest.counts),
         "details": details,
@@ -119,13 +121,15 @@ def facts_of_all(store: Store, listings: Sequence[PartitionListing]) -> list[Man
     """Read the newest manifests of several partitions, at the same time where the store is far.
 
     Returns:
-        In the order of the listings; None where nothing is committed, and for a manifest that was tampered with.
+        In the order of the listings; None where nothing is committed, and for a manifest that is damaged or was tampered
+        with, which is told in the log: the others do not suffer from it.
     """
 
     def read(listing: PartitionListing) -> ManifestFacts | None:
         try:
             return None if listing.newest is None else facts_of(store, listing.newest)
-        except (ValueError, FileNotFoundError):
+        except (ValueError, FileNotFoundError) as error:
+            logger.warning("%s", error)
             return None
 
     if store.is_local or len(listings) < 2:

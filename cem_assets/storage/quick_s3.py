@@ -1,4 +1,4 @@
-"""Whole objects and ranges to and from S3 through obstore, at a fraction of s3fs's processor time and without the GIL.
+"""Objects, ranges and listings of S3 through obstore, at a fraction of s3fs's processor time and without the GIL.
 
 Only what is asked for often goes this way. Whatever does not succeed here at once is asked again through s3fs by
 `cem_assets.storage.store`: s3fs has the patience, and its errors are those the platform knows. So nothing here raises;
@@ -9,7 +9,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -19,11 +20,13 @@ from typing import Any, TypeVar
 import obstore
 from botocore.exceptions import BotoCoreError
 from botocore.session import Session
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, InvalidPathError, PreconditionError
 from obstore.store import S3Store
 
 PART_BYTES = 16 << 20
-"""Objects larger than a single request takes go up in parts of this size, some of them at the same time."""
+"""Large objects go up, and come down, in parts of this size, some of them at the same time."""
+PAGE_KEYS = 1000
+"""Keys of a page of a listing, which is what servers answer at once."""
 
 _NUM_PARTS_AT_ONCE = 4
 _MAX_FAILURES = 8
@@ -48,8 +51,29 @@ class QuickBucket:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def read(self, key: str) -> bytes | None:
-        """Read an object."""
-        return self._attempt(lambda: obstore.get(self._client, key).bytes().to_bytes())
+        """Read an object; a large one in parts, all of them of the same version of it."""
+        return self._attempt(lambda: self._read(key))
+
+    def _read(self, key: str) -> bytes:
+        try:
+            first = obstore.get(self._client, key, options={"range": (0, PART_BYTES)})
+        except GenericError as error:
+            if "416" not in str(error):
+                raise
+            return obstore.get(self._client, key).bytes().to_bytes()  # an empty object has no range
+        num_bytes, tag = int(first.meta["size"]), first.meta["e_tag"]
+        if num_bytes <= PART_BYTES:
+            return first.bytes().to_bytes()
+        if not tag:
+            return obstore.get(self._client, key).bytes().to_bytes()
+
+        def part(start: int) -> Any:
+            wanted: Any = {"range": (start, min(start + PART_BYTES, num_bytes)), "if_match": tag}
+            return obstore.get(self._client, key, options=wanted).bytes()
+
+        with ThreadPoolExecutor(_NUM_PARTS_AT_ONCE) as pool:
+            others = pool.map(part, range(PART_BYTES, num_bytes, PART_BYTES))
+            return b"".join([first.bytes(), *others])
 
     def read_range(self, key: str, start: int, num_bytes: int) -> tuple[Any, int] | None:
         """Read a range without copying it: (a buffer, bytes of the whole object)."""
@@ -59,6 +83,32 @@ class QuickBucket:
             return found.bytes(), int(found.meta["size"])
 
         return self._attempt(read)
+
+    def pages(self, folder: str, behind: str) -> Iterator[Sequence[Any] | None]:
+        """List all that lies under a folder, page by page, in order of key.
+
+        obstore tells keys as paths: it cannot tell "a/" (a folder's marker) from "a", and fails on parts that are empty or
+        dots. Such a page is left to s3fs.
+
+        Args:
+            folder: Without a slash at its end.
+            behind: Begin behind this key, or empty.
+
+        Yields:
+            Of each page what obstore knows of its objects (`path`, `size`, `e_tag`, `last_modified`); None, as the last,
+            where s3fs is to be asked for what comes next.
+        """
+        # A marker's slash would be lost, and the marker be listed again.
+        if folder and not behind.endswith("/"):
+            stream = self._attempt(lambda: obstore.list(self._client, folder, offset=behind or None, chunk_size=PAGE_KEYS))
+            while stream is not None:
+                page: Sequence[Any] | None = self._attempt(lambda: next(stream, ()))
+                if page is None or not all(item["size"] for item in page):  # markers are empty
+                    break
+                if not page:
+                    return
+                yield page
+        yield None
 
     def write(self, key: str, data: bytes | Path, is_multipart: bool) -> bool | None:
         """Write an object, whole at the end."""
@@ -88,9 +138,11 @@ class QuickBucket:
             return None
         try:
             found = call()
-        except FileNotFoundError:  # the server answered: what it means is for s3fs to say
+        except (FileNotFoundError, PreconditionError):  # the server answered: what it means is for s3fs to say
             return None
-        except (BaseError, OSError, ValueError) as error:
+        except (InvalidPathError, ValueError):  # a key that obstore does not take, whatever the server does
+            return None
+        except (BaseError, OSError) as error:
             with self._lock:
                 self._num_failures += 1
                 if self._num_failures == _MAX_FAILURES:

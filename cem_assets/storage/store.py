@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.utils import get_protocol
 
+from cem_assets.storage.bucket_listing import behind_folder, described, objects, pages
 from cem_assets.storage.faults import was_refused
-from cem_assets.storage.local_files import STAGING, delete_files, move_into_place, staged
+from cem_assets.storage.local_files import STAGING, delete_files, list_files, list_folders, move_into_place, staged
 from cem_assets.storage.quick_s3 import QuickBucket, quick_bucket
 
 ROOT_VARIABLE = "CEM_ASSETS_ROOT"
@@ -117,8 +118,11 @@ class Store:
         if not self.is_s3:
             return None, ""
         bucket, name = self._path(key).split("/", 1)
+        return self._quick_bucket(bucket), name
+
+    def _quick_bucket(self, bucket: str) -> QuickBucket | None:
         about = self.fs.s3.meta
-        return quick_bucket(bucket, str(about.endpoint_url), str(about.region_name or ""), os.getpid()), name
+        return quick_bucket(bucket, str(about.endpoint_url), str(about.region_name or ""), os.getpid())
 
     def _path(self, key: str) -> str:
         return self.url_of(key) if self.is_local else self.url_of(key).split("://", 1)[1]
@@ -180,7 +184,7 @@ class Store:
             bucket, name = self._path(key).split("/", 1)
             page = self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=name, MaxKeys=1)
             found = [item for item in page.get("Contents", []) if item["Key"] == name]
-            return _described(key, {**found[0], "size": found[0]["Size"]}) if found else None
+            return StoredObject(key, *described(found[0])) if found else None
         try:
             info = self.fs.info(self._path(key))
         except (FileNotFoundError, NotADirectoryError):
@@ -203,12 +207,16 @@ class Store:
     def walk(self, folder: str, after: str = "") -> Iterator[StoredObject]:
         """List every object under a folder, keys relative to the root, in order of key; S3 can begin behind a folder of it."""
         if self.is_s3:
-            base = self._folder_path(folder).split("/", 1)[1]
-            for page in self._pages(folder, "", after):
-                for item in page.get("Contents", []):
-                    yield _described(f"{folder}{item['Key'][len(base) :]}", {**item, "size": item["Size"]})
+            bucket, base = self._place(folder)
+            found_all = objects(self.fs, self._quick_bucket(bucket), bucket, base, behind_folder(base, after))
+            for key, num_bytes, modified, tag in found_all:
+                yield StoredObject(f"{folder}{key[len(base) :]}", num_bytes, modified, tag)
             return
         base = self._folder_path(folder)
+        if self.is_local:
+            for path, num_bytes, modified in list_files(base):
+                yield StoredObject(f"{folder}{path[len(base) :]}", num_bytes, modified)
+            return
         found = self.fs.find(base, detail=True)
         for path in sorted(found):
             yield _described(f"{folder}{str(path)[len(base) :]}", found[path])
@@ -217,7 +225,7 @@ class Store:
         """List the names directly in a folder, files and folders alike, in order; empty where there is none."""
         if self.is_s3:
             names = set()
-            for page in self._pages(folder, "/", ""):
+            for page in pages(self.fs, *self._place(folder), "/", ""):
                 names |= {str(item["Prefix"]).rstrip("/").rsplit("/", 1)[-1] for item in page.get("CommonPrefixes", [])}
                 names |= {str(item["Key"]).rsplit("/", 1)[-1] for item in page.get("Contents", [])}
             return sorted(names - {""})
@@ -239,29 +247,25 @@ class Store:
             Names; pages of 1,000 are fetched as they are wanted.
         """
         if self.is_s3:
-            for page in self._pages(folder, "/", after):
+            bucket, base = self._place(folder)
+            for page in pages(self.fs, bucket, base, "/", behind_folder(base, after)):
                 yield from (str(item["Prefix"]).rstrip("/").rsplit("/", 1)[-1] for item in page.get("CommonPrefixes", []))
             return
         path = self._folder_path(folder)
-        entries = self.fs.ls(path, detail=True) if self.fs.isdir(path) else []
-        names = sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+        if self.is_local:
+            names = list_folders(path)
+        else:
+            entries = self.fs.ls(path, detail=True) if self.fs.isdir(path) else []
+            names = sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
         yield from (name for name in names if name > after and name != STAGING)
 
     def _folder_path(self, folder: str) -> str:
         return self._path(folder) if folder else self._path("x").removesuffix("/x")
 
-    def _pages(self, folder: str, delimiter: str, after: str) -> Iterator[Mapping[str, Any]]:
-        """List a folder of a bucket page by page; never anything outside the root, which keys may be limited to."""
-        bucket, _, prefix = f"{self._folder_path(folder)}/".partition("/")
-        call = {"Bucket": bucket, "Prefix": prefix, "Delimiter": delimiter}
-        if after:  # behind every key of that folder
-            call["StartAfter"] = f"{prefix}{after}/\U0010ffff"
-        while True:
-            page: Mapping[str, Any] = self.fs.call_s3("list_objects_v2", **call)
-            yield page
-            if not page.get("IsTruncated"):
-                return
-            call["ContinuationToken"] = page["NextContinuationToken"]
+    def _place(self, folder: str) -> tuple[str, str]:
+        """Return the bucket and the folder in it."""
+        bucket, _, base = self._folder_path(folder).partition("/")
+        return bucket, base
 
     # Writing
 

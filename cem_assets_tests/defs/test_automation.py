@@ -214,6 +214,18 @@ def test_a_deleted_output_is_repaired_byte_for_byte(curated: Store, local_store,
         assert platform.tick(reconciliation_sensor).run_requests == []
 
 
+def test_a_damaged_manifest_holds_up_no_other_dataset(local_platform, curated):
+    store = copied(curated, local_platform.store)
+    manifest = current_manifest(store, RAW, "cells")
+    store.put(manifest.key, json.dumps({k: v for k, v in json.loads(store.read(manifest.key)).items() if k != "run"}).encode())
+    store.delete([current_manifest(store, FILTERED, "twin").key])
+    for sensor in (inbox_sensor, reconciliation_sensor):
+        requests = {request.partition_key: request for request in local_platform.tick(sensor).run_requests}
+        assert set(requests) == {"cells", "twin"}
+        assert requests["cells"].tags["cem_assets/reason"].startswith("raw_patches: its manifest is damaged")
+        assert requests["twin"].tags["cem_assets/reason"] == "filtered_patches: nothing is committed"
+
+
 def test_changed_settings_are_carried_out(local_platform, curated):
     store = copied(curated, local_platform.store)
     store.put(

@@ -107,7 +107,7 @@ def test_damaged_partitions_are_made_again(settled: Store, asset, partition, dam
     if (asset, damage) == (TEST_IMAGES, "manifest"):
         assert reasons == {}  # it lists no source, and without test sources none is needed
     else:
-        told = "nothing is committed" if damage == "manifest" else "objects are gone or changed"
+        told = "its manifest is damaged" if damage == "manifest" else "objects are gone or changed"
         assert reasons == {(asset, key): told}
 
 

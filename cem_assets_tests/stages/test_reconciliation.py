@@ -6,11 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cem_assets.stages.reconciliation import CHAIN, Committed, DatasetState, Reason, look_at, look_at_all, needed_work
+from cem_assets.stages.reconciliation import (
+    CHAIN,
+    Committed,
+    DatasetState,
+    Reason,
+    look_at,
+    look_at_all,
+    look_at_these,
+    needed_work,
+)
 from cem_assets.stages.settings import SETTINGS, Settings, read_settings
 from cem_assets.storage.inbox import Arrival, arrival_of, arrivals
 from cem_assets.storage.layout import CLASSIFIER, CODE_VERSIONS, DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
 from cem_assets.storage.manifests import current_manifest
+from cem_assets.storage.quick_s3 import QuickBucket
 from cem_assets.storage.store import Store
 from cem_assets_tests.datasets import volume_dataset
 from cem_assets_tests.stages.chain import run_chain
@@ -183,3 +193,24 @@ def test_looking_at_all_datasets_says_what_looking_at_each_says(curated_store, m
     assert not by_name["cells"].committed[RAW].is_whole and by_name["cells"].committed[FILTERED].is_whole
     assert by_name["cells-2"].committed == {} and by_name["cells-2"].arrival is not None
     assert list(look_at_all(store, "cells")) == states[2:]
+    assert by_name["twin"].unreadable == {SCORES} and by_name["cells"].unreadable == frozenset()
+    assert needed_work([by_name["twin"]], "c", read_settings(store))[0].reasons[SCORES] == Reason.unreadable
+    arrived = list(arrivals(store))
+    expected = [state for state in states if state.arrival is not None]
+    for num_passed in (3, 1000):  # close together, and far apart
+        assert look_at_these(store, arrived, "", num_passed) == expected
+        assert look_at_these(store, arrived[1:], arrived[0].dataset, num_passed) == expected[1:]
+        assert look_at_these(store, arrived[:1], "", num_passed) == expected[:1]
+    assert look_at_these(store, [], "", 0) == []
+
+
+def test_a_first_look_at_many_datasets_takes_few_requests(s3_store, monkeypatch):
+    asked = []
+    pages, call_s3 = QuickBucket.pages, s3_store.fs.call_s3
+    monkeypatch.setattr(QuickBucket, "pages", lambda *args: (asked.append(args), pages(*args))[1])
+    monkeypatch.setattr(s3_store.fs, "call_s3", lambda *args, **more: (asked.append(args), call_s3(*args, **more))[1])
+    arrived = [Arrival(f"d-{number:03d}", "f", 0.0) for number in range(40)]
+    assert [state.dataset for state in look_at_these(s3_store, arrived, "", 40)] == [found.dataset for found in arrived]
+    assert len(asked) <= 2 * len(CHAIN)
+    asked.clear()
+    assert len(look_at_these(s3_store, arrived[::20], "", 400)) == 2 and len(asked) == 2 * len(CHAIN), "one each"

@@ -1,12 +1,14 @@
 """Writing into folders that other processes empty and remove at the same time."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
-from cem_assets.storage.local_files import move_into_place
+from cem_assets.storage.local_files import list_files, list_folders, move_into_place
 from cem_assets.storage.store import Store, open_store
 
 
@@ -59,3 +61,28 @@ def test_a_file_in_a_folders_place_is_told_and_never_taken_for_an_object_that_ex
     for method in ("put", "create"):
         with pytest.raises(NotADirectoryError):
             getattr(local_store, method)("a/b", b"x")
+
+
+def test_files_and_folders_are_those_that_fsspec_lists(tmp_path: Path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for name in ("a/x", "a-b/x", "a.b", "a/b/c/d", "zellkörper/--W1 P,2.tif", "a/.hidden", "a/per%20cent"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    (root / "empty").mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "file").write_bytes(b"1234567")
+    for name, target in (("to-file", "file"), ("to-folder", "."), ("to-nothing", "nothing")):
+        (root / "a" / name).symlink_to(elsewhere / target)
+    os.mkfifo(root / "a/pipe")
+    (tmp_path / "linked").symlink_to(root)
+    fs = LocalFileSystem()
+    for folder in (root, root / "a", root / "empty", root / "a.b", tmp_path / "linked", tmp_path / "absent"):
+        found = fs.find(str(folder), detail=True)
+        expected = [(path, about["size"], about["mtime"]) for path, about in found.items()]
+        assert list_files(str(folder)) == expected
+    assert len(list_files(str(root))) == 11
+    for folder in (root, root / "a", root / "empty"):
+        entries = fs.ls(str(folder), detail=True)
+        assert list_folders(str(folder)) == sorted(e["name"].rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+    assert list_folders(str(root / "absent")) == list_folders(str(root / "a.b")) == []

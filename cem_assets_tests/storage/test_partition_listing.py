@@ -1,5 +1,6 @@
 """Listing many partitions at once: what asking for each by itself would say, in fewer requests."""
 
+import json
 from dataclasses import replace
 from itertools import islice
 
@@ -17,6 +18,7 @@ from cem_assets.storage.manifest_facts import (
 )
 from cem_assets.storage.manifests import Inputs, Manifest, ManifestObject, current_manifest, write_manifest
 from cem_assets.storage.partition_listing import list_partition, list_partitions, listing_digest, marked_folders, place
+from cem_assets.storage.quick_s3 import QuickBucket
 from cem_assets.storage.store import Store
 
 ASSET = "cem/raw_patches"
@@ -53,6 +55,14 @@ def count_calls(store: Store, monkeypatch) -> list[str]:
     if store.is_s3:
         call_s3 = store.fs.call_s3
         monkeypatch.setattr(store.fs, "call_s3", lambda *args, **more: (calls.append(args[0]), call_s3(*args, **more))[1])
+        pages = QuickBucket.pages
+
+        def counting(self, folder, behind):
+            for page in pages(self, folder, behind):
+                calls.append("a page through obstore")
+                yield page
+
+        monkeypatch.setattr(QuickBucket, "pages", counting)
     return calls
 
 
@@ -108,6 +118,50 @@ def test_a_manifest_that_was_tampered_with_is_not_remembered_as_good(filled):
     assert found == {name: facts for name, facts in before.items() if name != "a"}
     with pytest.raises(ValueError, match="does not match its own digest"):
         current_facts(filled, ASSET)
+
+
+def without(name: str):
+    return lambda body: {key: value for key, value in body.items() if key != name}
+
+
+DAMAGES = {
+    "no inputs": without("inputs"),
+    "no objects": without("objects"),
+    "no counts": without("counts"),
+    "no run": without("run"),
+    "no digest": without("digest"),
+    "a run that never began": lambda body: {**body, "run": {"id": ""}},
+    "a run that began some day": lambda body: {**body, "run": {"started": "some day"}},
+    "inputs that are a text": lambda body: {**body, "inputs": "cem"},
+    "unknown inputs": lambda body: {**body, "inputs": {**body["inputs"], "what": 1}},
+    "objects without names": lambda body: {**body, "objects": [{"num_bytes": 1}]},
+    "a list": lambda body: [body],
+    "nothing": lambda body: None,
+    "a list of objects that is no Parquet": lambda body: {**without("objects")(body), "objects_table": "cem/x.parquet"},
+    "a list of objects that is gone": lambda body: {**without("objects")(body), "objects_table": "cem/gone.parquet"},
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "half of it", "bytes"])
+def test_a_damaged_manifest_is_the_trouble_of_its_partition_alone_and_is_named(local_store, caplog, damage):
+    for name in ("a", "b", "c"):
+        commit(local_store, name)
+    local_store.put("cem/x.parquet", b"PAR1 or not")
+    key = list_partition(local_store, ASSET, "b").newest.key
+    text = local_store.read(key)
+    if damage in DAMAGES:
+        text = json.dumps(DAMAGES[damage](json.loads(text))).encode()
+    else:
+        text = text[: len(text) // 2] if damage == "half of it" else b"\xff\xfe\x00"
+    local_store.put(key, text)
+    found = {listing.name: facts for listing, facts in committed_facts(local_store, ASSET)}
+    assert found["a"] and found["c"] and found["b"] is None
+    (record,) = caplog.records
+    assert f"manifest {key} is damaged" in record.message
+    with pytest.raises(ValueError, match=f"manifest {key} is damaged"):
+        current_facts(local_store, ASSET)
+    assert commit(local_store, "b").number == 2, "what is made again takes its place"
+    assert all(facts for _, facts in committed_facts(local_store, ASSET))
 
 
 def test_what_is_gone_or_has_another_size_is_damage_and_what_lies_besides_is_not(filled):

@@ -1,0 +1,147 @@
+"""The quick way to S3, and the way back to s3fs where it does not help."""
+
+import logging
+import os
+import select
+import signal
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import obstore
+import pytest
+from obstore.exceptions import GenericError
+
+from cem_assets.storage import quick_s3
+from cem_assets.storage.quick_s3 import QuickBucket, quick_bucket
+from cem_assets.storage.store import Store
+
+
+@pytest.fixture
+def bucket(s3_store: Store) -> QuickBucket:
+    """The quick bucket of the store, with its failures forgotten before and after."""
+    found, _ = s3_store._quick("x")
+    assert found is not None
+    found._num_failures, found._paused_until = 0, 0.0
+    yield found
+    found._num_failures, found._paused_until = 0, 0.0
+
+
+def fail(*_, **__):
+    raise GenericError("the server was struck by lightning")
+
+
+def fail_all(monkeypatch) -> list[str]:
+    """Let obstore fail in every call; the server itself is well."""
+    asked: list[str] = []
+    for name in ("get", "put", "list"):
+        monkeypatch.setattr(obstore, name, lambda *args, _name=name, **more: (asked.append(_name), fail())[1])
+    return asked
+
+
+def test_what_fails_is_asked_again_through_s3fs(s3_store, bucket, monkeypatch):
+    s3_store.put("a/1", b"one")
+    asked = fail_all(monkeypatch)
+    monkeypatch.setattr(quick_s3, "_MAX_FAILURES", 1000)  # no pause, which would hide the calls that come last
+    assert s3_store.read("a/1") == b"one"
+    assert bytes(s3_store.read_range("a/1", 1, 9)[0]) == b"ne" and s3_store.read_range("a/1", 1, 9)[1] == 3
+    s3_store.put("a/2", b"two")
+    assert s3_store.create("a/3", b"three") and s3_store.create("a/3", b"three") and not s3_store.create("a/3", b"four")
+    assert [item.key for item in s3_store.walk("a")] == ["a/1", "a/2", "a/3"]
+    assert set(asked) == {"get", "put", "list"}
+    monkeypatch.undo()
+    assert s3_store.read("a/2") == b"two" and s3_store.read("a/3") == b"three"
+
+
+def test_after_failures_in_a_row_s3fs_alone_is_asked_for_a_while(s3_store, bucket, monkeypatch, caplog):
+    s3_store.put("a/1", b"one")
+    asked = fail_all(monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(quick_s3._MAX_FAILURES + 5):
+            assert s3_store.read("a/1") == b"one"
+    assert len(asked) == quick_s3._MAX_FAILURES
+    (record,) = (record for record in caplog.records if "obstore failed" in record.message)
+    assert bucket.name in record.message and "struck by lightning" in record.message
+    monkeypatch.undo()
+    assert bucket.read("anything") is None, "still paused, though the server is well"
+    assert [item.key for item in s3_store.walk("a")] == ["a/1"], "s3fs lists meanwhile"
+    clock = quick_s3.time.monotonic
+    monkeypatch.setattr(quick_s3.time, "monotonic", lambda: clock() + quick_s3._PAUSE_SECONDS)
+    assert bucket.read(s3_store._quick("a/1")[1]) == b"one", "asked again after the pause"
+
+
+def test_a_success_and_what_the_server_answers_are_no_failures_in_a_row(s3_store, bucket, monkeypatch):
+    s3_store.put("a/1", b"one")
+    for _ in range(3 * quick_s3._MAX_FAILURES):
+        with monkeypatch.context() as patch:
+            patch.setattr(obstore, "get", fail)
+            assert bucket.read("x") is None
+        assert s3_store.read("a/1") == b"one"
+    bucket._num_failures = 0
+    for _ in range(2 * quick_s3._MAX_FAILURES):
+        assert bucket.read(f"absent-{uuid.uuid4().hex}") is None
+        assert bucket.read("a//b") is None and list(bucket.pages("a", "x//y")) == [None]
+    assert bucket._num_failures == 0 and s3_store.read("a/1") == b"one"
+
+
+def test_large_objects_come_in_parts_of_one_version_and_empty_ones_as_such(s3_store, bucket, monkeypatch):
+    monkeypatch.setattr(quick_s3, "PART_BYTES", 1000)
+    monkeypatch.setattr(s3_store.fs, "cat_file", lambda *_, **__: pytest.fail("s3fs was asked"))
+    for num_bytes in (0, 1, 999, 1000, 1001, 4321, 8000):
+        data = os.urandom(num_bytes)
+        s3_store.put("big", data)
+        assert s3_store.read("big") == data
+    monkeypatch.undo()
+    monkeypatch.setattr(quick_s3, "PART_BYTES", 1000)
+    get, versions = obstore.get, [b"a" * 4000, b"b" * 4000]
+    s3_store.put("big", versions[0])
+
+    def replaced_after_the_first(client, key, options=None):
+        found = get(client, key, options=options)
+        if options["range"][0] == 0:
+            s3_store.fs.pipe_file(s3_store._path("big"), versions[1])
+        return found
+
+    monkeypatch.setattr(obstore, "get", replaced_after_the_first)
+    assert s3_store.read("big") in versions, "never parts of both"
+
+
+def test_threads_share_a_bucket(s3_store):
+    data = {f"t/{number}": os.urandom(100 + number) for number in range(60)}
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(s3_store.put, data, data.values()))
+        assert list(pool.map(s3_store.read, data)) == list(data.values())
+
+
+def test_a_forked_child_of_a_process_that_used_it_has_s3fs_alone(s3_store, bucket):
+    s3_store.put("a/1", b"one")
+    assert s3_store.read("a/1") == b"one"
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        told = b"failed"
+        with suppress(BaseException):
+            is_none = s3_store._quick("a/1")[0] is None
+            s3_store.put("a/2", b"from the child")
+            told = f"{is_none} {s3_store.read('a/1').decode()} {len(list(s3_store.walk('a')))}".encode()
+        os.write(writer, told)
+        os._exit(0)
+    os.close(writer)
+    try:
+        assert select.select([reader], [], [], 60)[0], "the child hangs"
+        assert os.read(reader, 1000) == b"True one 2"
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert s3_store.read("a/2") == b"from the child" and s3_store._quick("a/2")[0] is bucket
+
+
+def test_there_is_none_without_keys_or_where_it_cannot_be_opened(s3, bucket, monkeypatch, caplog):
+    monkeypatch.setattr(quick_s3, "S3Store", fail)
+    with caplog.at_level(logging.WARNING):
+        assert quick_bucket(f"another-{uuid.uuid4().hex}", s3.endpoint, "", os.getpid()) is None
+    assert "s3fs alone is asked" in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setattr(quick_s3.Session, "get_credentials", lambda *_: None)
+    assert quick_bucket(f"another-{uuid.uuid4().hex}", s3.endpoint, "", os.getpid()) is None
