@@ -22,7 +22,7 @@ from cem_assets_tests.datasets import cells, nrrd_bytes, put_in_inbox, toml
 from cem_assets_tests.stages.chain import import_classifier, run_chain
 from perf import measured_figures, scale_model
 from perf.measured_figures import dedup_seconds, read_figures
-from perf.scale_limits import NAME_BYTES, STRING_BYTES, limits_of
+from perf.scale_limits import RELEASE_BYTES_PER_PATCH, RUN_MEMORY, limits_of
 from perf.scale_model import Assumptions, compute, datasets_for
 from perf.scale_objects import Chain, chain_of_cube, count_objects, num_bricks, num_raw_parts, stages_of
 
@@ -118,20 +118,21 @@ def test_limits_are_in_order_and_where_they_say() -> None:
     model = compute(1000.0, _FIGURES, Assumptions(), 64, 2)
     limits = limits_of(model.scale, _FIGURES)
     assert [limit.load for limit in limits] == sorted((limit.load for limit in limits), reverse=True)
-    names = next(limit for limit in limits if limit.what.startswith("names in one release"))
-    at_limit = replace(model.scale, filtered=STRING_BYTES / NAME_BYTES)
-    again = next(limit for limit in limits_of(at_limit, _FIGURES) if limit.what == names.what)
+    memory = next(limit for limit in limits if limit.what.startswith("memory of a release"))
+    at_limit = replace(model.scale, filtered=RUN_MEMORY / RELEASE_BYTES_PER_PATCH)
+    again = next(limit for limit in limits_of(at_limit, _FIGURES) if limit.what == memory.what)
     assert again.load == pytest.approx(1)
-    assert names.load == pytest.approx(model.filtered / at_limit.filtered)
+    assert memory.load == pytest.approx(model.filtered / at_limit.filtered)
 
 
-def test_arrow_refuses_more_names_than_its_offsets_can_tell() -> None:
-    """What the first limit rests on. The gigabyte of characters is never written, so it takes no memory."""
+def test_names_may_be_more_than_32_bit_offsets_can_tell() -> None:
+    """Why names are joined as `large_string`. The gigabyte of characters is never written, so it takes no memory."""
     num, length = 2**15, 2**15
     offsets = np.arange(num + 1, dtype=np.int32) * np.int32(length)
     names = pa.StringArray.from_buffers(num, pa.py_buffer(offsets), pa.py_buffer(np.zeros(2**30, np.uint8)))
     with pytest.raises(pa.ArrowInvalid, match="offset overflow"):
         pa.concat_arrays([names, names])
+    assert pa.concat_arrays([names.cast(pa.large_string())] * 2).nbytes > 2**31
 
 
 def test_figures_come_from_results_where_they_are(tmp_path: Path) -> None:

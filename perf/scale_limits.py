@@ -22,7 +22,6 @@ NUM_LOOKED_TOGETHER = 64  # datasets that reconciliation looks at before it tell
 NUM_LISTING_THREADS = 16  # storage.partition_listing.NUM_THREADS
 TICK_SECONDS, TICKS_PER_DAY = 5.0, 1440
 NAME_BYTES = 50  # dataset-LOC-0_01234_12320-12544_12320-12544, as a rule
-STRING_BYTES = 2**31 - 1  # of an Arrow array of `string`: its offsets are 32 bits
 RELEASE_BYTES_PER_PATCH = 2 * (8 + 8 + NAME_BYTES + 4)  # hashes, owners and names, by dataset and joined
 DEDUP_BYTES_PER_PATCH = 50  # stages.cem_patches.choose_exemplars
 OBJECT_BYTES = 1500  # of an object in a commit: name, digest and size, in a listing, a plan and a manifest (estimated)
@@ -101,15 +100,6 @@ def _of_store(scale: Scale, figures: Mapping[str, Figure]) -> list[Limit]:
     listings = scale.num_releases * scale.filtered / PATCHES_PER_SHARD * 2 * ENTRY_BYTES
     a_day_of_ticks = TICK_SECONDS * TICKS_PER_DAY / page * PAGE
     return [
-        Limit(
-            "names in one release, bytes",
-            scale.filtered * NAME_BYTES,
-            STRING_BYTES,
-            f"{number(STRING_BYTES / NAME_BYTES)} patches",
-            "the comparison across datasets fails with 'offset overflow while concatenating arrays'; `large_string`, or names "
-            "read when pairs are found",
-            "tried",
-        ),
         Limit(
             "comparing the datasets of a release, hours",
             scale.filtered**2 / 2 / pairs / 3600,
@@ -192,7 +182,6 @@ def _of_dataset(chain: Chain, scale: Scale, figures: Mapping[str, Figure]) -> li
     pages = max(1.0, chain.bricks / PAGE)
     together = NUM_LOOKED_TOGETHER * pages * page
     patch_voxels = chain.voxels / chain.raw
-    exemplar_voxels = chain.voxels / chain.exemplars
     listed = SENSOR_TIMEOUT_SECONDS / page * PAGE * BRICK_VOXELS
     dedup_bytes = DEDUP_BYTES_PER_PATCH + NAME_BYTES * chain.exemplars / chain.raw
     return [
@@ -220,14 +209,6 @@ def _of_dataset(chain: Chain, scale: Scale, figures: Mapping[str, Figure]) -> li
             f"a dataset of {number(listed)} voxels",
             "sensors never get past it; several datasets, or as above",
             "extrapolated",
-        ),
-        Limit(
-            "names of a dataset's exemplars, bytes",
-            chain.exemplars * NAME_BYTES,
-            STRING_BYTES,
-            f"a dataset of {number(STRING_BYTES / NAME_BYTES * exemplar_voxels)} voxels",
-            "deduplication fails as the release does; `large_string`",
-            "tried",
         ),
         Limit(
             "memory of a dataset's deduplication, GiB",

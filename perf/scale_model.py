@@ -102,10 +102,10 @@ def compute(num_datasets: float, figures: Mapping[str, Figure], given: Assumptio
     chain = chain_of_cube(given.dataset_gb * 1e9, given.exemplar_share, given.informative_share)
     made = stages_of(chain, given.sizes)
     reading = {asset: (made[asset].gets - 6) / chain.bricks for asset in (SCORES, FILTERED)}
-    decoding = chain.voxels / figures["raw"].value  # an upper bound: hashing is in it
+    decoding = chain.voxels / figures["decoding"].value
     core_seconds = {
         VOLUMES: chain.voxels / figures["volumes"].value,
-        RAW: decoding,
+        RAW: chain.voxels / figures["raw"].value,
         DEDUPLICATED: chain.voxels / figures["dedup tables"].value + NUM_CORES * dedup_seconds(figures, chain.raw),
         SCORES: decoding * reading[SCORES] + (0 if num_gpus else chain.exemplars / figures["scores cpu"].value),
         FILTERED: decoding * reading[FILTERED] + chain.kept * SIDE**2 / figures["shards"].value,
