@@ -1,10 +1,11 @@
 """Objects to and from S3: our store beside s3fs, obstore and boto3, on one real server, with as many threads each.
 
-The peer of a row is the fastest of the three. That each reads what was written is asserted. `create` and a whole commit
-have no peer: they say what the protocol costs.
+The peer of a row is the fastest of the three; rates are of the median of several turns, all clients in each. That each
+reads what was written is asserted. `create` and a whole commit have no peer: they say what the protocol costs.
 """
 
 import os
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -73,10 +74,10 @@ def by_boto3(bucket: str) -> Client:
     )
 
 
-def best_rates(calls: dict[str, Callable[[int], float]], amount: float, repeats: int) -> dict[str, float]:
+def median_rates(calls: dict[str, Callable[[int], float]], amount: float, repeats: int) -> dict[str, float]:
     """Call in turns with the number of the turn; each call returns its seconds."""
-    seconds = {name: min(times) for name, times in zip(calls, zip(*turns(calls, repeats), strict=True), strict=True)}
-    return {name: amount / best for name, best in seconds.items()}
+    seconds = zip(calls, zip(*turns(calls, repeats), strict=True), strict=True)
+    return {name: amount / statistics.median(times) for name, times in seconds}
 
 
 def turns(calls: dict[str, Callable[[int], float]], repeats: int) -> list[list[float]]:
@@ -91,16 +92,16 @@ def row(work: str, unit: str, rates: dict[str, float], note: str) -> Measured:
 
 
 def measure(is_quick: bool = False) -> list[Measured]:
-    # Bytes, objects in a turn, threads.
-    sizes = [(1000, 300, NUM_THREADS), (64_000, 200, NUM_THREADS), (8 << 20, 16, NUM_THREADS), (128 << 20, 2, 1)]
+    # Bytes, objects in a turn, threads, turns.
+    sizes = [(1000, 200, NUM_THREADS, 7), (64_000, 200, NUM_THREADS, 5), (8 << 20, 16, NUM_THREADS, 3), (128 << 20, 2, 1, 3)]
     if is_quick:
-        sizes = [(1000, 60, NUM_THREADS), (8 << 20, 4, NUM_THREADS)]
-    note, repeats = absence("obstore", "boto3"), 2 if is_quick else 3
+        sizes = [(1000, 60, NUM_THREADS, 5), (8 << 20, 4, NUM_THREADS, 3)]
+    note = absence("obstore", "boto3")
     with s3_bucket() as bucket:
         ways, rows = clients(bucket), []
-        for num_bytes, num_objects, num_threads in sizes:
+        for num_bytes, num_objects, num_threads, repeats in sizes:
             rows += whole_objects(ways, num_bytes, num_objects, num_threads, repeats, note)
-        rows.append(listing(ways, 1000 if is_quick else 10_000, repeats, note))
+        rows.append(listing(ways, 1000 if is_quick else 10_000, 3 if is_quick else 5, note))
         rows += protocol(open_store(f"s3://{bucket}/root"), 20 if is_quick else 100)
     return rows
 
@@ -131,8 +132,8 @@ def whole_objects(
         reads = {n: lambda turn, n=n, w=w: timed(n, turn, lambda key: check(w, key)) for n, w in ways.items()}
         where = f"{size}, {num_threads} threads" if num_threads > 1 else size
         return [
-            row(f"S3: writing objects of {where}", unit, best_rates(writes, amount, repeats), note),
-            row(f"S3: reading objects of {where}", unit, best_rates(reads, amount, repeats), note),
+            row(f"S3: writing objects of {where}", unit, median_rates(writes, amount, repeats), note),
+            row(f"S3: reading objects of {where}", unit, median_rates(reads, amount, repeats), note),
         ]
 
 
@@ -146,7 +147,7 @@ def listing(ways: dict[str, Client], num_keys: int, repeats: int, note: str) -> 
         return time.perf_counter() - started
 
     calls = {name: lambda _, way=way: timed(way) for name, way in ways.items()}
-    return row(f"S3: listing {num_keys:,} keys", "keys/s", best_rates(calls, num_keys, repeats), note)
+    return row(f"S3: listing {num_keys:,} keys", "keys/s", median_rates(calls, num_keys, repeats), note)
 
 
 def protocol(store: Store, num: int) -> list[Measured]:

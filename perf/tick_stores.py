@@ -17,6 +17,7 @@ from cem_assets.cytoimagenet.guard import load_rules
 from cem_assets.stages.cyto_crops import crop_upstream
 from cem_assets.stages.cyto_images import CropStageParams
 from cem_assets.stages.cyto_labels import LABELS, LabelEntry, LabelTableParams, label_key
+from cem_assets.stages.cyto_releases import _ready
 from cem_assets.stages.settings import Settings
 from cem_assets.storage.cyto_tables import LABELS_SCHEMA, frame_bytes
 from cem_assets.storage.layout import (
@@ -36,7 +37,7 @@ from cem_assets.storage.store import Store
 
 NUM_RELEASES = 3
 OBJECTS: dict[str, tuple[str, ...]] = {
-    "volumes": ("v.ome.zarr/zarr.json", "v.ome.zarr/0/zarr.json", "v.ome.zarr/0/c/0/0/0", "v.ome.zarr/0/c/0/0/1"),
+    "volumes": ("v.ome.zarr/zarr.json", "v.ome.zarr/0/c/0/0/0"),
     "raw": ("part-00000.parquet",),
     "deduplicated": ("part-00000.parquet", "_duplicates/part-00000.parquet"),
     "scores": ("part-00000.parquet",),
@@ -133,12 +134,11 @@ def fill_cytoimagenet(store: Store, num_sources: int, num_labels: int) -> None:
         entry = LabelEntry(**row, group=0, start=0)  # type: ignore[arg-type]
         upstream, parameters = crop_upstream(entry, ""), CropStageParams().model_dump(mode="json")
         inputs = Inputs(CROPS, entry.key, CODE_VERSIONS[CROPS], parameters, upstream)
-        return _commit(store, inputs, ("part-00000.parquet", "_dropped/part-00000.parquet"), {"sources": sources[:1]})
+        return _commit(store, inputs, ("part-00000.parquet",), {"sources": sources[:1]})
 
-    _in_parallel(store, crop, frame.to_dict("records"))
-    from cem_assets.stages.cyto_releases import members
-
-    found = members(store)
+    crops = {manifest.inputs.partition: manifest for manifest in _in_parallel(store, crop, frame.to_dict("records"))}
+    # As `members` finds it, without reading again, one by one, what was written just now.
+    found = _ready(store, crops.get)
     assert found is not None and len(found.current) == num_labels
     contents = [{"folder": manifest.folder, "digest": manifest.digest} for _, manifest in found.current]
     for number in range(1, NUM_RELEASES + 1):

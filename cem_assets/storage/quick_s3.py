@@ -5,12 +5,12 @@ Only what is asked for often goes this way. Whatever does not succeed here at on
 every method answers None where s3fs is to be asked.
 """
 
+import io
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -20,14 +20,15 @@ from typing import Any, TypeVar
 import obstore
 from botocore.exceptions import BotoCoreError
 from botocore.session import Session
-from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, InvalidPathError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError
 from obstore.store import S3Store
 
 PART_BYTES = 16 << 20
-"""Large objects go up, and come down, in parts of this size, some of them at the same time."""
+"""Objects larger than a single request takes go up in parts of this size, some of them at the same time."""
 PAGE_KEYS = 1000
 """Keys of a page of a listing, which is what servers answer at once."""
 
+_BLOCK = 4 << 20
 _NUM_PARTS_AT_ONCE = 4
 _MAX_FAILURES = 8
 _PAUSE_SECONDS = 60.0
@@ -51,29 +52,22 @@ class QuickBucket:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def read(self, key: str) -> bytes | None:
-        """Read an object; a large one in parts, all of them of the same version of it."""
-        return self._attempt(lambda: self._read(key))
+        """Read an object."""
 
-    def _read(self, key: str) -> bytes:
-        try:
-            first = obstore.get(self._client, key, options={"range": (0, PART_BYTES)})
-        except GenericError as error:
-            if "416" not in str(error):
-                raise
-            return obstore.get(self._client, key).bytes().to_bytes()  # an empty object has no range
-        num_bytes, tag = int(first.meta["size"]), first.meta["e_tag"]
-        if num_bytes <= PART_BYTES:
-            return first.bytes().to_bytes()
-        if not tag:
-            return obstore.get(self._client, key).bytes().to_bytes()
+        def read() -> bytes:
+            found = obstore.get(self._client, key)
+            num_bytes = int(found.meta["size"])
+            if num_bytes <= PART_BYTES:
+                return found.bytes().to_bytes()
+            # Two copies less of something large than to_bytes() makes.
+            whole = io.BytesIO()
+            for block in found.stream(min_chunk_size=_BLOCK):
+                whole.write(block)
+            if whole.tell() != num_bytes:
+                raise OSError(f"{key} ended after {whole.tell()} of {num_bytes} bytes")
+            return whole.getvalue()
 
-        def part(start: int) -> Any:
-            wanted: Any = {"range": (start, min(start + PART_BYTES, num_bytes)), "if_match": tag}
-            return obstore.get(self._client, key, options=wanted).bytes()
-
-        with ThreadPoolExecutor(_NUM_PARTS_AT_ONCE) as pool:
-            others = pool.map(part, range(PART_BYTES, num_bytes, PART_BYTES))
-            return b"".join([first.bytes(), *others])
+        return self._attempt(read)
 
     def read_range(self, key: str, start: int, num_bytes: int) -> tuple[Any, int] | None:
         """Read a range without copying it: (a buffer, bytes of the whole object)."""
@@ -138,7 +132,7 @@ class QuickBucket:
             return None
         try:
             found = call()
-        except (FileNotFoundError, PreconditionError):  # the server answered: what it means is for s3fs to say
+        except FileNotFoundError:  # the server answered: what it means is for s3fs to say
             return None
         except (InvalidPathError, ValueError):  # a key that obstore does not take, whatever the server does
             return None
