@@ -74,6 +74,7 @@ class Ticker:
             seconds.append(took)
             num_asked += len(result.run_requests or [])
             if name in SCHEDULES or _is_at_start(self.cursors.get(name)) or len(seconds) >= max_ticks:
+                assert len(seconds) < MAX_TICKS, f"{name} does not come to an end; its cursor is {self.cursors.get(name)}"
                 return seconds, num_asked
 
 

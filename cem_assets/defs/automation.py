@@ -162,7 +162,7 @@ def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResou
     requests: list[dg.RunRequest] = []
     waiting: list[str] = []
     partitions: list[str] = []
-    started, after, num_looked = time.monotonic(), context.cursor or "", 0
+    started, after, num_looked = time.monotonic(), _place_of(context.cursor or ""), 0
     for state in look_at_all(opened, after):
         dataset, arrival = state.dataset, state.arrival
         after = dataset
@@ -189,9 +189,15 @@ def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResou
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else told,
-        cursor=after,
+        # Never an empty text, which Dagster takes for no cursor: it would keep the last one, and the look end there for ever.
+        cursor=json.dumps({"after": after}),
         dynamic_partitions_requests=_additions(context.instance, partitions),
     )
+
+
+def _place_of(cursor: str) -> str:
+    """Read where to go on; earlier versions wrote the bare name."""
+    return str(json.loads(cursor)["after"]) if cursor.startswith("{") else cursor
 
 
 def _is_described(store: Store, dataset: str) -> bool:

@@ -226,6 +226,21 @@ def test_a_damaged_manifest_holds_up_no_other_dataset(local_platform, curated):
         assert requests["twin"].tags["cem_assets/reason"] == "filtered_patches: nothing is committed"
 
 
+def test_looks_that_take_several_ticks_begin_again_when_they_are_through(local_platform, curated, monkeypatch):
+    store = copied(curated, local_platform.store)
+    monkeypatch.setattr("cem_assets.defs.automation.TICK_SECONDS", -1)
+    assert [local_platform.tick(reconciliation_sensor).run_requests for _ in range(6)] == [[]] * 6
+    store.delete([current_manifest(store, FILTERED, "cells").key])  # the first of three
+    asked = [request for _ in range(4) for request in local_platform.tick(reconciliation_sensor).run_requests]
+    assert [request.partition_key for request in asked] == ["cells"], "one dataset a tick, and one that finds the end"
+    store.put(f"inbox/cells/{DESCRIPTION}", store.read(f"inbox/cells/{DESCRIPTION}"))
+    asked = [request for _ in range(8) for request in local_platform.tick(inbox_sensor).run_requests]
+    assert [request.partition_key for request in asked] == ["cells"]
+    local_platform.cursors["reconciliation"] = "cells"  # as earlier versions wrote it
+    assert "looked at 1 datasets" in local_platform.tick(reconciliation_sensor).skip_reason.skip_message
+    assert json.loads(local_platform.cursors["reconciliation"]) == {"after": "pictures"}
+
+
 def test_changed_settings_are_carried_out(local_platform, curated):
     store = copied(curated, local_platform.store)
     store.put(

@@ -21,7 +21,8 @@ class Platform:
             sensor_name=sensor.name, definitions=build_definitions(self.store.url),
         ) as context:  # fmt: skip
             result = sensor(context)
-        self.cursors[sensor.name] = result.cursor
+        if result.cursor:  # as Dagster does: an empty one is none, and the last one stays
+            self.cursors[sensor.name] = result.cursor
         for request in result.dynamic_partitions_requests or []:
             self.instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
         return result
