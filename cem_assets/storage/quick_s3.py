@@ -92,8 +92,7 @@ class QuickBucket:
             Of each page what obstore knows of its objects (`path`, `size`, `e_tag`, `last_modified`); None, as the last,
             where s3fs is to be asked for what comes next.
         """
-        # A marker's slash would be lost, and the marker be listed again.
-        if folder and not behind.endswith("/"):
+        if folder:
             stream = self._attempt(lambda: obstore.list(self._client, folder, offset=behind or None, chunk_size=PAGE_KEYS))
             while stream is not None:
                 page: Sequence[Any] | None = self._attempt(lambda: next(stream, ()))
@@ -179,8 +178,8 @@ def quick_bucket(name: str, endpoint: str, region: str, process: int) -> QuickBu
         name: Of the bucket.
         endpoint: URL of the server, as s3fs found it.
         region: Likewise.
-        process: `os.getpid()`. obstore's threads do not survive a fork: in a child of a process that has used it there is
-            s3fs alone.
+        process: `os.getpid()`. obstore's threads do not survive a fork, and the child shares their epoll with the parent,
+            which crashes when a child uses it: in a child of a process that has used obstore there is s3fs alone.
 
     Returns:
         The bucket; None where obstore cannot be used.

@@ -159,9 +159,9 @@ def test_published_weights_are_fetched_and_checked(local_store: Store, weights, 
 
 def labelled_dataset(store: Store) -> pd.DataFrame:
     """A volume whose left half is structure and whose right half is noise, labelled by that; too thin to be cut but in xy."""
-    noise = np.random.default_rng(1).integers(170, 190, (60, 70, 448), dtype=np.uint8)
+    noise = np.random.default_rng(1).integers(170, 190, (40, 70, 448), dtype=np.uint8)
     voxels = noise.copy()
-    voxels[:, :, :224] = cells((60, 70, 224))
+    voxels[:, :, :224] = cells((40, 70, 224))
     put_in_inbox(store, "d", {"v.nrrd": nrrd_bytes(voxels)})
     run_chain(store, "d", until="raw")
     names = [name for name in readers.read_patches("d", "raw", store.url)["name"] if "-LOC-0_" in name]
@@ -185,9 +185,9 @@ def test_a_classifier_is_trained_from_labels_and_measured(local_store: Store):
     result = make_classifier(local_store, source, PARAMS, on_epoch=seen.append)
     manifest = result.stage.manifest
     assert result.training is not None and len(seen) == 1 == len(result.training.epochs)
-    assert manifest.counts["labelled"] == 120 and manifest.counts["good"] == manifest.counts["bad"] == 60
+    assert manifest.counts["labelled"] == 80 and manifest.counts["good"] == manifest.counts["bad"] == 40
     assert manifest.inputs.parameters["finetune"] == "all" and manifest.inputs.parameters["init"] == "random"
-    assert result.training.num_validation == 18 and sum(map(sum, manifest.details["evaluation"]["confusion"])) == 18
+    assert result.training.num_validation == 12 and sum(map(sum, manifest.details["evaluation"]["confusion"])) == 12
     assert {item.name for item in manifest.objects} == {
         "patch_classifier.safetensors",
         "classifier.json",
@@ -198,7 +198,7 @@ def test_a_classifier_is_trained_from_labels_and_measured(local_store: Store):
     }
     assert result.comparison is None and result.in_use == manifest, "the first one is in use"
     seen_by = pd.read_parquet(io.BytesIO(local_store.read(f"{manifest.folder}/labelled_patches.parquet")))
-    assert sorted(seen_by["name"]) == sorted(table["name"]) and seen_by["is_validation"].sum() == 18
+    assert sorted(seen_by["name"]) == sorted(table["name"]) and seen_by["is_validation"].sum() == 12
     assert (seen_by["informative"].notna() == seen_by["is_validation"]).all()
     held = seen_by[seen_by["is_validation"]]
     is_right = (held["informative"] > 0.5) == (held["label"] == "good")
@@ -243,7 +243,7 @@ def test_a_new_classifier_is_compared_and_changes_no_score_until_it_is_chosen(lo
         "corrected": int((flipped & (keeps["new"] == is_good)).sum()),
         "spoiled": int((flipped & (keeps["new"] != is_good)).sum()),
     }
-    assert facts["num_patches"] == len(held) == 18 and facts["num_seen_by_in_use"] is None
+    assert facts["num_patches"] == len(held) == 12 and facts["num_seen_by_in_use"] is None
     assert all(Image.open(io.BytesIO(data)).size[0] > 100 for data in result.comparison.pictures.values())
     OUTPUT.mkdir(exist_ok=True)
     for name, data in result.comparison.pictures.items():

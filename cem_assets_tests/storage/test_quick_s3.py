@@ -2,8 +2,9 @@
 
 import logging
 import os
-import select
 import signal
+import subprocess
+import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -118,28 +119,43 @@ def test_threads_share_a_bucket(s3_store):
         assert list(pool.map(s3_store.read, data)) == list(data.values())
 
 
-def test_a_forked_child_of_a_process_that_used_it_has_s3fs_alone(s3_store, bucket):
-    s3_store.put("a/1", b"one")
-    assert s3_store.read("a/1") == b"one"
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        told = b"failed"
-        with suppress(BaseException):
-            is_none = s3_store._quick("a/1")[0] is None
-            s3_store.put("a/2", b"from the child")
-            told = f"{is_none} {s3_store.read('a/1').decode()} {len(list(s3_store.walk('a')))}".encode()
-        os.write(writer, told)
-        os._exit(0)
-    os.close(writer)
+FORKING = """
+import os
+from cem_assets.storage.store import open_store
+store = open_store()
+store.put("a/1", b"one")
+quick = store._quick("a/1")[0]
+assert quick is not None and store.read("a/1") == b"one"
+if os.fork() == 0:
+    is_none = store._quick("a/1")[0] is None
+    store.put("a/2", b"from the child")
+    print(is_none, store.read("a/1").decode(), len(list(store.walk("a"))), flush=True)
+    os._exit(0)
+os.wait()
+assert store.read("a/2") == b"from the child" and store._quick("a/2")[0] is quick
+print("the parent is well", flush=True)
+"""
+
+
+def test_a_forked_child_of_a_process_that_used_it_has_s3fs_alone(s3_store, tmp_path):
+    # In a session of its own: without the guard the child hangs, and the parent may crash.
+    told = tmp_path / "told"
+    with open(told, "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", FORKING],
+            env={**os.environ, "CEM_ASSETS_ROOT": s3_store.url},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
-        assert select.select([reader], [], [], 60)[0], "the child hangs"
-        assert os.read(reader, 1000) == b"True one 2"
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
     finally:
-        os.close(reader)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    assert s3_store.read("a/2") == b"from the child" and s3_store._quick("a/2")[0] is bucket
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert told.read_text().splitlines() == ["True one 2", "the parent is well"]
 
 
 def test_there_is_none_without_keys_or_where_it_cannot_be_opened(s3, bucket, monkeypatch, caplog):
