@@ -15,8 +15,6 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 DOCS = "docs/performance.md"
 ASSUMED = "assumption"
-GFLOP_PER_PATCH = 7.3
-"""ResNet34 at 224 x 224, as `perf.filtering` counts."""
 NUM_CORES = 2
 """Cores of the rows of `perf.chain` and of deduplication: two workers, two threads."""
 _MANY = 200
@@ -69,18 +67,17 @@ def _tick(sensor: str, where: str) -> Callable[[str], bool]:
     return pick
 
 
-_CHAIN = 343e9 / 3600 / NUM_CORES
 _KNOWN: dict[str, _Known] = {
-    "volumes": _Known(_CHAIN / 0.54, "B/s and core", DOCS, _begins("chain, source to volumes"), _per_core),
-    "raw": _Known(_CHAIN / 0.44, "B/s and core", DOCS, _begins("chain, volumes to raw"), _per_core),
+    "volumes": _Known(949e9 / 3600 / NUM_CORES, "B/s and core", DOCS, _begins("chain, source to volumes"), _per_core),
+    "raw": _Known(17_784e9 / 3600 / NUM_CORES, "B/s and core", DOCS, _begins("chain, volumes to raw"), _per_core),
     "decoding": _Known(0.9e9, "B/s and core", "measured, 2026-11-28: 12.4 ms to read and decode a brick, one thread"),
-    "dedup tables": _Known(_CHAIN / 0.02, "B/s and core", DOCS, _begins("chain, raw to dedup"), _per_core),
-    "dedup 1 M": _Known(1.4, "s, two threads", DOCS, _begins("dedup of 1,000,000 hashes, two"), lambda r: 1e6 / r["ours"]),
-    "dedup 10 M": _Known(53.0, "s, two threads", DOCS, _begins("dedup of 10,000,000 hashes, two"), lambda r: 1e7 / r["ours"]),
+    "dedup tables": _Known(17_477e9 / 3600 / NUM_CORES, "B/s and core", DOCS, _begins("chain, raw to dedup"), _per_core),
+    "dedup 1 M": _Known(2.0, "s, two threads", DOCS, _begins("dedup of 1,000,000 hashes, two"), lambda r: 1e6 / r["ours"]),
+    "dedup 10 M": _Known(47.3, "s, two threads", DOCS, _begins("dedup of 10,000,000 hashes, two"), lambda r: 1e7 / r["ours"]),
     "scores cpu": _Known(
-        147 / GFLOP_PER_PATCH / NUM_CORES,
+        29.9 / NUM_CORES,
         "patches/s and core",
-        f"{DOCS}: 147 GFLOP/s on two cores over {GFLOP_PER_PATCH} a patch",
+        DOCS,
         _begins("scores, float32", holding="CPU"),
         lambda row: row["ours"] / NUM_CORES,
     ),
@@ -94,19 +91,19 @@ _KNOWN: dict[str, _Known] = {
     "near pairs": _Known(
         5.0e9, "comparisons/s, one thread", "measured, 2026-11-28: 4,096 against 2,000,000 hashes, median of three"
     ),
-    "run start": _Known(12.0, "CPU s a run", DOCS, _begins("one run in a process of its own"), lambda row: float(row["ours"])),
-    "pass local": _Known(2.0e-3, "s a partition", DOCS, _tick("reconciliation", "local disk"), _pass_seconds),
+    "run start": _Known(14.3, "CPU s a run", DOCS, _begins("one run in a process of its own"), lambda row: float(row["ours"])),
+    "pass local": _Known(3.4 / 5000, "s a partition", DOCS, _tick("reconciliation", "local disk"), _pass_seconds),
     "pass s3": _Known(
-        15 * 5.0 / 1000,
+        4.6 / 5000,
         "s a partition",
-        "docs/deployment.md: about 15 ticks of 5 s for 1,000 datasets",
+        DOCS,
         _tick("reconciliation", "S3"),
         _pass_seconds,
     ),
     "list page": _Known(
-        0.075,
+        0.017,
         "s a page of 1,000 keys",
-        "measured, 2026-11-28, quick: 13,400 keys/s of a Ceph on the same machine, one page after another",
+        f"{DOCS}: 58,720 keys/s of a Ceph on the same machine",
         _begins("S3: listing"),
         lambda row: 1000 / row["ours"],
     ),
