@@ -32,7 +32,7 @@ from perf.raw_table import DESCRIPTION
 from perf.timing import Measured
 
 SHAPE, NUM_DATASETS, NUM_SCORED = (410, 512, 512), 200, 2000
-QUICK_SHAPE, QUICK_NUM_DATASETS, QUICK_NUM_SCORED = (240, 256, 512), 3, 100
+QUICK_SHAPE, QUICK_NUM_DATASETS, QUICK_NUM_SCORED = (240, 256, 512), 2, 48
 LIMIT_SECONDS = 600.0
 """After this time, generation included, no further dataset is begun; the rest is extrapolated."""
 NUM_WORKERS = 2

@@ -70,7 +70,7 @@ def run_one(num: int) -> dict[str, float]:
 
 
 def measure(is_quick: bool = False) -> list[Measured]:
-    num = 60_000 if is_quick else SIZES[0]
+    num = 20_000 if is_quick else SIZES[0]
     table = large_table(num, 0)
     ours = assign_weak_labels(table)
     (seconds,) = best_seconds(lambda: assign_weak_labels(table))

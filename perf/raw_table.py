@@ -171,9 +171,9 @@ def measure(is_quick: bool = False) -> list[Measured]:
             what = "one core" if cores == 1 else "two cores"
             for name in SOURCES:
                 found, peer = ours[name, cores], peers[name]
-                less = run_child("ours", name, smaller, base, cores)["peak"]
+                less = "" if is_quick else f"{smaller}^3: {run_child('ours', name, smaller, base, cores)['peak']:.0f}; "
                 note = (
-                    f"{side}^3; peak {found['peak']:.0f} MiB ({smaller}^3: {less:.0f}; script {peer['peak']:.0f}); "
+                    f"{side}^3; peak {found['peak']:.0f} MiB ({less}script {peer['peak']:.0f}); "
                     f"stored {found['stored']:.2f} of the voxels; {'in memory' if has_room else 'on disk'}; equal hashes"
                 )
                 rows.append(
