@@ -66,7 +66,7 @@ soak: $(STAMP)  ## the long faults and scales (about two hours)
 bench: $(BENCH_STAMP)  ## measure beside peers (in .venv-bench), as ratios in one run; writes perf/results/latest.json and latest.md (under an hour)
 	$(BENCH_PYTHON) -m perf $(BENCH_ARGS)
 
-bench-quick: $(BENCH_STAMP)  ## the same on small inputs (5 to 12 minutes)
+bench-quick: $(BENCH_STAMP)  ## the same on small inputs (five minutes)
 	$(BENCH_PYTHON) -m perf --quick $(BENCH_ARGS)
 
 wheel: $(STAMP)  ## build dist/*.whl

@@ -63,7 +63,7 @@ def run_alone(name: str, is_quick: bool) -> tuple[list[dict[str, Any]], float, s
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default all: {', '.join(BENCHMARKS)}")
-    parser.add_argument("--quick", action="store_true", help="small inputs, 5 to 12 minutes in all")
+    parser.add_argument("--quick", action="store_true", help="small inputs, five minutes in all")
     parser.add_argument("--child", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
     call = parser.parse_args()
     if call.child:

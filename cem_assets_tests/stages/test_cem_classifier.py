@@ -223,13 +223,17 @@ def test_a_new_classifier_is_compared_and_changes_no_score_until_it_is_chosen(lo
     # What the two say of the held-out patches, one by one, without the code that compares
     told = pd.read_parquet(io.BytesIO(local_store.read(f"{made.folder}/labelled_patches.parquet")))
     held = told[told["is_validation"]]
-    images = dict(readers.iter_images("d", "raw", local_store.url))
+    images = {
+        name: np.array(Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR))  # as every patch is scored
+        for name, image in readers.iter_images("d", "raw", local_store.url)
+    }
     keeps, scores = {}, {}
     for key, manifest in (("new", made), ("in_use", used)):
         model = build_classifier(read_classifier(local_store, manifest)).eval()
         with torch.no_grad():
             logits = [float(model(to_network(torch.from_numpy(images[name][None])))) for name in held["name"]]
         scores[key], keeps[key] = np.array(logits), np.array(logits) > 0
+    assert 1 / (1 + np.exp(-scores["new"])) == pytest.approx(held["informative"].to_numpy(), abs=0.01)
     is_good = (held["label"] == "good").to_numpy()
     facts = result.comparison.facts
     for key, manifest in (("new", made), ("in_use", used)):
