@@ -27,9 +27,9 @@ from cem_assets.runs import Listener, chain_until, failures, open_instance, run_
 from cem_assets.sources.downloads import download
 from cem_assets.stages.cem_previews import filtered_pictures
 from cem_assets.stages.cem_releases import CARD, list_releases
-from cem_assets.storage.commits import hash_file
 from cem_assets.storage.inbox import register_folder
 from cem_assets.storage.layout import CLASSIFIER, FILTERED, LABELS
+from cem_assets.storage.local_files import file_sha256
 from cem_assets.storage.manifests import require_manifest
 from cem_assets.storage.store import Store, open_store
 
@@ -154,7 +154,7 @@ def fetch_stack(row: EmDataset, folder: Path) -> tuple[bool, str]:
     found = _local_stack()
     for name, sha256 in row.files.items():
         target = folder / name
-        if found is not None and (found / name).is_file() and hash_file(found / name) == sha256:
+        if found is not None and (found / name).is_file() and file_sha256(found / name) == sha256:
             target.write_bytes((found / name).read_bytes())
             continue
         try:

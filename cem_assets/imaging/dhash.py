@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cem_assets.imaging.compiled import kernel
-from cem_assets.imaging.resampling import PRECISION_BITS, Taps, resampling_taps
+from cem_assets.imaging.resampling import PRECISION_BITS, resampling_taps
 
 logger = logging.getLogger(__name__)
 
@@ -33,40 +33,56 @@ def _clip8(total):  # type: ignore[no-untyped-def]
     return np.uint8(min(max(_i32(total >> PRECISION_BITS), _i32(0)), _i32(255)))
 
 
-_WINDOW = 160
-"""Taps of the horizontal pass, ten vectors of 16; of 150, the compiler takes the last ones singly, and half as long again."""
+_LANES = 16
+"""Windows of the horizontal pass are this long or a multiple: of 150 taps, the compiler takes the last ones singly, and half as
+long again."""
 
 
 @kernel
-def _shrink_rows(images, start, weight, out):  # type: ignore[no-untyped-def]
-    """Horizontal pass: images uint8 (n, rows, 224), weight int32 (9, _WINDOW) to out uint8 (n, 9, rows)."""
-    line = np.empty(images.shape[2], np.int32)
+def _shrink_rows(images, start, count, weight, out):  # type: ignore[no-untyped-def]
+    """Horizontal pass: images uint8 (n, rows, 224), weight int32 (9, most) to out uint8 (n, 9, rows)."""
+    # Four rows at a time: a weight is loaded once for them. At the end the last row is done again where rows are lacking.
+    lines = np.empty((4, images.shape[2]), np.int32)
+    last = images.shape[1] - 1
     for n in range(images.shape[0]):
-        for row in range(images.shape[1]):
-            # One widening of the row, not one for each of the nine outputs that read it.
+        for row in range(0, images.shape[1], 4):
+            second, third, fourth = min(row + 1, last), min(row + 2, last), min(row + 3, last)
+            # One widening of a row, not one for each of the nine outputs that read it.
             for x in range(images.shape[2]):
-                line[x] = images[n, row, x]
+                lines[0, x] = images[n, row, x]
+                lines[1, x] = images[n, second, x]
+                lines[2, x] = images[n, third, x]
+                lines[3, x] = images[n, fourth, x]
             for column in range(weight.shape[0]):
                 first = np.uint64(start[column])
-                total = _HALF
-                for x in range(_WINDOW):
+                a = b = c = d = _HALF
+                for x in range(count[column] * _LANES):
                     # Unsigned indices spare the check for negative ones, and so let the loop vectorize.
-                    total = _i32(total + _i32(line[first + np.uint64(x)] * weight[column, x]))
-                out[n, column, row] = _clip8(total)
+                    place, tap = first + np.uint64(x), weight[column, x]
+                    a = _i32(a + _i32(lines[0, place] * tap))
+                    b = _i32(b + _i32(lines[1, place] * tap))
+                    c = _i32(c + _i32(lines[2, place] * tap))
+                    d = _i32(d + _i32(lines[3, place] * tap))
+                out[n, column, row] = _clip8(a)
+                out[n, column, second] = _clip8(b)
+                out[n, column, third] = _clip8(c)
+                out[n, column, fourth] = _clip8(d)
 
 
 @lru_cache(maxsize=1)
-def _row_taps() -> Taps:
-    """Widen the windows of the horizontal pass to `_WINDOW` with zeros."""
+def _row_taps() -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+    """Cut the windows of the horizontal pass to what is not zero, in whole lanes: starts, lanes, weights int32 (9, most)."""
     taps = resampling_taps(HASH_SIDE_PX, _COLUMNS, "lanczos")
-    start = np.minimum(taps.start, HASH_SIDE_PX - _WINDOW)
-    weight = np.zeros((_COLUMNS, _WINDOW), np.int32)
-    for column, offset in enumerate((taps.start - start).tolist()):
-        window = taps.weight[column, : _WINDOW - offset]
-        weight[column, offset : offset + len(window)] = window
-        if taps.weight[column, len(window) :].any():
-            raise AssertionError("a tap of the horizontal pass lies outside of its window")
-    return Taps(start, weight)
+    whole = np.zeros((_COLUMNS, HASH_SIDE_PX), np.int32)
+    for column, first in enumerate(taps.start.tolist()):
+        whole[column, first : first + taps.weight.shape[1]] = taps.weight[column]
+    used = [np.flatnonzero(row) for row in whole]
+    count = np.array([-(-(int(places[-1]) + 1 - int(places[0])) // _LANES) for places in used], np.int64)
+    start = np.minimum([places[0] for places in used], HASH_SIDE_PX - count * _LANES).astype(np.int64)
+    weight = np.zeros((_COLUMNS, int(count.max()) * _LANES), np.int32)
+    for column, (first, lanes) in enumerate(zip(start.tolist(), count.tolist(), strict=True)):
+        weight[column, : lanes * _LANES] = whole[column, first : first + lanes * _LANES]
+    return start, count, weight
 
 
 @kernel
@@ -115,9 +131,8 @@ def _hash_shrunk(columns: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 def _shrink_last(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Resize the last axis of uint8 (n, m, 224) to nine: uint8 (n, 9, m)."""
-    taps = _row_taps()
     out = np.empty((images.shape[0], _COLUMNS, images.shape[1]), np.uint8)
-    _shrink_rows(images, taps.start, taps.weight, out)
+    _shrink_rows(images, *_row_taps(), out)
     return out
 
 

@@ -17,9 +17,9 @@ from typing import Protocol
 from cem_assets.catalog.benchmarks import Benchmark
 from cem_assets.sources.downloads import download
 from cem_assets.stages.benchmark_catalogue import SETTINGS
-from cem_assets.storage.commits import hash_file
 from cem_assets.storage.formats.arrays import MAX_EXPANSION, require_disk
 from cem_assets.storage.inbox import Rejection, path_problem, shown_path
+from cem_assets.storage.local_files import file_sha256
 from cem_assets.storage.scratch import scratch_folder
 from cem_assets.storage.store import Store
 
@@ -87,7 +87,7 @@ class FolderFiles:
         yield self.folder / path
 
     def sha256(self, path: str) -> str:
-        return hash_file(self.folder / path)
+        return file_sha256(self.folder / path)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class StoreFiles:
             return
         with scratch_folder("benchmark-file") as scratch:
             target = scratch / path.rsplit("/", 1)[-1]
-            self.store.fs.get_file(self.store.url_of(key), str(target))
+            self.store.download(key, target)
             yield target
 
     def sha256(self, path: str) -> str:

@@ -27,8 +27,9 @@ from cem_assets.stages.classifier_comparison import LABELLED, ClassifierComparis
 from cem_assets.stages.classifier_labels import label_tables, labelled_images, read_labels
 from cem_assets.stages.classifier_pictures import mistakes_jpeg
 from cem_assets.stages.common import Progress, StageResult, no_progress
-from cem_assets.storage.commits import Commit, hash_file, installed_versions
+from cem_assets.storage.commits import Commit, installed_versions
 from cem_assets.storage.layout import CLASSIFIER, CODE_VERSIONS, LABELS
+from cem_assets.storage.local_files import file_sha256
 from cem_assets.storage.manifests import Inputs, Manifest
 from cem_assets.storage.patch_classifiers import WEIGHTS, choose_classifier, classifier_in_use, keep_in_use, read_classifier
 from cem_assets.storage.scratch import scratch_folder
@@ -251,9 +252,9 @@ def _make(
             path, origin = Path(file).expanduser(), Path(file).name
             if not path.is_file():
                 raise FileNotFoundError(f"the classifier weights {file} are not there. {WAYS}")
-            if source.sha256 and hash_file(path) != source.sha256:
-                raise ValueError(f"{path.name} has sha256 {hash_file(path)}; expected {source.sha256}. Get the right file.")
-        provenance = {"source": str(kind), "origin": origin, "sha256": hash_file(path)}
+            if source.sha256 and file_sha256(path) != source.sha256:
+                raise ValueError(f"{path.name} has sha256 {file_sha256(path)}; expected {source.sha256}. Get the right file.")
+        provenance = {"source": str(kind), "origin": origin, "sha256": file_sha256(path)}
         inputs = Inputs(CLASSIFIER, "", CODE_VERSIONS[CLASSIFIER], {"source": str(kind)}, {"weights": provenance["sha256"]})
         commit = Commit(store, inputs, run_id)
         if commit.up_to_date:
@@ -305,7 +306,7 @@ def _train(
         "finetune": str(finetune),
         "init": Path(source.init).name,
     }
-    start = {} if source.init in ("random", "imagenet") else {"init": hash_file(Path(source.init))}
+    start = {} if source.init in ("random", "imagenet") else {"init": file_sha256(Path(source.init))}
     pins = environment(ScoreParams(device=params.device))
     inputs = Inputs(CLASSIFIER, "", CODE_VERSIONS[CLASSIFIER], parameters, {LABELS: digest, **start}, pins)
     commit = Commit(store, inputs, run_id)

@@ -18,8 +18,8 @@ from cem_assets.cytoimagenet.quality import EXPLAINED, DropReason, pixel_digest,
 from cem_assets.cytoimagenet.release import VALIDATION_SHARE
 from cem_assets.imaging.dhash import dhash
 from cem_assets.stages.cyto_sources import file_of, page_of
-from cem_assets.storage.commits import hash_file
 from cem_assets.storage.cyto_tables import encode_png
+from cem_assets.storage.local_files import file_sha256
 from cem_assets.storage.microscopy_images import MicroscopyImage, read_microscopy_image
 from cem_assets.storage.scratch import scratch_folder
 from cem_assets.storage.standardize import local_paths
@@ -98,7 +98,7 @@ class CropJob:
         with scratch_folder("crops") as scratch, local_paths(self.store, source, expected, scratch) as paths:
             for (name, digest), path in zip(expected.items(), paths, strict=True):
                 try:
-                    if hash_file(path) != digest:
+                    if file_sha256(path) != digest:
                         raise ValueError(
                             f"{name} changed since its source was read; materialize cytoimagenet/source_metadata again"
                         )
@@ -149,7 +149,7 @@ def read_images(store: Store, source: str, digests: Mapping[str, str]) -> dict[s
     images = {}
     with scratch_folder("images") as scratch, local_paths(store, source, digests, scratch) as paths:
         for (name, digest), path in zip(digests.items(), paths, strict=True):
-            if hash_file(path) != digest:
+            if file_sha256(path) != digest:
                 raise ValueError(f"{name} changed since its source was read; materialize cytoimagenet/source_metadata again")
             images[name] = read_microscopy_image(path)
     return images

@@ -4,6 +4,7 @@ What a store is, local or in S3, is `cem_assets.storage.store`.
 """
 
 import errno
+import hashlib
 import os
 import shutil
 import uuid
@@ -15,6 +16,7 @@ STAGING = ".staging"
 """Folder of the root that no reader looks at."""
 
 _BLOCK = 1 << 22
+_HASHED_AT_ONCE = 1 << 18
 _MOVE_ATTEMPTS = 50
 """Each one is lost only to another process that removes the emptied folder at that very moment."""
 
@@ -86,6 +88,15 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash a file, in blocks that stay in a core's own cache."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as handle:
+        while block := handle.read(_HASHED_AT_ONCE):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def list_files(folder: str) -> list[tuple[str, int, float]]:

@@ -10,7 +10,9 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -25,6 +27,8 @@ from obstore.store import S3Store
 
 PART_BYTES = 16 << 20
 """Objects larger than a single request takes go up in parts of this size, some of them at the same time."""
+STREAMED_PART_BYTES = 8 << 20
+"""Larger objects are streamed in parts of this size; four of them are in memory."""
 PAGE_KEYS = 1000
 """Keys of a page of a listing, which is what servers answer at once."""
 
@@ -77,6 +81,48 @@ class QuickBucket:
             return found.bytes(), int(found.meta["size"])
 
         return self._attempt(read)
+
+    def stream(self, key: str, take: Callable[[Any], object]) -> bool | None:
+        """Give an object's bytes to a function, in order, part after part.
+
+        Large objects come in several requests at a time, because servers limit what one connection brings; all of them ask
+        for the same version of it.
+
+        Args:
+            key: Of the object.
+            take: Called with buffers. After a failure, what it was given is worthless.
+
+        Returns:
+            True at the end.
+        """
+
+        def stream() -> bool:
+            found = obstore.get(self._client, key)
+            num_bytes = int(found.meta["size"])
+            if num_bytes <= STREAMED_PART_BYTES:
+                take(found.bytes())
+                return True
+            version = found.meta["e_tag"]
+            del found  # ends that request
+
+            def part(start: int) -> Any:
+                wanted: Any = {"range": (start, min(start + STREAMED_PART_BYTES, num_bytes)), "if_match": version}
+                return obstore.get(self._client, key, options=wanted).bytes()
+
+            waiting: deque[Future[Any]] = deque()
+            with ThreadPoolExecutor(_NUM_PARTS_AT_ONCE, "parts") as pool:
+                try:
+                    for start in range(0, num_bytes, STREAMED_PART_BYTES):
+                        waiting.append(pool.submit(part, start))
+                        if len(waiting) == _NUM_PARTS_AT_ONCE:
+                            take(waiting.popleft().result())
+                    while waiting:
+                        take(waiting.popleft().result())
+                finally:
+                    pool.shutdown(wait=True, cancel_futures=True)
+            return True
+
+        return self._attempt(stream)
 
     def pages(self, folder: str, behind: str) -> Iterator[Sequence[Any] | None]:
         """List all that lies under a folder, page by page, in order of key.

@@ -70,7 +70,7 @@ def local_paths(store: Store, dataset: str, paths: Iterable[str], scratch: Path)
             # Numbered folders keep equal file names apart; the name itself is kept for messages and suffixes.
             target = Path(folder) / str(number) / key.rsplit("/", 1)[-1]
             target.parent.mkdir()
-            store.fs.get_file(store.url_of(key), str(target))
+            store.download(key, target)
             copies.append(target)
         yield copies
 

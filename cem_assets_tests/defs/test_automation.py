@@ -31,9 +31,9 @@ from cem_assets.defs.steps import FAULT_TAG
 from cem_assets.stages import cem_releases
 from cem_assets.stages.catalogue import fetch_row
 from cem_assets.stages.reconciliation import CHAIN
-from cem_assets.storage.commits import hash_file
 from cem_assets.storage.inbox import DESCRIPTION, path_problem
 from cem_assets.storage.layout import DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
+from cem_assets.storage.local_files import file_sha256
 from cem_assets.storage.manifests import current_manifest, damaged_objects
 from cem_assets.storage.store import Store
 from cem_assets_tests.conftest import copy_store
@@ -328,7 +328,7 @@ def served_catalogue(tmp_path: Path, monkeypatch):
         name = f"row{number}"
         path = folder / f"{name}.nrrd"
         path.write_bytes(nrrd_bytes(cells((70, 90, 240), number)))
-        digest = hash_file(path) if number != 2 else "0" * 64
+        digest = file_sha256(path) if number != 2 else "0" * 64
         rows[name] = catalog.EmDataset(
             name,
             number != 5,
@@ -378,7 +378,7 @@ def test_enabled_rows_of_microscopy_sources_are_fetched_too(local_platform, tmp_
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/wells.csv"
     row = microscopy.microscopy_sources()["idr0036"]
-    known = (hash_file(folder / "wells.csv"), address, "tables/idr0036-screenA-library.txt")
+    known = (file_sha256(folder / "wells.csv"), address, "tables/idr0036-screenA-library.txt")
     rows = {
         "idr0036": replace(row, is_enabled=True, downloads=(known,)),
         "idr0013": replace(row, name="idr0013", is_enabled=False, downloads=(known,)),

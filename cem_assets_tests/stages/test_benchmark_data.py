@@ -20,8 +20,8 @@ from cem_assets.stages.benchmark_data import prepare_benchmark
 from cem_assets.stages.benchmark_files import FOLDER_VARIABLE, FolderFiles, benchmark_files, unpack_zip
 from cem_assets.stages.benchmark_previews import benchmark_pictures
 from cem_assets.storage.benchmark_data import PreparedBenchmark, open_benchmark
-from cem_assets.storage.commits import hash_file
 from cem_assets.storage.layout import BENCHMARK_DATA
+from cem_assets.storage.local_files import file_sha256
 from cem_assets.storage.manifests import current_manifest
 from cem_assets.storage.store import Store
 from cem_assets.storage.transfer_data import open_transfer
@@ -435,7 +435,7 @@ def test_a_download_is_checked_and_unpacked(local_store: Store, tmp_path: Path, 
     monkeypatch.setattr(benchmark_files_module, "download", fetch)
     row = ROWS["lucchi_pp"]
     assert isinstance(row, SegmentationBenchmark)
-    source = BenchmarkSource(url=row.sources[0].url, file="lucchi_pp.zip", sha256=hash_file(archive))
+    source = BenchmarkSource(url=row.sources[0].url, file="lucchi_pp.zip", sha256=file_sha256(archive))
     found = prepared(local_store, "lucchi_pp", row=dataclasses.replace(row, sources=(source,)))
     assert asked == [(source.url, source.sha256)] and len(found.items("train")) == 3
     bad = dataclasses.replace(row, sources=(BenchmarkSource(url=source.url, file="../x.zip", sha256=source.sha256),))

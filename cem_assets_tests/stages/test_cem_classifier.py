@@ -26,7 +26,7 @@ from cem_assets.stages.cem_classifier import (
 from cem_assets.stages.classifier_labels import label_tables
 from cem_assets.stages.maintenance import sweep
 from cem_assets.stages.reconciliation import classifier_digest
-from cem_assets.storage.commits import hash_file
+from cem_assets.storage.local_files import file_sha256
 from cem_assets.storage.patch_classifiers import choose_classifier, read_classifier
 from cem_assets.storage.store import Store
 from cem_assets_tests.datasets import cells, nrrd_bytes, put_in_inbox
@@ -49,7 +49,7 @@ def test_weights_from_a_file_are_kept_as_they_are(store: Store, weights):
     loaded, manifest = load_classifier(store)
     original = torch.load(weights, weights_only=True)
     assert loaded.keys() == original.keys() and all(torch.equal(loaded[key], original[key]) for key in original)
-    assert manifest.details["provenance"] == {"source": "file", "origin": weights.name, "sha256": hash_file(weights)}
+    assert manifest.details["provenance"] == {"source": "file", "origin": weights.name, "sha256": file_sha256(weights)}
     assert result.is_new and not import_classifier(store, weights).is_new
     assert str(weights.parent) not in store.read(manifest.key).decode(), "no folder of this machine in the store"
 
@@ -110,7 +110,7 @@ def test_weights_of_another_network_are_not_committed(local_store: Store, tmp_pa
 
 def test_a_wrong_checksum_is_refused(local_store: Store, weights):
     source = ClassifierSource(source=Origin.file, file=str(weights), sha256="0" * 64)
-    with pytest.raises(ValueError, match=f"has sha256 {hash_file(weights)}; expected 000"):
+    with pytest.raises(ValueError, match=f"has sha256 {file_sha256(weights)}; expected 000"):
         make_classifier(local_store, source, PARAMS)
 
 
@@ -142,7 +142,7 @@ def server(weights: Path):
 
 def test_published_weights_are_fetched_and_checked(local_store: Store, weights, server):
     url = f"{server}/{weights.name}"
-    good = ClassifierSource(source=Origin.published, url=url, sha256=hash_file(weights))
+    good = ClassifierSource(source=Origin.published, url=url, sha256=file_sha256(weights))
     assert make_classifier(local_store, good, PARAMS).stage.manifest.details["provenance"]["origin"] == url
     with pytest.raises(ValueError, match="SHA256 hash|hash of downloaded file"):
         make_classifier(local_store, good.model_copy(update={"sha256": "1" * 64}), PARAMS)
@@ -293,7 +293,7 @@ def test_training_can_start_from_a_file(local_store: Store, weights):
     put_labels(local_store, labelled_dataset(local_store))
     source = ClassifierSource(source=Origin.labels, init=str(weights))
     manifest = make_classifier(local_store, source, PARAMS).stage.manifest
-    assert manifest.inputs.parameters["finetune"] == "layer4" and manifest.inputs.upstream["init"] == hash_file(weights)
+    assert manifest.inputs.parameters["finetune"] == "layer4" and manifest.inputs.upstream["init"] == file_sha256(weights)
     trained, original = load_classifier(local_store)[0], torch.load(weights, weights_only=True)
     assert torch.equal(trained["layer1.0.conv1.weight"], original["layer1.0.conv1.weight"])
     assert not torch.equal(trained["layer4.0.conv1.weight"], original["layer4.0.conv1.weight"])

@@ -31,6 +31,10 @@ _FILE_EXPANSION_FROM = 1 << 30
 _SLICES_AT_ONCE = 16
 _MAPPED_BYTES = 16 << 20
 """Of a file, mapped at a time; larger planes are mapped some rows at a time."""
+_WHOLE_ROW_BYTES = 3 << 10
+"""Rows up to this length are read whole, and the wanted part is copied: a mapping takes in the same pages, with faults."""
+_ROWS_BUFFER_BYTES = 256 << 10
+"""Of whole rows, read at a time: what stays in a core's own cache until it is copied."""
 _SPARE_DISK = 512 << 20
 
 
@@ -163,7 +167,49 @@ class RawFile:
         on_disk: list[slice] = [slice(0)] * 3
         for axis, span in zip(self.order, box, strict=True):
             on_disk[axis] = span
-        out = np.empty([s.stop - s.start for s in on_disk], np.dtype(self.disk_dtype).newbyteorder("="))
+        native = np.dtype(self.disk_dtype).newbyteorder("=")
+        out = np.empty([s.stop - s.start for s in on_disk], native)
+        if self.disk_shape[2] * native.itemsize <= _WHOLE_ROW_BYTES:
+            self._read_rows(on_disk, out)
+        else:
+            self._read_mapped(on_disk, out)
+        turned = out.transpose(self.order)
+        if (self.slope, self.intercept) != (1.0, 0.0):
+            return turned.astype(np.float64) * self.slope + self.intercept
+        return turned
+
+    def _read_rows(self, on_disk: list[slice], out: NDArray[Any]) -> None:
+        """Fill `out` with a box, reading whole rows."""
+        width, item = self.disk_shape[2], np.dtype(self.disk_dtype).itemsize
+        height = on_disk[1].stop - on_disk[1].start
+        num_rows = max(1, min(height, _ROWS_BUFFER_BYTES // (width * item)))
+        # Whole rows that need no turning of bytes go straight to where they belong.
+        is_direct = out.shape[2] == width and np.dtype(self.disk_dtype).isnative
+        rows = np.empty((num_rows, width), self.disk_dtype)
+        with open(self.path, "rb", buffering=0) as file:
+            for z in range(on_disk[0].start, on_disk[0].stop):
+                for y in range(0, height, num_rows):
+                    count = min(num_rows, height - y)
+                    first_row = z * self.disk_shape[1] + on_disk[1].start + y
+                    wanted: NDArray[Any] = out[z - on_disk[0].start, y : y + count]
+                    read: NDArray[Any] = wanted if is_direct else rows[:count]
+                    self._fill(file.fileno(), read.data.cast("B"), self.offset + first_row * width * item)
+                    if not is_direct:
+                        wanted[:] = read[:, on_disk[2]]
+
+    def _fill(self, descriptor: int, buffer: memoryview, start: int) -> None:
+        """Read from a place of the file until the buffer is full."""
+        while len(buffer):
+            found = os.preadv(descriptor, [buffer], start)
+            if not found:
+                raise ValueError(
+                    f"{shown(self.path)} ended at byte {start} while it was read, and was longer when it was opened. Copy it "
+                    "again from its source, and leave it alone meanwhile."
+                )
+            buffer, start = buffer[found:], start + found
+
+    def _read_mapped(self, on_disk: list[slice], out: NDArray[Any]) -> None:
+        """Fill `out` with a box, mapping the file a few slices or rows at a time."""
         row = self.disk_shape[2] * np.dtype(self.disk_dtype).itemsize
         plane = self.disk_shape[1] * row
         num_slices = max(1, min(_SLICES_AT_ONCE, _MAPPED_BYTES // plane))
@@ -183,10 +229,6 @@ class RawFile:
                 z_out, y_out = z - on_disk[0].start, y - on_disk[1].start
                 out[z_out : z_out + depth, y_out : y_out + count] = part
                 del mapped, part
-        turned = out.transpose(self.order)
-        if (self.slope, self.intercept) != (1.0, 0.0):
-            return turned.astype(np.float64) * self.slope + self.intercept
-        return turned
 
     def missing(self, box: Box) -> NDArray[np.bool_] | None:
         del box

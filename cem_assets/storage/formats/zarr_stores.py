@@ -9,6 +9,7 @@ opened. Our own volumes are `cem_assets.storage.volumes`.
 import dataclasses
 import json
 import threading
+import uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,6 +22,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from cem_assets.storage.formats.arrays import Box, Opened, Shape, check_whole_in_memory
+from cem_assets.storage.formats.bucket_zarr import read_bucket
 from cem_assets.storage.formats.hdf5 import place_axes
 from cem_assets.storage.formats.local_zarr import read_local
 from cem_assets.storage.store import Store, check_key
@@ -64,6 +66,8 @@ class ZarrArray:
         key: The array's folder in the store.
         full_shape, axes, fixed: As in `Hdf5Array`.
         dtype_name: Number type.
+        opening: Another one for every `open_zarr`; what a process keeps of an array is kept under it, because a dataset can
+            be replaced by another one under the same name.
     """
 
     store: Store
@@ -72,6 +76,7 @@ class ZarrArray:
     axes: tuple[int, int, int]
     fixed: tuple[tuple[int, int], ...]
     dtype_name: str
+    opening: str
 
     @property
     def shape(self) -> Shape:
@@ -104,14 +109,14 @@ class ZarrArray:
         return turned[None] if self.axes[0] < 0 else turned
 
 
-def _opened(store: Store, key: str) -> tuple[Any, _Watched]:
+def _opened(store: Store, key: str, opening: str) -> tuple[Any, _Watched]:
     """Open an array for the calling thread alone: what was absent must be told apart from what others asked for."""
-    return _opened_in(store, key, threading.get_ident())
+    return _opened_in(store, key, opening, threading.get_ident())
 
 
 @lru_cache(maxsize=32)
-def _opened_in(store: Store, key: str, thread: int) -> tuple[Any, _Watched]:
-    del thread
+def _opened_in(store: Store, key: str, opening: str, thread: int) -> tuple[Any, _Watched]:
+    del opening, thread
     if store.is_local:
         inner: Any = LocalStore(store.url_of(key), read_only=True)
     else:
@@ -142,9 +147,13 @@ def _load(source: ZarrArray, box: tuple[tuple[int, int], ...]) -> tuple[NDArray[
 def _read(source: ZarrArray, box: tuple[tuple[int, int], ...]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Read a box and find out which of its voxels are really there."""
     spans = source._stored_box(box)
-    if source.store.is_local and (whole := read_local(source.store.url_of(source.key), spans)) is not None:
+    if source.store.is_local:
+        whole = read_local(source.store.url_of(source.key), spans, source.opening)
+    else:
+        whole = read_bucket(source.store, source.key, spans, source.opening)
+    if whole is not None:
         return source._to_box(whole.astype(source.dtype, copy=False)), None
-    array, watched = _opened(source.store, source.key)
+    array, watched = _opened(source.store, source.key, source.opening)
     watched.absent.clear()
     try:
         values = np.asarray(array[spans])
@@ -197,7 +206,8 @@ def open_zarr(store: Store, key: str, array_path: str | None, channel: int | Non
     if kind != "array":
         raise ValueError(f"{what}: {array_path!r} is no array. Set zarr_array in dataset.toml to the array to take.")
     try:
-        array, _ = _opened(store, place)
+        opening = uuid.uuid4().hex
+        array, _ = _opened(store, place, opening)
     except (ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise ValueError(f"{what} cannot be opened as Zarr: {error}. Copy it again from its source.") from error
     dtype, shape = np.dtype(array.dtype), tuple(int(size) for size in array.shape)
@@ -208,7 +218,7 @@ def open_zarr(store: Store, key: str, array_path: str | None, channel: int | Non
         axes, fixed = _named_axes(names, shape, channel, what)
     else:
         axes, fixed = place_axes(shape, channel, what)
-    source = ZarrArray(store, place, shape, axes, fixed, dtype.newbyteorder("=").name)
+    source = ZarrArray(store, place, shape, axes, fixed, dtype.newbyteorder("=").name, opening)
     voxel = None
     if scale is not None and len(scale) == len(shape):
         y, x = scale[axes[1]], scale[axes[2]]
