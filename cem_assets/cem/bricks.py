@@ -99,6 +99,46 @@ def brick_boxes(shape: tuple[int, int, int], planes: tuple[int, ...]) -> list[Bo
     ]
 
 
+@dataclass(frozen=True)
+class BrickGroup:
+    """Bricks that are worked on together, because they lie side by side along x, and their source's rows run through them.
+
+    Attributes:
+        boxes: In order; all of one row of bricks.
+        is_written: Whether all of them are stored already; otherwise none is.
+    """
+
+    boxes: tuple[Box, ...]
+    is_written: bool
+
+
+def brick_groups(boxes: list[Box], written: list[bool], most: int) -> list[BrickGroup]:
+    """Group bricks that lie side by side.
+
+    Args:
+        boxes: All bricks of a volume, in order.
+        written: For each, whether it is stored already.
+        most: Bricks of a group.
+
+    Returns:
+        Groups that hold every box once, in order.
+    """
+    groups: list[BrickGroup] = []
+    for box, is_written in zip(boxes, written, strict=True):
+        last = groups[-1] if groups else None
+        if (
+            last is not None
+            and len(last.boxes) < most
+            and last.is_written == is_written
+            and last.boxes[-1][:2] == box[:2]
+            and last.boxes[-1][2].stop == box[2].start
+        ):
+            groups[-1] = BrickGroup((*last.boxes, box), is_written)
+        else:
+            groups.append(BrickGroup((box,), is_written))
+    return groups
+
+
 def _spans_inside(side_px: int, span: slice) -> list[tuple[int, int]]:
     return [(start, stop) for start, stop in cell_spans(side_px) if span.start <= start < span.stop]
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.cem.binning import NO_BINNING, Factors, binned_shape, binned_voxel_size, binning_factors
-from cem_assets.cem.bricks import ALL_PLANES, XY_ONLY, Box, PatchRows, brick_boxes
+from cem_assets.cem.bricks import ALL_PLANES, XY_ONLY, Box, BrickGroup, PatchRows, brick_boxes, brick_groups
 from cem_assets.cem.description import DatasetDescription
-from cem_assets.cem.patchify import is_anisotropic
+from cem_assets.cem.patchify import PATCH_SIDE_PX, is_anisotropic
 from cem_assets.engine import Engine, default_num_workers, local_engine, threads_or_processes
 from cem_assets.imaging.intensity import IntensityMapping, default_policy, mapping_for
 from cem_assets.imaging.value_counts import count_values
@@ -170,26 +171,34 @@ class _BrickJob:
     content: ContentFolder
     folder: str
 
-    def __call__(self, item: tuple[Box, bool]) -> _BrickDone:
-        box, is_written = item
+    def __call__(self, group: BrickGroup) -> list[_BrickDone]:
+        if group.is_written:
+            return [self._brick(box, None, self.source.missing(box)) for box in group.boxes]
+        first, last = group.boxes[0], group.boxes[-1]
+        whole = (first[0], first[1], slice(first[2].start, last[2].stop))
+        voxels, mask = self.mapping.apply(self.source.read(whole)), self.source.missing(whole)
+        done = []
+        for box in group.boxes:
+            span = slice(box[2].start - first[2].start, box[2].stop - first[2].start)
+            part = None if mask is None or not mask[:, :, span].any() else mask[:, :, span]
+            done.append(self._brick(box, np.ascontiguousarray(voxels[:, :, span]), part))
+        return done
+
+    def _brick(self, box: Box, read: NDArray[np.uint8] | None, mask: NDArray[np.bool_] | None) -> _BrickDone:
+        """Write a brick, or take up one that was written before (`read` is None)."""
         name = f"{self.folder}/{brick_name(self.shape, self.planes, box)}"
         mask_name = f"{self.folder}/{brick_name(self.shape, self.planes, box, 'missing')}"
         objects = []
-        mask: NDArray[np.bool_] | None = None
-        if is_written:
+        if read is None:
             data = self.content.store.read(f"{self.content.folder}/{name}")
             voxels = decode_brick(self.shape, self.planes, box, data)
             objects.append(ManifestObject(name, len(data), hashlib.sha256(data).hexdigest()))
-            mask = self.source.missing(box)
         else:
-            voxels = self.mapping.apply(self.source.read(box))
-            mask = self.source.missing(box)
-            if mask is not None:
-                voxels = np.where(mask, np.uint8(MISSING_VALUE), voxels)
+            voxels = read if mask is None else np.where(mask, np.uint8(MISSING_VALUE), read)
         if mask is not None:
             encoded = encode_brick(self.shape, self.planes, box, mask.astype(np.uint8))
             objects.append(self.content.write(mask_name, encoded))
-        if not is_written:  # after the mask: a brick that is there promises that its mask is, too
+        if read is not None:  # after the mask: a brick that is there promises that its mask is, too
             objects.append(self.content.write(name, encode_brick(self.shape, self.planes, box, voxels)))
         present = voxels if mask is None else voxels[~mask]
         # Hashed now that they are in memory: to read and decode them again later costs as much as all that was done here.
@@ -234,7 +243,8 @@ def standardize_volume(
     job = _BrickJob(source, mapping, shape, planes, commit.content, folder)
     if factors != NO_BINNING:
         job = replace(job, source=BinnedVolume(source, mapping, factors), mapping=_ALREADY_MAPPED)
-    items = [(box, commit.has(f"{folder}/{brick_name(shape, planes, box)}")) for box in boxes]
+    written = [commit.has(f"{folder}/{brick_name(shape, planes, box)}") for box in boxes]
+    groups = brick_groups(boxes, written, _most_at_once(job.source, len(boxes)))
     histogram = np.zeros(256, np.int64)
     num_missing = 0
     described: list[ManifestObject] = []
@@ -242,13 +252,13 @@ def standardize_volume(
     if engine is not None and engine.spans_machines and not reads_anywhere(source, commit.content.store):
         logger.info("%s: its voxels lie in a file of this machine, so its bricks are made here", intake.name)
         engine = None
-    chosen = engine or _engine_for(source, len(items))
-    for number, done in enumerate(chosen.map(job, items), 1):
+    chosen = engine or _engine_for(source, len(boxes))
+    for number, done in enumerate(chain.from_iterable(chosen.map(job, groups)), 1):
         histogram += done.histogram
         num_missing += done.num_missing
         described.extend(done.objects)
         hashes.add(done.rows)
-        progress(number, len(items))
+        progress(number, len(boxes))
     refuse_constant(histogram, mapping)
     record = VolumeRecord(
         name=intake.name,
@@ -268,6 +278,24 @@ def standardize_volume(
     for name, data in metadata_objects(record).items():
         commit.write(f"{folder}/{name}", data)
     return record
+
+
+_GROUP_BYTES = 48 << 20
+"""Of a source, read at a time: four bricks of 8 bits, one of 32."""
+_GROUPS_PER_WORKER = 6
+"""At least so many, so that none waits long for another at the end."""
+
+
+def _most_at_once(source: ArraySource, num_bricks: int) -> int:
+    """Choose how many bricks that lie side by side are read at once.
+
+    A row of a file, and the pages or chunks it lies in, are longer than a brick is wide: read brick by brick, they would be
+    taken in once for each.
+    """
+    if not isinstance(source, RawFile | ZarrArray):
+        return 1
+    by_memory = _GROUP_BYTES // (PATCH_SIDE_PX**3 * source.dtype.itemsize)
+    return max(1, min(by_memory, num_bricks // (_GROUPS_PER_WORKER * default_num_workers())))
 
 
 _MOST_ZARR_THREADS = 2

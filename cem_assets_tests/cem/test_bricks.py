@@ -1,5 +1,7 @@
 """Bricks give exactly the patches of the definition: whole volume, slice by slice, patch by patch."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from cem_assets.cem.bricks import (
     ALL_PLANES,
     XY_ONLY,
     brick_boxes,
+    brick_groups,
     brick_shape,
     count_brick_patches,
     count_patches,
@@ -138,3 +141,19 @@ def test_images_are_cut_row_by_row():
     for (_, _, y0, y1, x0, x1), value in zip(expected, rows.dhash.tolist(), strict=True):
         assert value == imagehash_dhash(pixels[y0:y1, x0:x1])
     assert names_of("i", (1, 500, 340), rows.place)[-1] == "i-LOC-2d-224-448_224-340"
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), shape=st.tuples(*[st.integers(1, 700)] * 3), most=st.integers(1, 5))
+def test_groups_hold_every_brick_once_and_only_neighbours(data, shape, most):
+    boxes = brick_boxes(shape, ALL_PLANES)
+    written = data.draw(st.lists(st.booleans(), min_size=len(boxes), max_size=len(boxes)))
+    groups = brick_groups(boxes, written, most)
+    assert [box for group in groups for box in group.boxes] == boxes
+    assert [group.is_written for group in groups for _ in group.boxes] == written
+    for group in groups:
+        assert 1 <= len(group.boxes) <= most and len({(str(box[0]), str(box[1])) for box in group.boxes}) == 1
+        assert all(left[2].stop == right[2].start for left, right in zip(group.boxes, group.boxes[1:], strict=False))
+    for left, right in itertools.pairwise(groups):  # none is smaller than it has to be
+        is_end = left.boxes[-1][2].stop == shape[2] or left.is_written != right.is_written
+        assert len(left.boxes) == most or is_end

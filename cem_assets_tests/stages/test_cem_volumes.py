@@ -14,6 +14,7 @@ from cem_assets.cem.bricks import ALL_PLANES, XY_ONLY
 from cem_assets.engine import LocalEngine, ThreadEngine
 from cem_assets.stages.cem_patches import PatchifyParams, cut_and_hash
 from cem_assets.stages.cem_volumes import standardize_dataset
+from cem_assets.storage import standardize
 from cem_assets.storage.manifests import manifest_numbers
 from cem_assets.storage.patches import open_pixels
 from cem_assets.storage.store import Store
@@ -62,6 +63,28 @@ def test_workers_and_stores_do_not_change_a_byte(s3_store, local_store, tmp_path
         volume_dataset(store, shape=(100, 300, 470))
         digests.add(standardize_dataset(store, "cells", engine=engine).manifest.digest)
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("kind", ["nrrd", "zarr with gaps", "binned"])
+def test_bricks_read_together_and_bricks_left_by_a_killed_run_change_no_byte(tmp_path, monkeypatch, kind):
+    data = cells((30, 240, 900))
+    manifests = []
+    for most in (1, 2, 4):
+        store = Store(str(tmp_path / f"{kind} {most}"))
+        more = {"target_voxel_size_nm": "16.0"} if kind == "binned" else {}
+        put_in_inbox(store, "d", {} if kind == "zarr with gaps" else {"v.nrrd": nrrd_bytes(data)}, toml("d", **more))
+        if kind == "zarr with gaps":
+            array = zarr.create_array(store.url_of("inbox/d/v.zarr"), shape=data.shape, chunks=(30, 100, 100), dtype="u1")
+            array[:, :, :350], array[:, :, 500:] = data[:, :, :350], data[:, :, 500:]
+        monkeypatch.setattr(standardize, "_most_at_once", lambda source, count, most=most: most)
+        manifest = standardize_dataset(store, "d").manifest
+        # As if a run had been killed with some bricks written: no manifest, and holes between what is there.
+        bricks = [item.name for item in manifest.objects if "/0/c/" in item.name]
+        store.delete([f"{manifest.folder}/{name}" for name in bricks[1::3]])
+        store.delete(item.key for item in store.walk(f"{manifest.inputs.folder}/_manifests"))
+        assert standardize_dataset(store, "d").manifest.digest == manifest.digest
+        manifests.append(manifest)
+    assert len({manifest.digest for manifest in manifests}) == 1 and len(bricks) > (2 if kind == "binned" else 8)
 
 
 def test_equal_inputs_are_not_computed_again(local_store: Store, tmp_path):

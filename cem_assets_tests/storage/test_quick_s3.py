@@ -1,5 +1,6 @@
 """The quick way to S3, and the way back to s3fs where it does not help."""
 
+import hashlib
 import logging
 import os
 import signal
@@ -110,6 +111,54 @@ def test_what_ends_early_is_not_taken_for_the_whole(s3_store, bucket, monkeypatc
     s3_store.put("big", b"x" * 20_000)
     monkeypatch.setattr(obstore, "get", lambda *_, **__: Short())
     assert s3_store.read("big") == b"x" * 20_000
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 9_999, 10_000, 10_001, 95_000])
+def test_objects_are_streamed_in_order_whatever_their_size(s3_store, bucket, monkeypatch, tmp_path, num_bytes):
+    monkeypatch.setattr(quick_s3, "STREAMED_PART_BYTES", 10_000)
+    monkeypatch.setattr(s3_store.fs, "get_file", lambda *_, **__: pytest.fail("s3fs was asked"))
+    monkeypatch.setattr(s3_store.fs, "open", lambda *_, **__: pytest.fail("s3fs was asked"))
+    data = os.urandom(num_bytes)
+    s3_store.put("big", data)
+    s3_store.download("big", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data and s3_store.sha256("big") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_stream_that_fails_halfway_leaves_nothing_of_itself(s3_store, bucket, monkeypatch, tmp_path):
+    monkeypatch.setattr(quick_s3, "STREAMED_PART_BYTES", 10_000)
+    data = os.urandom(95_000)
+    s3_store.put("big", data)
+    get, calls = obstore.get, []
+
+    def breaking(*args, **more):
+        calls.append(more)
+        return fail() if len(calls) % 9 == 6 else get(*args, **more)
+
+    monkeypatch.setattr(obstore, "get", breaking)
+    assert bucket.stream(s3_store._quick("big")[1], lambda _: None) is None
+    s3_store.download("big", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data and s3_store.sha256("big") == hashlib.sha256(data).hexdigest()
+
+
+def test_an_object_replaced_while_it_is_streamed_is_not_mixed_with_the_new_one(s3_store, bucket, monkeypatch):
+    monkeypatch.setattr(quick_s3, "STREAMED_PART_BYTES", 10_000)
+    old, new = os.urandom(95_000), os.urandom(95_000)
+    s3_store.put("big", old)
+    taken = []
+
+    def take(part):
+        if not taken:
+            s3_store.put("big", new)
+        taken.append(bytes(part))
+
+    assert bucket.stream(s3_store._quick("big")[1], take) is None, "the server was asked for the old version alone"
+    assert b"".join(taken) == old[: sum(map(len, taken))]
+
+
+def test_what_is_absent_is_said_so_by_downloads_and_hashes(store, tmp_path):
+    for call in (lambda: store.download("nothing", tmp_path / "copy"), lambda: store.sha256("nothing")):
+        with pytest.raises(FileNotFoundError):
+            call()
 
 
 def test_threads_share_a_bucket(s3_store):
