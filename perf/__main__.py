@@ -29,6 +29,7 @@ BENCHMARKS = {
     "hashing": "dHash of full and border patches, one core",
     "dedup": "greedy deduplication",
     "raw_table": "a volume to its table of raw patches",
+    "raw_table_s3": "a volume in a bucket to its table there",
     "chain": "many volumes to deduplicated patches, one after another",
     "filtering": "scores of patches by the ResNet34",
     "labels": "weak labels",
