@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ from cem_assets.stages.common import Progress, StageResult, no_progress
 from cem_assets.storage.commits import Commit
 from cem_assets.storage.derived_volumes import Region, drawn_cubes
 from cem_assets.storage.formats.arrays import Opened
-from cem_assets.storage.inbox import MAX_NAME, InboxDataset, Rejection, read_inbox
+from cem_assets.storage.inbox import MAX_NAME, InboxDataset, Rejection, read_description, read_inbox
 from cem_assets.storage.intake import Intake, holds_one_image, intakes, slice_candidates
 from cem_assets.storage.layout import CODE_VERSIONS, VOLUMES
 from cem_assets.storage.manifests import Inputs
 from cem_assets.storage.patch_hashes import made_with
 from cem_assets.storage.quarantine import clear_report, write_report
 from cem_assets.storage.scratch import scratch_folder
+from cem_assets.storage.source_copies import SourceCopies
 from cem_assets.storage.standardize import local_paths, opened_volume, standardize_volume
 from cem_assets.storage.standardize_images import standardize_images
 from cem_assets.storage.store import Store
@@ -50,9 +52,19 @@ def standardize_dataset(
         ValueError: Its description breaks rules, or nothing in it can be used; the report lies in `quarantine/`.
         OSError: The store or the scratch disk is in trouble; another attempt may help.
     """
+    with scratch_folder("volumes") as scratch:
+        return _standardize_dataset(store, dataset, run_id, engine, progress, scratch)
+
+
+def _standardize_dataset(
+    store: Store, dataset: str, run_id: str, engine: Engine | None, progress: Progress, scratch: Path
+) -> StageResult:
     started = time.monotonic()
+    kept = None if store.is_local else SourceCopies(store, scratch)
     try:
-        inbox = read_inbox(store, dataset)
+        # The images of a dataset are read one by one, in other processes, so copies here would not serve them.
+        is_kept = kept is not None and read_description(store, dataset).kind != "images"
+        inbox = read_inbox(store, dataset, kept.sha256 if kept is not None and is_kept else None)
     except (FileNotFoundError, ValueError) as error:
         write_report(store, dataset, [Rejection("dataset.toml", str(error))], is_refused=True)
         raise
@@ -60,7 +72,7 @@ def standardize_dataset(
     commit = Commit(store, inputs, run_id)
     if commit.up_to_date:
         return StageResult(commit.up_to_date, False, time.monotonic() - started)
-    records, counts, rejections = _standardize(store, inbox, commit, engine, progress)
+    records, counts, rejections = _standardize(store, inbox, commit, engine, progress, scratch, kept)
     if not records and not counts["images"]:
         write_report(store, dataset, rejections, is_refused=True)
         listing = "\n".join(f"  - {item.what}: {item.reason}" for item in rejections[:20])
@@ -82,41 +94,46 @@ def standardize_dataset(
 
 
 def _standardize(
-    store: Store, inbox: InboxDataset, commit: Commit, engine: Engine | None, progress: Progress
+    store: Store,
+    inbox: InboxDataset,
+    commit: Commit,
+    engine: Engine | None,
+    progress: Progress,
+    scratch: Path,
+    kept: SourceCopies | None,
 ) -> tuple[list[dict[str, Any]], dict[str, int], list[Rejection]]:
     """Write everything that can be used; return volume records, counts, and what was refused."""
     rejections = list(inbox.rejections)
     records: list[dict[str, Any]] = []
     counts = {"volumes": 0, "images": 0, "voxels": 0, "patches_expected": 0}
-    with scratch_folder("volumes") as scratch:
-        single = {}
-        for path in slice_candidates(inbox):
-            with local_paths(store, inbox.name, [path], scratch) as (local,):
-                single[path] = holds_one_image(local, scratch, inbox.description)
-        items, refused = intakes(inbox, single)
+    single = {}
+    for path in slice_candidates(inbox):
+        with local_paths(store, inbox.name, [path], scratch, kept) as (local,):
+            single[path] = holds_one_image(local, scratch, inbox.description)
+    items, refused = intakes(inbox, single)
+    rejections += refused
+    if inbox.description.kind == "images":
+        num_images, num_pixels, refused = standardize_images(store, inbox, items, commit, engine, progress)
+        counts |= {"images": num_images, "voxels": num_pixels}
+        items = []
         rejections += refused
-        if inbox.description.kind == "images":
-            num_images, num_pixels, refused = standardize_images(store, inbox, items, commit, engine, progress)
-            counts |= {"images": num_images, "voxels": num_pixels}
-            items = []
-            rejections += refused
-        for item in items:
-            try:
-                with opened_volume(store, inbox, item, scratch) as opened:
-                    for part, one in _parts(item, opened, inbox.description):
-                        try:
-                            record = standardize_volume(one, part, inbox.description, commit, engine, progress)
-                        except ValueError as error:
-                            if part is item:
-                                raise
-                            rejections.append(Rejection(part.name, str(error)))  # one cube; the others may be sound
-                            continue
-                        records.append(record.to_json())
-                        counts["volumes"] += 1
-                        counts["voxels"] += int(np.prod(record.shape, dtype=object))
-                        counts["patches_expected"] += count_patches(record.shape, record.planes)
-            except ValueError as error:
-                rejections.append(Rejection(item.name if item.kind == "stack" else item.paths[0], str(error)))
+    for item in items:
+        try:
+            with opened_volume(store, inbox, item, scratch, kept) as opened:
+                for part, one in _parts(item, opened, inbox.description):
+                    try:
+                        record = standardize_volume(one, part, inbox.description, commit, engine, progress)
+                    except ValueError as error:
+                        if part is item:
+                            raise
+                        rejections.append(Rejection(part.name, str(error)))  # one cube; the others may be sound
+                        continue
+                    records.append(record.to_json())
+                    counts["volumes"] += 1
+                    counts["voxels"] += int(np.prod(record.shape, dtype=object))
+                    counts["patches_expected"] += count_patches(record.shape, record.planes)
+        except ValueError as error:
+            rejections.append(Rejection(item.name if item.kind == "stack" else item.paths[0], str(error)))
     return records, counts | {"rejected": len(rejections)}, rejections
 
 

@@ -7,7 +7,7 @@ files and refuses names that could do harm; uploaded names are untrusted. Which 
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from cem_assets.storage.formats.arrays import shown
 from cem_assets.storage.manifests import canonical_json
 from cem_assets.storage.partition_listing import marked_folders
 from cem_assets.storage.store import Store, StoredObject
+
+HashOf = Callable[[str, int], str]
 
 INBOX = "inbox"
 DESCRIPTION = "dataset.toml"
@@ -128,12 +130,13 @@ def read_description(store: Store, dataset: str) -> DatasetDescription:
     return description
 
 
-def read_inbox(store: Store, dataset: str) -> InboxDataset:
+def read_inbox(store: Store, dataset: str, hash_of: HashOf | None = None) -> InboxDataset:
     """List and hash the files of a dataset.
 
     Args:
         store: Where.
         dataset: Name of its folder.
+        hash_of: Another way to hash, such as one that keeps copies; as in `listed_files`.
 
     Returns:
         The dataset with every file hashed.
@@ -143,7 +146,7 @@ def read_inbox(store: Store, dataset: str) -> InboxDataset:
         ValueError: Its description breaks rules, or there is no file beside it.
     """
     description = read_description(store, dataset)
-    files, rejections = listed_files(store, dataset)
+    files, rejections = listed_files(store, dataset, hash_of)
     if len(files) < 2:
         raise ValueError(
             f"dataset {dataset!r} has no files beside its {DESCRIPTION}; expected images of type {expected_suffixes()}. "
@@ -152,8 +155,17 @@ def read_inbox(store: Store, dataset: str) -> InboxDataset:
     return InboxDataset(description, files, rejections)
 
 
-def listed_files(store: Store, dataset: str) -> tuple[tuple[InboxFile, ...], tuple[Rejection, ...]]:
-    """List and hash the files of a folder of the inbox, in order of path; names that are not allowed are rejected."""
+def listed_files(
+    store: Store, dataset: str, hash_of: HashOf | None = None
+) -> tuple[tuple[InboxFile, ...], tuple[Rejection, ...]]:
+    """List and hash the files of a folder of the inbox, in order of path; names that are not allowed are rejected.
+
+    Args:
+        store: Where.
+        dataset: Name of the folder.
+        hash_of: Gives the sha256 of an object by key and size, from several threads; default `Store.sha256`.
+    """
+    hashed = hash_of or (lambda key, _: store.sha256(key))
     base = f"{INBOX}/{dataset}/"
     allowed, rejections = [], []
     for item in store.walk(base.rstrip("/")):
@@ -165,7 +177,7 @@ def listed_files(store: Store, dataset: str) -> tuple[tuple[InboxFile, ...], tup
         else:
             allowed.append((path, item.num_bytes))
     with ThreadPoolExecutor(8) as pool:
-        hashes = list(pool.map(lambda entry: store.sha256(base + entry[0]), allowed))
+        hashes = list(pool.map(lambda entry: hashed(base + entry[0], entry[1]), allowed))
     files = [InboxFile(path, size, digest) for (path, size), digest in zip(allowed, hashes, strict=True)]
     return tuple(files), tuple(rejections)
 

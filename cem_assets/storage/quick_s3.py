@@ -5,6 +5,7 @@ Only what is asked for often goes this way. Whatever does not succeed here at on
 every method answers None where s3fs is to be asked.
 """
 
+import hashlib
 import io
 import logging
 import os
@@ -123,6 +124,22 @@ class QuickBucket:
             return True
 
         return self._attempt(stream)
+
+    def sha256(self, key: str) -> str | None:
+        """Hash an object."""
+        digest = hashlib.sha256()
+        return digest.hexdigest() if self.stream(key, digest.update) else None
+
+    def download(self, key: str, target: Path) -> str | None:
+        """Write an object to a file; return its sha256."""
+        digest = hashlib.sha256()
+        with open(target, "wb") as file:
+
+            def take(part: Any) -> None:
+                file.write(part)
+                digest.update(part)
+
+            return digest.hexdigest() if self.stream(key, take) else None
 
     def pages(self, folder: str, behind: str) -> Iterator[Sequence[Any] | None]:
         """List all that lies under a folder, page by page, in order of key.

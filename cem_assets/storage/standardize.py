@@ -35,6 +35,7 @@ from cem_assets.storage.inbox import InboxDataset, dataset_key
 from cem_assets.storage.intake import Intake
 from cem_assets.storage.manifests import ManifestObject
 from cem_assets.storage.patch_hashes import HashParts, hash_voxels
+from cem_assets.storage.source_copies import SourceCopies
 from cem_assets.storage.store import Store
 from cem_assets.storage.volumes import (
     MISSING_VALUE,
@@ -59,8 +60,10 @@ _ALREADY_MAPPED = IntensityMapping("identity", "uint8", 0.0, 255.0)
 
 
 @contextmanager
-def local_paths(store: Store, dataset: str, paths: Iterable[str], scratch: Path) -> Iterator[list[Path]]:
-    """Give local files for files of the inbox: themselves on a local store, copies in scratch otherwise."""
+def local_paths(
+    store: Store, dataset: str, paths: Iterable[str], scratch: Path, kept: SourceCopies | None = None
+) -> Iterator[list[Path]]:
+    """Give local files for files of the inbox: themselves on a local store, copies that were kept or made otherwise."""
     keys = [dataset_key(dataset, path) for path in paths]
     if store.is_local:
         yield [Path(store.url_of(key)) for key in keys]
@@ -68,6 +71,9 @@ def local_paths(store: Store, dataset: str, paths: Iterable[str], scratch: Path)
     with TemporaryDirectory(dir=scratch) as folder:
         copies = []
         for number, key in enumerate(keys):
+            if kept is not None and (copy := kept.of(key)) is not None:
+                copies.append(copy)
+                continue
             # Numbered folders keep equal file names apart; the name itself is kept for messages and suffixes.
             target = Path(folder) / str(number) / key.rsplit("/", 1)[-1]
             target.parent.mkdir()
@@ -77,7 +83,9 @@ def local_paths(store: Store, dataset: str, paths: Iterable[str], scratch: Path)
 
 
 @contextmanager
-def opened_volume(store: Store, dataset: InboxDataset, intake: Intake, scratch: Path) -> Iterator[Opened]:
+def opened_volume(
+    store: Store, dataset: InboxDataset, intake: Intake, scratch: Path, kept: SourceCopies | None = None
+) -> Iterator[Opened]:
     """Open one volume of the inbox.
 
     Args:
@@ -85,6 +93,7 @@ def opened_volume(store: Store, dataset: InboxDataset, intake: Intake, scratch: 
         dataset: Its dataset.
         intake: Which volume.
         scratch: Folder for copies and unpacked voxels.
+        kept: Copies that were made before; those of this volume are removed afterwards.
 
     Yields:
         The opened volume, usable until the block ends.
@@ -104,7 +113,11 @@ def opened_volume(store: Store, dataset: InboxDataset, intake: Intake, scratch: 
             for item in dataset.files
             if item.path.rpartition("/")[0] == folder and item.path.lower().endswith((".raw", ".raw.gz", ".gz", ".bz2"))
         ]
-    with TemporaryDirectory(dir=scratch) as folder_name, local_paths(store, dataset.name, paths, scratch) as files:
+    with (
+        TemporaryDirectory(dir=scratch) as folder_name,
+        _forgotten(kept, [dataset_key(dataset.name, path) for path in intake.paths]),
+        local_paths(store, dataset.name, paths, scratch, kept) as files,
+    ):
         folder_path = Path(folder_name)
         if intake.kind == "stack":
             yield open_stack(files, folder_path, description, intake.name)
@@ -114,6 +127,15 @@ def opened_volume(store: Store, dataset: InboxDataset, intake: Intake, scratch: 
             yield open_file(folder_path / files[0].name, folder_path, description)
         else:
             yield open_file(files[0], folder_path, description)
+
+
+@contextmanager
+def _forgotten(kept: SourceCopies | None, keys: list[str]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if kept is not None:
+            kept.forget(keys)
 
 
 def intensity_mapping(source: ArraySource, description: DatasetDescription, boxes: list[Box]) -> IntensityMapping:

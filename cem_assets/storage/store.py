@@ -206,24 +206,22 @@ class Store:
         if self.is_local:  # fsspec takes longer to open a small file than we to read it
             return file_sha256(self._path(key))
         quick, name = self._quick(key)
-        digest = hashlib.sha256()
-        if quick is not None and quick.stream(name, digest.update):
-            return digest.hexdigest()
+        if quick is not None and (found := quick.sha256(name)) is not None:
+            return found
         digest = hashlib.sha256()
         with self.open(key) as handle:
             while block := handle.read(_BLOCK):
                 digest.update(block)
         return digest.hexdigest()
 
-    def download(self, key: str, target: Path) -> None:
-        """Copy an object to a local file, which is whole once this returns."""
+    def download(self, key: str, target: Path) -> str:
+        """Copy an object to a local file, which is whole once this returns; return the sha256 of what was written."""
         quick, name = self._quick(key)
-        if quick is not None:
-            with open(target, "wb") as handle:
-                if quick.stream(name, handle.write):
-                    return
+        if quick is not None and (found := quick.download(name, target)) is not None:
+            return found
         with self._absence_told(key):
             self.fs.get_file(self._path(key), str(target))
+        return file_sha256(target)
 
     def walk(self, folder: str, after: str = "") -> Iterator[StoredObject]:
         """List every object under a folder, keys relative to the root, in order of key; S3 can begin behind a folder of it."""
