@@ -154,7 +154,7 @@ def releases(context: dg.AssetExecutionContext, config: ReleaseConfig, store: St
             config.version,
             config.datasets,
             context.run_id,
-            progress_of(context, "datasets compared"),
+            progress_of(context, "shares of the comparison done"),
             exclude_contaminated=config.exclude_contaminated,
         )
     card = opened.read(f"{result.manifest.folder}/{CARD}").decode()

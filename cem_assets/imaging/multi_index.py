@@ -55,7 +55,7 @@ def _sort_by_key(hashes: Any, shift: Any, mask: Any, cursor: Any, out: Any, orde
 
 
 @kernel
-def _sums_within(counts: Any, width: Any, radius: Any) -> Any:
+def sizes_within(counts: Any, width: Any, radius: Any) -> Any:
     """For every key the sum of counts over the keys that differ from it in at most `radius` bits."""
     size = counts.shape[0]
     layers = np.zeros((radius + 1, size), np.int64)  # layer d: keys that differ in d of the bits seen so far
@@ -184,7 +184,8 @@ def spread_bits(hashes: Hashes) -> Hashes:
 
 
 @lru_cache
-def _changes(width: int, radius: int) -> NDArray[np.int64]:
+def near_keys(width: int, radius: int) -> NDArray[np.int64]:
+    """Return what changes a key of that width to each of the keys within the radius, itself (0) first: int64."""
     every = np.arange(1 << width, dtype=np.int64)
     return every[np.bitwise_count(every) <= radius]
 
@@ -221,16 +222,16 @@ def first_near(
         int32 (n,): place in the block, or `NONE`. None where the hashes crowd into so few buckets that comparing
         everything is cheaper. Memory: 12 bytes for each hash of both, and 12 for each of the nearest ones and thread.
     """
-    counted = [(_counts(block, band), _counts(hashes, band), band) for band in cut]
-    within = [_sums_within(counts, band.width, band.radius) for counts, _, band in counted]
+    counted = [(bucket_sizes(block, band), bucket_sizes(hashes, band), band) for band in cut]
+    within = [sizes_within(counts, band.width, band.radius) for counts, _, band in counted]
     comparisons = sum(float(near @ counts) for near, (_, counts, _) in zip(within, counted, strict=True))
     if comparisons > _MIN_GAIN * len(block) * len(hashes):
         return None
     found = np.full(len(hashes), NONE, np.int32)
     for near, (block_counts, counts, band) in zip(within, counted, strict=True):
-        ours, order, starts = _sorted(hashes, counts, band)
-        theirs = _sorted(block, block_counts, band)
-        changes = _changes(band.width, band.radius)
+        ours, order, starts = sort_by_bucket(hashes, counts, band)
+        theirs = sort_by_bucket(block, block_counts, band)
+        changes = near_keys(band.width, band.radius)
         largest = int(near[counts > 0].max(initial=0))
         jobs = []
         for low, high in _pieces(near * counts + (counts > 0) * (len(changes) * _COPIED), num_threads):
@@ -242,13 +243,16 @@ def first_near(
     return found
 
 
-def _counts(hashes: Hashes, band: Band) -> NDArray[np.int64]:
+def bucket_sizes(hashes: Hashes, band: Band) -> NDArray[np.int64]:
+    """Count the hashes of every key of a band: int64 (2**width,)."""
     counts = np.zeros(1 << band.width, np.int64)
     _count_keys(hashes, np.uint64(band.shift), np.uint64((1 << band.width) - 1), counts)
     return counts
 
 
-def _sorted(hashes: Hashes, counts: NDArray[np.int64], band: Band) -> tuple[Hashes, NDArray[np.int32], NDArray[np.int64]]:
+def sort_by_bucket(
+    hashes: Hashes, counts: NDArray[np.int64], band: Band
+) -> tuple[Hashes, NDArray[np.int32], NDArray[np.int64]]:
     """Return hashes by key, their places before, and where every key starts."""
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     out, order = np.empty(len(hashes), np.uint64), np.empty(len(hashes), np.int32)

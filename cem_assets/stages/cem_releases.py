@@ -27,7 +27,8 @@ from cem_assets.cem.release import (
     licences,
     next_version,
 )
-from cem_assets.imaging.hamming import near_pairs
+from cem_assets.engine import default_num_workers
+from cem_assets.imaging.near_pairs import pairs_between_groups
 from cem_assets.stages.common import Progress, StageResult, no_progress
 from cem_assets.storage.commits import Commit
 from cem_assets.storage.contamination_reports import contaminated_patches, contamination_reports
@@ -89,7 +90,7 @@ def make_release(
         version: Its name; empty counts up v1, v2, ...
         datasets: Which ones; empty takes every committed partition of `cem/filtered_patches`.
         run_id: Recorded in the manifest.
-        progress: Called with (datasets compared, in all).
+        progress: Called with (shares of the comparison done, in all).
         exclude_contaminated: Whether patches that show test images of benchmarks, as the reports of
             `benchmarks/contamination` say, are left out; None does as the newest release did.
 
@@ -281,23 +282,20 @@ def _cross_dataset(store: Store, members: list[_Member], progress: Progress) -> 
             names.append(table["name"].cast(pa.large_string()).combine_chunks())
     every, owner = np.concatenate(hashes), np.concatenate(owners)
     name = pa.concat_arrays(names)
-    rows: list[dict[str, Any]] = []
-    involved: set[int] = set()
-    for number in range(len(members) - 1):
-        mine, later = np.flatnonzero(owner == number), np.flatnonzero(owner > number)
-        for query, other, distance in near_pairs(every[mine], every[later], CROSS_DATASET_DISTANCE):
-            first, second = int(mine[query]), int(later[other])
-            involved |= {number, int(owner[second])}
-            rows.append(
-                {
-                    "dataset": members[number].manifest.inputs.partition,
-                    "name": name[first].as_py(),
-                    "other_dataset": members[int(owner[second])].manifest.inputs.partition,
-                    "other_name": name[second].as_py(),
-                    "distance": distance,
-                }
-            )
-        progress(number + 1, len(members))
+    # Hashes lie in order of dataset, so the first of a pair is of the earlier one.
+    pairs = pairs_between_groups(every, owner, CROSS_DATASET_DISTANCE, default_num_workers(), progress)
+    partitions = [member.manifest.inputs.partition for member in members]
+    rows = [
+        {
+            "dataset": partitions[int(owner[first])],
+            "name": name[first].as_py(),
+            "other_dataset": partitions[int(owner[second])],
+            "other_name": name[second].as_py(),
+            "distance": distance,
+        }
+        for first, second, distance in pairs.tolist()
+    ]
+    involved = np.unique(owner[pairs[:, :2]])
     table = pa.Table.from_pylist(rows, schema=_DUPLICATES_SCHEMA)
     return CrossDatasetDuplicates(len(rows), len(involved), CROSS_DATASET_DISTANCE), table
 
