@@ -7,7 +7,9 @@ Each limit is a number of this workload beside the number at which something giv
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cem_assets.cem.dedup import CROSS_DATASET_DISTANCE
 from cem_assets.cem.patchify import PATCH_SIDE_PX
+from cem_assets.imaging.near_pairs import expected_cost, possible_cuts
 from cem_assets.storage.tables import PATCHES_PER_SHARD
 from perf.measured_figures import Figure, dedup_seconds, number
 from perf.scale_objects import PAGE, Bytes, Chain
@@ -22,7 +24,7 @@ NUM_LOOKED_TOGETHER = 64  # datasets that reconciliation looks at before it tell
 NUM_LISTING_THREADS = 16  # storage.partition_listing.NUM_THREADS
 TICK_SECONDS, TICKS_PER_DAY = 5.0, 1440
 NAME_BYTES = 50  # dataset-LOC-0_01234_12320-12544_12320-12544, as a rule
-RELEASE_BYTES_PER_PATCH = 2 * (8 + 8 + NAME_BYTES + 4)  # hashes, owners and names, by dataset and joined
+RELEASE_BYTES_PER_PATCH = 3 * 8 + 2 * 4  # hashes as read, spread and sorted; owners and places (stages.cem_releases)
 DEDUP_BYTES_PER_PATCH = 50  # stages.cem_patches.choose_exemplars
 OBJECT_BYTES = 1500  # of an object in a commit: name, digest and size, in a listing, a plan and a manifest (estimated)
 DATABASE_BYTES = 200e9  # where a PostgreSQL wants care of its own (a choice)
@@ -95,18 +97,35 @@ def limits_of(scale: Scale, figures: Mapping[str, Figure]) -> list[Limit]:
     return sorted([*_of_store(scale, figures), *_of_dataset(scale.chain, scale, figures)], key=lambda limit: -limit.load)
 
 
+def comparing_hours(num_patches: float, figures: Mapping[str, Figure]) -> float:
+    """Return how long near pairs of a release take on two threads, by the cost that the code itself goes by."""
+    cuts = possible_cuts(CROSS_DATASET_DISTANCE)
+
+    def cost(num: float) -> float:
+        return min(expected_cost(int(num), cut) for cut in cuts)
+
+    return figures["near pairs 10 M"].value * cost(num_patches) / cost(1e7) / 3600
+
+
+def _most_compared(hours: float, figures: Mapping[str, Figure]) -> float:
+    low, high = 1.0, 1e15
+    while high / low > 1.0001:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if comparing_hours(middle, figures) <= hours else (low, middle)
+    return low
+
+
 def _of_store(scale: Scale, figures: Mapping[str, Figure]) -> list[Limit]:
-    page, pairs = figures["list page"].value, figures["near pairs"].value
+    page = figures["list page"].value
     listings = scale.num_releases * scale.filtered / PATCHES_PER_SHARD * 2 * ENTRY_BYTES
     a_day_of_ticks = TICK_SECONDS * TICKS_PER_DAY / page * PAGE
     return [
         Limit(
             "comparing the datasets of a release, hours",
-            scale.filtered**2 / 2 / pairs / 3600,
+            comparing_hours(scale.filtered, figures),
             24.0,
-            f"{number((2 * pairs * 86400) ** 0.5)} patches",
-            "each patch with each of other datasets, in one thread, at each release; buckets (multi-index) at 4 bits, and "
-            "only what is new against all",
+            f"{number(_most_compared(24.0, figures))} patches",
+            "all datasets by buckets, at each release; only what is new against all, or more cores",
             "extrapolated",
         ),
         Limit(
@@ -114,7 +133,7 @@ def _of_store(scale: Scale, figures: Mapping[str, Figure]) -> list[Limit]:
             scale.filtered * RELEASE_BYTES_PER_PATCH / GIB,
             RUN_MEMORY / GIB,
             f"{number(RUN_MEMORY / RELEASE_BYTES_PER_PATCH)} patches",
-            "killed; hashes alone (8 bytes a patch), names read again for pairs",
+            "killed; buckets that lie on a disk, or releases of parts of the archive",
             "code",
         ),
         Limit(

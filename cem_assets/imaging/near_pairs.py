@@ -80,29 +80,34 @@ def _near_in_buckets(
     return found
 
 
+def expected_cost(num_hashes: int, cut: tuple[Band, ...]) -> float:
+    """Return what a cut costs, in comparisons, were the bits of the hashes independent."""
+    if cut == _EACH_WITH_EACH:
+        return float(num_hashes) ** 2 / 2
+    return sum(num_hashes * (band.num_near * (num_hashes / (1 << band.width) + _LOOKUP) + _SORTED) for band in cut)
+
+
+def possible_cuts(max_distance: int) -> list[tuple[Band, ...]]:
+    """List the cuts to choose from; the first one compares each with each."""
+    return [_EACH_WITH_EACH, *(bands(num_bands, max_distance) for num_bands in _NUM_BANDS)]
+
+
 def choose_cut(hashes: NDArray[np.uint64], max_distance: int) -> tuple[Band, ...]:
     """Choose the cut that costs least, were the bits independent; each with each where these hashes crowd into buckets."""
-    num = len(hashes)
-    each_with_each = float(num) ** 2 / 2
-    best, chosen = each_with_each, _EACH_WITH_EACH
-    for num_bands in _NUM_BANDS:
-        cut = bands(num_bands, max_distance)
-        cost = sum(num * (band.num_near * (num / (1 << band.width) + _LOOKUP) + _SORTED) for band in cut)
-        if cost < best:
-            best, chosen = cost, cut
-    if chosen is not _EACH_WITH_EACH:
+    chosen = min(possible_cuts(max_distance), key=lambda cut: expected_cost(len(hashes), cut))
+    if chosen != _EACH_WITH_EACH:
         comparisons = 0.0
         for band in chosen:
             sizes = bucket_sizes(hashes, band)
             comparisons += float(sizes @ sizes_within(sizes, band.width, band.radius)) / (1 if band.radius else 2)
-        if comparisons > each_with_each:
+        if comparisons > expected_cost(len(hashes), _EACH_WITH_EACH):
             return _EACH_WITH_EACH
     return chosen
 
 
 def pairs_between_groups(
     hashes: NDArray[np.uint64],
-    groups: NDArray[np.int64],
+    groups: NDArray[np.integer[Any]],
     max_distance: int,
     num_threads: int = 1,
     progress: Callable[[int, int], None] = lambda done, in_all: None,
@@ -112,7 +117,7 @@ def pairs_between_groups(
 
     Args:
         hashes: uint64 (n,).
-        groups: int64 (n,). Whom each belongs to.
+        groups: int32 or int64 (n,). Whom each belongs to.
         max_distance: Largest Hamming distance (0..64) that counts.
         num_threads: Threads that share the buckets; the result does not depend on it.
         progress: Called with (pieces done, pieces in all).

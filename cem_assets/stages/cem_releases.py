@@ -8,13 +8,14 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from cem_assets.cem.dedup import CROSS_DATASET_DISTANCE
 from cem_assets.cem.description import DatasetDescription
@@ -268,36 +269,60 @@ def _listed(member: _Member) -> dict[str, Any]:
     }
 
 
+def _kept(store: Store, member: _Member, columns: list[str]) -> Iterator[pa.Table]:
+    """Read columns of the patches of a dataset that are in the release, in order."""
+    if not member.excluded:
+        yield from read_parts(store, member.manifest, columns)
+        return
+    left_out = pa.array(sorted(member.excluded), pa.string())
+    for table in read_parts(store, member.manifest, list({"name": None} | dict.fromkeys(columns))):
+        yield table.filter(pc.invert(pc.is_in(table["name"], value_set=left_out))).select(columns)
+
+
+def _names_of(store: Store, members: list[_Member], starts: list[int], places: NDArray[np.int64]) -> dict[int, str]:
+    """Read the names of some patches, by their places in the release; a shard at a time, because few of all are wanted."""
+    found: dict[int, str] = {}
+    for member, start, stop in zip(members, starts, starts[1:], strict=False):
+        wanted = places[np.searchsorted(places, start) : np.searchsorted(places, stop)]
+        if not len(wanted):
+            continue
+        for table in _kept(store, member, ["name"]):
+            inside = wanted[(wanted >= start) & (wanted < start + len(table))]
+            names = table["name"].take(pa.array(inside - start)).to_pylist()
+            found |= dict(zip(inside.tolist(), names, strict=True))
+            start += len(table)
+    return found
+
+
 def _cross_dataset(store: Store, members: list[_Member], progress: Progress) -> tuple[CrossDatasetDuplicates, pa.Table]:
-    """Find near copies between the datasets of a release, at the strict distance."""
-    hashes, owners, names = [], [], []
-    for number, member in enumerate(members):
-        left_out = pa.array(sorted(member.excluded), pa.string())
-        for table in read_parts(store, member.manifest, ["name", "dhash"]):
-            if member.excluded:
-                table = table.filter(pc.invert(pc.is_in(table["name"], value_set=left_out)))
-            hashes.append(table["dhash"].to_numpy())
-            owners.append(np.full(len(table), number))
-            # 64-bit offsets: 43 million names of 50 bytes are more than the 2 GiB that an array of ordinary strings may hold.
-            names.append(table["name"].cast(pa.large_string()).combine_chunks())
-    every, owner = np.concatenate(hashes), np.concatenate(owners)
-    name = pa.concat_arrays(names)
+    """Find near copies between the datasets of a release, at the strict distance.
+
+    Memory: 32 bytes for each patch, and what the pairs take. Names are read again, for the pairs alone.
+    """
+    parts, read, starts = [np.empty(0, np.uint64)], [], [0]
+    for member in members:
+        read = [table["dhash"].to_numpy() for table in _kept(store, member, ["dhash"])]
+        parts += read
+        starts.append(starts[-1] + sum(map(len, read)))
+    hashes = np.concatenate(parts)
+    del parts, read
+    owner = np.repeat(np.arange(len(members), dtype=np.int32), np.diff(starts))
     # Hashes lie in order of dataset, so the first of a pair is of the earlier one.
-    pairs = pairs_between_groups(every, owner, CROSS_DATASET_DISTANCE, default_num_workers(), progress)
+    pairs = pairs_between_groups(hashes, owner, CROSS_DATASET_DISTANCE, default_num_workers(), progress)
+    names = _names_of(store, members, starts, np.unique(pairs[:, :2]))
     partitions = [member.manifest.inputs.partition for member in members]
     rows = [
         {
-            "dataset": partitions[int(owner[first])],
-            "name": name[first].as_py(),
-            "other_dataset": partitions[int(owner[second])],
-            "other_name": name[second].as_py(),
+            "dataset": partitions[owner[first]],
+            "name": names[first],
+            "other_dataset": partitions[owner[second]],
+            "other_name": names[second],
             "distance": distance,
         }
         for first, second, distance in pairs.tolist()
     ]
-    involved = np.unique(owner[pairs[:, :2]])
     table = pa.Table.from_pylist(rows, schema=_DUPLICATES_SCHEMA)
-    return CrossDatasetDuplicates(len(rows), len(involved), CROSS_DATASET_DISTANCE), table
+    return CrossDatasetDuplicates(len(rows), len(np.unique(owner[pairs[:, :2]])), CROSS_DATASET_DISTANCE), table
 
 
 def list_releases(store: Store) -> list[Manifest]:
