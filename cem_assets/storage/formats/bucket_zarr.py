@@ -16,6 +16,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.core.buffer import cpu
@@ -26,8 +27,8 @@ from cem_assets.storage.store import Store
 
 _NUM_REQUESTS = 16
 """At the same time, of all threads of this process."""
-_MAX_BOX_BYTES = 256 << 20
-"""Decoded size of the chunks under a box; larger ones are left to zarr, which holds a few at a time."""
+_MAX_BOX_BYTES = 128 << 20
+"""Decoded size of the chunks that are held at a time; larger boxes are read in parts, larger chunks left to zarr."""
 _KEPT_BYTES = 64 << 20
 """Of fetched chunks, as stored: bricks and chunks do not meet, so neighbouring bricks ask for the same ones."""
 
@@ -71,13 +72,30 @@ def read_bucket(store: Store, folder: str, spans: tuple[slice, ...], opening: st
         return None
     names = chunks.under(spans)
     if len(names) * chunks.num_bytes > _MAX_BOX_BYTES:
-        return None
+        return _read_in_parts(store, folder, chunks, spans, opening)
     found = {chunks.metadata[0]: chunks.metadata[1]}
     for name, data in zip(names, _fetched(store, folder, names, opening), strict=True):
         if data is None:
             return None
         found[name] = data
     return read_from(found, spans)
+
+
+def _read_in_parts(store: Store, folder: str, chunks: Chunks, spans: tuple[slice, ...], opening: str) -> NDArray[Any] | None:
+    """Read the halves of a box that meet between chunks, so that none is fetched for both."""
+    first = [span.start // side for span, side in zip(spans, chunks.shape, strict=True)]
+    count = [-(-span.stop // side) - low for span, side, low in zip(spans, chunks.shape, first, strict=True)]
+    axis = max(range(len(spans)), key=lambda axis: count[axis])
+    if count[axis] < 2:
+        return None
+    middle = (first[axis] + count[axis] // 2) * chunks.shape[axis]
+    halves = []
+    for span in (slice(spans[axis].start, middle), slice(middle, spans[axis].stop)):
+        half = read_bucket(store, folder, (*spans[:axis], span, *spans[axis + 1 :]), opening)
+        if half is None:
+            return None
+        halves.append(half)
+    return np.concatenate(halves, axis)
 
 
 @lru_cache(maxsize=32)

@@ -74,12 +74,21 @@ def test_what_is_no_object_of_its_own_is_left_to_the_zarr_library(s3_store, tmp_
     assert np.array_equal(open_zarr(s3_store, KEY, None).source.read(everything(data)), data)
 
 
-def test_boxes_over_very_large_chunks_are_left_to_the_zarr_library(s3_store, tmp_path, monkeypatch, fetched):
+@pytest.mark.parametrize("num_chunks", [1, 2, 4])
+def test_a_box_over_many_chunks_is_read_in_parts_and_no_chunk_twice(s3_store, tmp_path, monkeypatch, fetched, num_chunks):
     data = voxels()
     put(s3_store, tmp_path / "a.zarr", data)
-    monkeypatch.setattr(bucket_zarr, "_MAX_BOX_BYTES", 8 * 16 * 16 * 2 * 4)
-    assert read_bucket(s3_store, KEY, (slice(0, 8), slice(0, 30), slice(0, 32)), "first") is not None
-    assert read_bucket(s3_store, KEY, (slice(0, 9), slice(0, 30), slice(0, 32)), "first") is None
+    monkeypatch.setattr(bucket_zarr, "_MAX_BOX_BYTES", 8 * 16 * 16 * 2 * num_chunks)
+    monkeypatch.setattr(bucket_zarr, "_KEPT_BYTES", 0)
+    box = (slice(3, 20), slice(1, 30), slice(5, 40))
+    assert np.array_equal(read_bucket(s3_store, KEY, box, "first"), data[box])
+    assert len(fetched) == len(set(fetched)) == 3 * 2 * 3
+
+
+def test_very_large_chunks_are_left_to_the_zarr_library(s3_store, tmp_path, monkeypatch, fetched):
+    put(s3_store, tmp_path / "a.zarr", voxels())
+    monkeypatch.setattr(bucket_zarr, "_MAX_BOX_BYTES", 8 * 16 * 16 * 2 - 1)
+    assert read_bucket(s3_store, KEY, (slice(0, 8), slice(0, 16), slice(0, 16)), "first") is None and fetched == []
 
 
 def test_an_absent_chunk_is_found_out_by_the_zarr_library(s3_store, tmp_path):
