@@ -496,13 +496,13 @@ def test_every_object_is_fetched_once_from_s3(s3_store: Store, monkeypatch):
     take_in(s3_store, "own")
     label(s3_store)
     fetched: Counter = Counter()
-    get = s3_store.fs.get_file
+    download = Store.download
 
-    def counting(remote: str, *args, **kwargs):
-        fetched[remote.rsplit("/", 1)[-1]] += 1
-        return get(remote, *args, **kwargs)
+    def counting(self, key: str, target):
+        fetched[key.rsplit("/", 1)[-1]] += 1
+        return download(self, key, target)
 
-    monkeypatch.setattr(s3_store.fs, "get_file", counting)
+    monkeypatch.setattr(Store, "download", counting)
     manifest = crop(s3_store, engine=LocalEngine(1))["human"]
     assert manifest.counts["images"] == 24
     assert fetched == Counter({f"{well}_s{site}_w1.png": 1 for well in WELLS for site in (1, 2)})
