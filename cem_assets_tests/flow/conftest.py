@@ -55,7 +55,8 @@ def platform(s3, database, weights, tmp_path_factory) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def store(platform: Stack) -> Store:
+def platform_store(platform: Stack) -> Store:
+    """The store a living platform works on: its sensors take in what lies there."""
     return open_store(platform.environment["CEM_ASSETS_ROOT"])
 
 

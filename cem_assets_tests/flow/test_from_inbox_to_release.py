@@ -36,23 +36,23 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def test_ingest_takes_a_folder_to_a_release(store: Store, tmp_path, folder, weights):
+def test_ingest_takes_a_folder_to_a_release(s3_store: Store, tmp_path, folder, weights):
     done = cem_assets(
-        "--root", store.url, "ingest", str(folder), cwd=tmp_path, CEM_ASSETS_CLASSIFIER_WEIGHTS=str(weights), check=False
+        "--root", s3_store.url, "ingest", str(folder), cwd=tmp_path, CEM_ASSETS_CLASSIFIER_WEIGHTS=str(weights), check=False
     )
     assert done.returncode == 1 and "failed: cem__patch_scores: There is no patch classifier" in done.stderr
-    import_classifier(store, weights)
-    done = cem_assets("--root", store.url, "ingest", str(folder), cwd=tmp_path)
+    import_classifier(s3_store, weights)
+    done = cem_assets("--root", s3_store.url, "ingest", str(folder), cwd=tmp_path)
     for part in ("mine", "1 volumes", "440 patches", "exemplars", "refused files and why", 'read_patches("mine", "filtered")'):
         assert part in done.stdout, part
     assert "cem/patch_scores mine" in done.stderr and "100%" in done.stderr, "a progress bar per stage"
-    assert readers.list_releases(store.url) == ["v1"] and "mouse" in readers.read_release(root=store.url).card
-    path = cem_assets("--root", store.url, "path", "filtered", "mine", cwd=tmp_path).stdout.strip()
+    assert readers.list_releases(s3_store.url) == ["v1"] and "mouse" in readers.read_release(root=s3_store.url).card
+    path = cem_assets("--root", s3_store.url, "path", "filtered", "mine", cwd=tmp_path).stdout.strip()
     code = f"import pandas; frame = pandas.read_parquet({path!r}); print(len(frame), frame['image'][0]['bytes'][:2])"
     plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     frame = pd.read_parquet(path)
     assert plain.stdout.strip() == f"{len(frame)} b'II'"
-    raw = dict(readers.iter_images("mine", "raw", store.url))
+    raw = dict(readers.iter_images("mine", "raw", s3_store.url))
     for row in frame.itertuples():
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(row.image["bytes"]))), raw[row.name])
 

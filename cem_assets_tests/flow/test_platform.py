@@ -21,7 +21,7 @@ from cem_assets_tests.stages.chain import import_classifier
 OUTPUT = ROOT / "test-output"
 
 
-def test_what_is_dropped_into_the_inbox_is_in_a_release_and_seen_in_the_browser(platform: Stack, store: Store):
+def test_what_is_dropped_into_the_inbox_is_in_a_release_and_seen_in_the_browser(platform: Stack, platform_store: Store):
     if reason := browser.install():
         pytest.skip(reason)
     OUTPUT.mkdir(exist_ok=True)
@@ -34,10 +34,10 @@ def test_what_is_dropped_into_the_inbox_is_in_a_release_and_seen_in_the_browser(
         page.get_by_text("Success", exact=False).first.wait_for(timeout=30_000)
         page.screenshot(path=str(OUTPUT / "run.png"))
 
-        volume_dataset(store, "from_inbox")
-        wait_for("a release", lambda: readers.list_releases(store.url), 240)
-        assert "from_inbox" in readers.read_release(root=store.url).datasets["dataset"].tolist()
-        assert len(list(readers.read_release(root=store.url).iter_images())) > 0
+        volume_dataset(platform_store, "from_inbox")
+        wait_for("a release", lambda: readers.list_releases(platform_store.url), 240)
+        assert "from_inbox" in readers.read_release(root=platform_store.url).datasets["dataset"].tolist()
+        assert len(list(readers.read_release(root=platform_store.url).iter_images())) > 0
 
         page.goto(f"{platform.url}/locations/cem_assets/asset-groups/cem/lineage")
         page.get_by_text("filtered_patches").first.wait_for(timeout=30_000)
@@ -55,9 +55,9 @@ def test_what_is_dropped_into_the_inbox_is_in_a_release_and_seen_in_the_browser(
     assert all(run["status"] == "SUCCESS" for run in runs)
 
 
-def test_no_secret_is_in_logs_metadata_tags_or_the_store(platform: Stack, store: Store, database, s3):
+def test_no_secret_is_in_logs_metadata_tags_or_the_store(platform: Stack, platform_store: Store, database, s3):
     """After a run that succeeded and one that failed, with the stack's own keys as what must not be found."""
-    put_in_inbox(store, "broken", {"v.nrrd": b"NRRD0004\nnot really"})
+    put_in_inbox(platform_store, "broken", {"v.nrrd": b"NRRD0004\nnot really"})
     failed = wait_for("the failing run", lambda: [run for run in platform.runs() if run["status"] == "FAILURE"], 120)
     assert failed[0]["tags"]["dagster/partition"] == "broken"
     dump = subprocess.run(
@@ -70,7 +70,7 @@ def test_no_secret_is_in_logs_metadata_tags_or_the_store(platform: Stack, store:
     places |= {path.name: path.read_bytes() for path in platform.folder.glob("*.log")}
     everything = open_store(f"s3://{s3.bucket}")
     for folder in everything.folders(""):
-        if folder.startswith(store.url.rsplit("/", 1)[-1]):
+        if folder.startswith(platform_store.url.rsplit("/", 1)[-1]):
             places |= {item.key: everything.read(item.key) for item in everything.walk(folder)}
     assert any("-logs/" in place for place in places) and len(places) > 20
     for secret in (os.environ["AWS_SECRET_ACCESS_KEY"].encode(), postgres.PASSWORD.encode()):
@@ -79,11 +79,11 @@ def test_no_secret_is_in_logs_metadata_tags_or_the_store(platform: Stack, store:
 
 
 def test_a_cut_database_killed_parts_and_a_gateway_away_lose_nothing(
-    platform: Stack, store: Store, database, s3, undisturbed, weights
+    platform: Stack, platform_store: Store, database, s3, undisturbed, weights
 ):
     """The quick round of faults; `make soak` has the long one."""
-    import_classifier(store, weights)
-    put_in_inbox(store, "x", {"v.nrrd": nrrd_bytes(cells(SHAPE))}, toml("x"))
+    import_classifier(platform_store, weights)
+    put_in_inbox(platform_store, "x", {"v.nrrd": nrrd_bytes(cells(SHAPE))}, toml("x"))
     wait_for("the run of x", lambda: any(is_run_of(run, "x") for run in platform.runs()), 60, 0.2)
     platform.kill("daemon")
     database.restart()
@@ -92,33 +92,35 @@ def test_a_cut_database_killed_parts_and_a_gateway_away_lose_nothing(
         s3.server.stop_gateway()
         threading.Timer(5, s3.server.start).start()
     platform.start("daemon")
-    check_whole(platform, store, "x", undisturbed, 240)
+    check_whole(platform, platform_store, "x", undisturbed, 240)
 
 
 def is_run_of(run: dict, dataset: str) -> bool:
     return run["tags"].get("dagster/partition") == dataset and run["jobName"] == "cem_chain"
 
 
-def check_whole(platform: Stack, store: Store, dataset: str, undisturbed: dict[str, str], seconds: float) -> None:
+def check_whole(platform: Stack, platform_store: Store, dataset: str, undisturbed: dict[str, str], seconds: float) -> None:
     """Wait until a dataset is filtered; it must be what an undisturbed run gives, committed once."""
 
     def is_there() -> bool:
         try:
-            return current_manifest(store, FILTERED, dataset) is not None
+            return current_manifest(platform_store, FILTERED, dataset) is not None
         except Exception:
             return False  # the server may be away just now
 
     wait_for(f"{dataset} filtered", is_there, seconds)
     for stage, asset in STAGES.items():
         if stage in undisturbed:
-            assert current_manifest(store, asset, dataset).digest == undisturbed[stage], stage
-        assert len(manifest_numbers(store, f"{asset}/{dataset}")) == 1, f"{asset} was committed once"
+            assert current_manifest(platform_store, asset, dataset).digest == undisturbed[stage], stage
+        assert len(manifest_numbers(platform_store, f"{asset}/{dataset}")) == 1, f"{asset} was committed once"
 
 
 @pytest.mark.soak
-def test_each_part_may_be_killed_while_a_dataset_is_taken_in(platform: Stack, store: Store, database, s3, undisturbed, weights):
+def test_each_part_may_be_killed_while_a_dataset_is_taken_in(
+    platform: Stack, platform_store: Store, database, s3, undisturbed, weights
+):
     """One fault after another, each in the middle of a run of the same data."""
-    import_classifier(store, weights)
+    import_classifier(platform_store, weights)
     faults = {
         "database": database.restart,
         "daemon": lambda: (platform.kill("daemon"), platform.start("daemon")),
@@ -130,8 +132,8 @@ def test_each_part_may_be_killed_while_a_dataset_is_taken_in(platform: Stack, st
     for name, fault in faults.items():
         # The same files under the same name: the digests must not depend on what went wrong on the way.
         for asset in (*STAGES.values(), "inbox"):
-            store.delete([item.key for item in store.walk(f"{asset}/x")])
-        put_in_inbox(store, "x", {"v.nrrd": nrrd_bytes(cells(SHAPE))}, toml("x"))
+            platform_store.delete([item.key for item in platform_store.walk(f"{asset}/x")])
+        put_in_inbox(platform_store, "x", {"v.nrrd": nrrd_bytes(cells(SHAPE))}, toml("x"))
         seen = {run["runId"] for run in platform.runs()}
         wait_for(
             f"the run of x before {name}",
@@ -142,21 +144,24 @@ def test_each_part_may_be_killed_while_a_dataset_is_taken_in(platform: Stack, st
             0.2,
         )
         fault()
-        check_whole(platform, store, "x", undisturbed, 400)
+        check_whole(platform, platform_store, "x", undisturbed, 400)
 
 
 @pytest.mark.soak
-def test_two_hundred_datasets_are_taken_in_once_and_the_daemon_does_not_grow(platform: Stack, store: Store, weights):
+def test_two_hundred_datasets_are_taken_in_once_and_the_daemon_does_not_grow(platform: Stack, platform_store: Store, weights):
     num = 200
-    import_classifier(store, weights)
+    import_classifier(platform_store, weights)
     started = time.monotonic()
     for number in range(num):
         put_in_inbox(
-            store, f"small-{number:03d}", {"v.nrrd": nrrd_bytes(cells((2, 80, 80), number))}, toml(f"small-{number:03d}")
+            platform_store,
+            f"small-{number:03d}",
+            {"v.nrrd": nrrd_bytes(cells((2, 80, 80), number))},
+            toml(f"small-{number:03d}"),
         )
 
     def num_done() -> int:
-        return sum(name.startswith("small-") for name in committed_partitions(store, FILTERED))
+        return sum(name.startswith("small-") for name in committed_partitions(platform_store, FILTERED))
 
     wait_for("a tenth", lambda: num_done() >= num // 10, 1800, 2)
     early = platform.memory_mib("daemon")
@@ -165,5 +170,5 @@ def test_two_hundred_datasets_are_taken_in_once_and_the_daemon_does_not_grow(pla
     print(f"{seconds / num:.1f} s a dataset; the daemon held {early:.0f} MiB after a tenth and {late:.0f} MiB at the end")
     for number in range(num):
         for asset in STAGES.values():
-            assert manifest_numbers(store, f"{asset}/small-{number:03d}") == [1]
+            assert manifest_numbers(platform_store, f"{asset}/small-{number:03d}") == [1]
     assert late < early + 60

@@ -54,37 +54,37 @@ def launch(platform: Stack, job: str, partition: str, asset: str, config: dict) 
     return platform.launch(job, partition, {"ops": {asset.replace("/", "__"): {"config": config}}})
 
 
-def test_weights_are_trained_stopped_resumed_and_scored(platform: Stack, store: Store, tmp_path):
+def test_weights_are_trained_stopped_resumed_and_scored(platform: Stack, platform_store: Store, tmp_path):
     if reason := browser.install():
         pytest.skip(reason)
     OUTPUT.mkdir(exist_ok=True)
-    texture_release(store, {"coarse": 24, "fine": 16})
-    prepare_all(store, tmp_path)
-    store.put(ROWS, SETTINGS.encode())
-    plan = make_plan(store, known_weights(store)["long_moco"])
+    texture_release(platform_store, {"coarse": 24, "fine": 16})
+    prepare_all(platform_store, tmp_path)
+    platform_store.put(ROWS, SETTINGS.encode())
+    plan = make_plan(platform_store, known_weights(platform_store)["long_moco"])
 
     run = launch(platform, "pretraining_weights", "long_moco", WEIGHTS, LOOP)
-    wait_for("an epoch", lambda: (found := read_status(store, plan.folder)) is not None and found.epoch >= 1, 180)
+    wait_for("an epoch", lambda: (found := read_status(platform_store, plan.folder)) is not None and found.epoch >= 1, 180)
     platform.graphql(TERMINATE, run=run)
     wait_for("the run's end", lambda: status_of(platform, run) in ("CANCELED", "FAILURE", "SUCCESS"), 90)
     assert status_of(platform, run) == "CANCELED"
-    stopped = read_status(store, plan.folder)
+    stopped = read_status(platform_store, plan.folder)
     assert stopped.state == "stopped" and 1 <= stopped.epoch < 400
-    assert current_manifest(store, WEIGHTS, "long_moco") is None
+    assert current_manifest(platform_store, WEIGHTS, "long_moco") is None
 
     again = launch(platform, "pretraining_weights", "long_moco", WEIGHTS, {**LOOP, "params": {"epochs": stopped.epoch + 2}})
     wait_for("weights", lambda: status_of(platform, again) in ("SUCCESS", "FAILURE"), 180)
     assert status_of(platform, again) == "SUCCESS", failure_of(platform, again)
-    assert current_manifest(store, WEIGHTS, "long_moco").details["epoch"] == stopped.epoch + 2
+    assert current_manifest(platform_store, WEIGHTS, "long_moco").details["epoch"] == stopped.epoch + 2
 
     pair = dg.MultiPartitionKey({"benchmark": "discs", "weights": "long_moco"})
     scored = launch(platform, "benchmark_scores", str(pair), "benchmarks/scores", {"device": "cpu", "num_threads": 1})
     wait_for("a score", lambda: status_of(platform, scored) in ("SUCCESS", "FAILURE"), 180)
     assert status_of(platform, scored) == "SUCCESS", failure_of(platform, scored)
     # Asked for by the sensor, because a score is newer than the leaderboard.
-    wait_for("a leaderboard", lambda: current_manifest(store, LEADERBOARD) is not None, 120)
-    assert "long_moco" in set(readers.read_leaderboard(store.url)["weights"])
-    assert current_manifest(store, BENCHMARK_DATA, "discs") is not None
+    wait_for("a leaderboard", lambda: current_manifest(platform_store, LEADERBOARD) is not None, 120)
+    assert "long_moco" in set(readers.read_leaderboard(platform_store.url)["weights"])
+    assert current_manifest(platform_store, BENCHMARK_DATA, "discs") is not None
 
     with browser.open_page() as page:
         page.goto(f"{platform.url}/assets/pretraining/weights?view=partitions&partition=long_moco")
