@@ -7,6 +7,7 @@ files and refuses names that could do harm; uploaded names are untrusted. Which 
 
 import hashlib
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -83,6 +84,11 @@ class InboxDataset:
     @property
     def name(self) -> str:
         return self.description.name
+
+    def under(self, folder: str) -> tuple[InboxFile, ...]:
+        """Return the files under a folder of it."""
+        first, behind = (bisect_left(self.files, f"{folder}{end}", key=lambda file: file.path) for end in ("/", "0"))
+        return self.files[first:behind]  # "0" is the character after "/"
 
     @property
     def digest(self) -> str:

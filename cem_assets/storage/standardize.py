@@ -82,6 +82,13 @@ def local_paths(
         yield copies
 
 
+def opened_zarr(store: Store, dataset: InboxDataset, intake: Intake) -> Opened:
+    """Open a Zarr store of the inbox."""
+    path, about = intake.paths[0], dataset.description
+    sizes = [(dataset_key(dataset.name, item.path), item.num_bytes) for item in dataset.under(path)]
+    return open_zarr(store, dataset_key(dataset.name, path), about.zarr_array, about.channel, sizes)
+
+
 @contextmanager
 def opened_volume(
     store: Store, dataset: InboxDataset, intake: Intake, scratch: Path, kept: SourceCopies | None = None
@@ -103,7 +110,7 @@ def opened_volume(
     """
     description = dataset.description
     if intake.kind == "zarr":
-        yield open_zarr(store, dataset_key(dataset.name, intake.paths[0]), description.zarr_array, description.channel)
+        yield opened_zarr(store, dataset, intake)
         return
     paths = list(intake.paths)
     if intake.paths[0].lower().endswith(".nhdr"):  # its voxels lie in a second file of the same folder

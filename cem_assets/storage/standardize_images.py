@@ -16,11 +16,10 @@ from cem_assets.imaging.intensity import IntensityMapping, default_policy, mappi
 from cem_assets.storage.commits import Commit
 from cem_assets.storage.formats.arrays import check_whole_in_memory
 from cem_assets.storage.formats.stacks import read_plane
-from cem_assets.storage.formats.zarr_stores import open_zarr
-from cem_assets.storage.inbox import InboxDataset, Rejection, dataset_key
+from cem_assets.storage.inbox import InboxDataset, Rejection
 from cem_assets.storage.intake import Intake
 from cem_assets.storage.scratch import scratch_folder
-from cem_assets.storage.standardize import Progress, binning_notes, local_paths, refuse_constant
+from cem_assets.storage.standardize import Progress, binning_notes, local_paths, opened_zarr, refuse_constant
 from cem_assets.storage.store import Store
 from cem_assets.storage.tables import IMAGES_SCHEMA, SHARD_BYTES, encode_tiff, parquet_bytes, part_name
 
@@ -81,9 +80,7 @@ class _ImageJob:
 
 
 def _zarr_plane(store: Store, dataset: InboxDataset, intake: Intake) -> tuple[NDArray[Any], tuple[str, ...]]:
-    description = dataset.description
-    key = dataset_key(dataset.name, intake.paths[0])
-    opened = open_zarr(store, key, description.zarr_array, description.channel)
+    opened = opened_zarr(store, dataset, intake)
     z, y, x = opened.source.shape
     if z != 1:
         raise ValueError(f'it is a stack of {z} slices; expected one 2D image. Use kind = "volume".')

@@ -306,6 +306,32 @@ def test_a_volume_of_which_nothing_is_there_is_refused(local_store: Store, tmp_p
         standardize_dataset(local_store, "d")
 
 
+@pytest.mark.parametrize("shards", [None, (64, 64, 64)])
+def test_chunks_that_are_larger_than_what_they_hold_are_refused_and_the_rest_goes_on(
+    store: Store, tmp_path, shards, monkeypatch
+):
+    data = cells((64, 70, 128))
+    files = {"plain.nrrd": nrrd_bytes(data)}
+    for name in ("bad.zarr", "good.zarr"):
+        folder = tmp_path / name
+        zarr.create_array(str(folder), data=data, chunks=(32, 32, 32), shards=shards)
+        files |= {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    swollen = "bad.zarr/c/0/1/1"
+    files[swollen] += bytes(1 << 20)
+    put_in_inbox(store, "d", files)
+    read = Store.read_quickly
+
+    def watched(self: Store, key: str) -> bytes | None:
+        assert not key.endswith(swollen), "it is refused before it is read"
+        return read(self, key)
+
+    monkeypatch.setattr(Store, "read_quickly", watched)
+    result = standardize_dataset(store, "d")
+    assert result.manifest.counts["volumes"] == 2
+    found = refusals(store, result)
+    assert f"bad.zarr: c/0/1/1 has {len(files[swollen])} bytes" in found["bad.zarr"] and "Copy it again" in found["bad.zarr"]
+
+
 def test_unwritten_hdf5_chunks_are_missing_too(local_store: Store, tmp_path):
     data = cells((64, 70, 128))
 

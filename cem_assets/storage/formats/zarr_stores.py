@@ -10,6 +10,7 @@ import dataclasses
 import json
 import threading
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -36,7 +37,12 @@ SAFE_CODECS = frozenset(
 )  # fmt: skip
 """Codecs that only transform numbers. `pickle` and the object codecs are left out on purpose."""
 
+_METADATA_FILES = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 _MAX_METADATA_BYTES = 16 << 20
+_MAX_GROWTH = 2
+"""A chunk that takes more than this many times its decoded size is none: codecs add a few bytes to what they cannot shrink."""
+_MAX_SMALL_CHUNK_BYTES = 64 << 10
+"""Stored chunks up to this size are fine, whatever they hold."""
 _NM_PER_UNIT = {"nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "angstrom": 0.1}
 
 
@@ -177,7 +183,13 @@ def _refilled(array: Any, fill: int) -> Any:
     return zarr.Array(type(inner)(metadata=metadata, store_path=inner.store_path, config=inner.config))
 
 
-def open_zarr(store: Store, key: str, array_path: str | None, channel: int | None = None) -> Opened:
+def open_zarr(
+    store: Store,
+    key: str,
+    array_path: str | None,
+    channel: int | None = None,
+    sizes: Sequence[tuple[str, int]] = (),
+) -> Opened:
     """Open the array of a Zarr store, or the finest scale of an OME-Zarr.
 
     Args:
@@ -185,12 +197,15 @@ def open_zarr(store: Store, key: str, array_path: str | None, channel: int | Non
         key: Its folder.
         array_path: Path of the array inside, where there are several and no OME metadata says which.
         channel: Index on a channel axis longer than 1.
+        sizes: Keys and bytes of the objects under the folder, as they were listed: chunks are read whole, so they are looked
+            at before.
 
     Returns:
         The opened array.
 
     Raises:
-        ValueError: There is no such array, its codecs are not allowed, or it cannot be one volume.
+        ValueError: There is no such array, its codecs are not allowed, a chunk of it is too large to be one, or it cannot be
+            one volume.
     """
     what = key.rsplit("/", 1)[-1]
     attributes, kind = _metadata(store, key, what)
@@ -199,7 +214,7 @@ def open_zarr(store: Store, key: str, array_path: str | None, channel: int | Non
     if kind == "group" and array_path is None:
         ome = attributes.get("ome", attributes)
         if "bioformats2raw.layout" in ome:
-            return open_zarr(store, f"{key}/0", None, channel)
+            return open_zarr(store, f"{key}/0", None, channel, sizes)
         array_path, names, scale = _multiscale(ome, store, key, what)
     place = f"{key}/{check_key(array_path.strip('/'))}" if array_path else key
     _, kind = _metadata(store, place, what)
@@ -214,6 +229,7 @@ def open_zarr(store: Store, key: str, array_path: str | None, channel: int | Non
     if dtype.kind not in "iuf":
         raise ValueError(f"{what} holds {dtype}; expected integers or floats.")
     check_whole_in_memory(f"a chunk of {what}", int(np.prod(array.chunks, dtype=object)) * dtype.itemsize)
+    _refuse_swollen_chunks(place, int(np.prod(array.shards or array.chunks, dtype=object)) * dtype.itemsize, sizes, what)
     if names is not None and len(names) == len(shape) and set("yx") <= set(names):
         axes, fixed = _named_axes(names, shape, channel, what)
     else:
@@ -224,6 +240,18 @@ def open_zarr(store: Store, key: str, array_path: str | None, channel: int | Non
         y, x = scale[axes[1]], scale[axes[2]]
         voxel = (scale[axes[0]] if axes[0] >= 0 else y, y, x)
     return Opened(source, axes[0] < 0, voxel)
+
+
+def _refuse_swollen_chunks(place: str, decoded_bytes: int, sizes: Sequence[tuple[str, int]], what: str) -> None:
+    most = max(_MAX_SMALL_CHUNK_BYTES, _MAX_GROWTH * decoded_bytes)
+    large = [(key, size) for key, size in sizes if size > most and key.startswith(f"{place}/")]
+    swollen = [(key, size) for key, size in large if key.rsplit("/", 1)[1] not in _METADATA_FILES]
+    if swollen:
+        key, size = swollen[0]
+        raise ValueError(
+            f"{what}: {key.removeprefix(place)[1:]} has {size} bytes, for a chunk that decodes to {decoded_bytes}; expected "
+            f"at most {most}. Copy it again from its source ({len(swollen)} such files)."
+        )
 
 
 def _metadata(store: Store, key: str, what: str) -> tuple[dict[str, Any], str]:
