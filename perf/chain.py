@@ -33,6 +33,7 @@ from perf.timing import Measured
 
 SHAPE, NUM_DATASETS, NUM_SCORED = (410, 512, 512), 200, 2000
 QUICK_SHAPE, QUICK_NUM_DATASETS, QUICK_NUM_SCORED = (240, 256, 512), 2, 48
+QUICK_SCORED_SHAPE = (80, 256, 512)
 LIMIT_SECONDS = 600.0
 """After this time, generation included, no further dataset is begun; the rest is extrapolated."""
 NUM_WORKERS = 2
@@ -100,7 +101,9 @@ def read_proc(name: str) -> Mapping[str, int]:
     return {parts[0].rstrip(":"): int(parts[1]) for parts in lines if len(parts) > 1 and parts[1].isdecimal()}
 
 
-def score_some(folder: Path, write: Callable[[str, int], None], shape: tuple[int, int, int], num: int) -> tuple[float, int]:
+def score_some(
+    folder: Path, write: Callable[[str, int, tuple[int, int, int]], None], shape: tuple[int, int, int], num: int
+) -> tuple[float, int]:
     """Score and filter at least so many exemplars of further datasets; return the seconds and how many they were."""
     import torch
 
@@ -115,7 +118,7 @@ def score_some(folder: Path, write: Callable[[str, int], None], shape: tuple[int
     seconds, num_scored, number = 0.0, 0, 0
     while num_scored < num:
         root = str(folder / f"scored{number}")
-        write(root, number)
+        write(root, number, shape)
         store = open_store(root)
         make_classifier(store, ClassifierSource(source=Origin.file, file=str(weights)), ClassifierParams(device="cpu"))
         _, num_exemplars = to_deduplicated(store, shape)
@@ -165,7 +168,8 @@ def measure(is_quick: bool = False) -> list[Measured]:
             shutil.rmtree(root)
             num_done += 1
         peak = read_proc("status")["VmHWM"] / 1024
-        scoring, num_scored = score_some(folder, write, shape, QUICK_NUM_SCORED if is_quick else NUM_SCORED)
+        scored = (QUICK_SCORED_SHAPE, QUICK_NUM_SCORED) if is_quick else (SHAPE, NUM_SCORED)
+        scoring, num_scored = score_some(folder, write, *scored)
         peak_scoring = read_proc("status")["VmHWM"] / 1024
     num_bytes = num_done * math.prod(shape)
     together = sum(seconds.values())
@@ -182,14 +186,14 @@ def measure(is_quick: bool = False) -> list[Measured]:
     def rate(work: str, spent: float, note: str) -> Measured:
         return Measured(work, "GB/h", num_bytes / 1e9 / spent * 3600, 0, "-", 0, note)
 
-    scored = f"extrapolated from {num_scored:,} patches at {num_scored / scoring:.0f} patches/s on the CPU"
+    told = f"extrapolated from {num_scored:,} patches at {num_scored / scoring:.0f} patches/s on the CPU"
     return [
         rate("chain, source to volumes", seconds["volumes"], done),
         rate("chain, volumes to raw patches", seconds["raw patches"], f"{num_raw_patches(shape) * num_done:,} patches"),
         rate("chain, raw to deduplicated patches", seconds["deduplicated"], f"{num_exemplars:,} exemplars"),
         rate("chain, source to deduplicated patches", together, f"{together:.0f} s: {share}"),
-        rate("chain, deduplicated to filtered patches", filtering, scored),
-        rate("chain, source to filtered patches", together + filtering, f"its filter {scored}"),
+        rate("chain, deduplicated to filtered patches", filtering, told),
+        rate("chain, source to filtered patches", together + filtering, f"its filter {told}"),
         Measured(
             "chain to deduplicated, peak memory of the process",
             "MiB",

@@ -87,7 +87,7 @@ def processor_rate() -> float:
 def measure(is_quick: bool = False) -> list[Measured]:
     device = pick_device()
     is_gpu = device.type == "cuda"
-    num = (4096 if is_gpu else 64) if is_quick else (16_384 if is_gpu else 256)
+    num = (4096 if is_gpu else 32) if is_quick else (16_384 if is_gpu else 256)
     patches = patches_of(min(num, 256), 0)
     torch.manual_seed(0)
     model = build_classifier()

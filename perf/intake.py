@@ -124,6 +124,6 @@ def measure(is_quick: bool = False) -> list[Measured]:
         per_hour = 3600 / (sum(seconds[1:]) / num_datasets)  # the first one imports and compiles
         return [
             Measured("datasets of 4 patches, whole chain in Dagster", "datasets/h", per_hour, 0, "-", 0),
-            partition_row(instance, store, 3 if is_quick else 10),
+            partition_row(instance, store, 1 if is_quick else 10),
             launched_row(store, Path(folder), 1 if is_quick else 3),
         ]

@@ -95,7 +95,7 @@ def measure(is_quick: bool = False) -> list[Measured]:
     # Bytes, objects in a turn, threads, turns.
     sizes = [(1000, 200, NUM_THREADS, 7), (64_000, 200, NUM_THREADS, 5), (8 << 20, 16, NUM_THREADS, 3), (128 << 20, 2, 1, 3)]
     if is_quick:
-        sizes = [(1000, 60, NUM_THREADS, 5), (8 << 20, 4, NUM_THREADS, 3)]
+        sizes = [(1000, 60, NUM_THREADS, 3), (8 << 20, 4, NUM_THREADS, 1)]
     note = absence("obstore", "boto3")
     with s3_bucket() as bucket:
         ways, rows = clients(bucket), []
