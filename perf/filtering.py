@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from cem_assets.cem.classifier import build_classifier, score_batches
 from cem_assets.cem.classifier_training import settle_statistics
 from cem_assets.cem.filter import ClassifierParams, Precision, ScoreParams, probability, to_hash_side
-from cem_assets.cem.scoring_network import IMAGENET_MEAN, IMAGENET_STD, scoring_forward
+from cem_assets.cem.scoring_network import IMAGENET_MEAN, IMAGENET_STD, FusedNetwork, scoring_forward
 from cem_assets.encoders import pick_device
 from cem_assets.engine import ahead
 from perf.timing import Measured, best_seconds
@@ -77,6 +77,15 @@ def resident_rate(model: torch.nn.Module, device: torch.device, precision: Preci
     return num_batches * BATCH / (time.perf_counter() - started)
 
 
+def is_supported(model: torch.nn.Module, device: torch.device, precision: Precision) -> bool:
+    """Tell whether a number type is one that this device computes in: without kernels for it, minutes go by for nothing."""
+    return (
+        device.type != "cpu"
+        or precision == Precision.float32
+        or isinstance(scoring_forward(model, device, precision), FusedNetwork)
+    )
+
+
 def processor_rate() -> float:
     """Return GFLOP/s of a float32 matrix product on the CPU: what a network without tricks can reach at most, about."""
     matrix = torch.ones(2048, 2048)
@@ -94,16 +103,17 @@ def measure(is_quick: bool = False) -> list[Measured]:
     settle_statistics(model, to_hash_side(patches[:32]), ClassifierParams(batch_size=16, device="cpu"))
     plain = model.eval().to(device)
     patches = patches * (num // len(patches))
+    supported = [precision for precision in Precision if is_supported(plain, device, precision)]
     ways: list[Callable[[], np.ndarray]] = [
         lambda: plain_loop(plain, patches, device),
-        *(lambda precision=precision: ours(plain, patches, precision) for precision in Precision),
+        *(lambda precision=precision: ours(plain, patches, precision) for precision in supported),
     ]
     outputs: list[list[np.ndarray]] = [[] for _ in ways]
     calls = [lambda way=way, kept=kept: kept.append(way()) for way, kept in zip(ways, outputs, strict=True)]
     seconds = best_seconds(*calls, repeats=1 if is_quick else 3)
     expected = outputs[0][0]
     rows, where = [], "GPU" if is_gpu else f"CPU, {torch.get_num_threads()} threads"
-    for precision, mine, found in zip(Precision, seconds[1:], outputs[1:], strict=True):
+    for precision, mine, found in zip(supported, seconds[1:], outputs[1:], strict=True):
         assert all(np.array_equal(found[0], again) for again in found[1:])  # the same again, bit for bit
         shift = float(np.abs(found[0] - expected).max())
         assert shift <= (MAX_SHIFT if precision == Precision.float32 else 0.05)
@@ -118,6 +128,9 @@ def measure(is_quick: bool = False) -> list[Measured]:
             resident = resident_rate(plain, device, precision, 100 if is_gpu else 3)
             goal = 0.8 if is_gpu else 0
             rows.append(Measured(work, "patches/s", num / mine, resident, f"a batch of {BATCH} that lies on the device", goal))
+    for precision in set(Precision) - set(supported):
+        note = "not measured: this processor has no kernels for it, without which it is slower than float32"
+        rows.append(Measured(f"scores, {precision} (a choice), {where}", "patches/s", 0, 0, "-", 0, note))
     if not is_gpu:
         rows.append(Measured("scores on a GPU", "patches/s", 0, 0, "-", 0.8, "not measured: torch sees no GPU here"))
     return rows

@@ -94,10 +94,13 @@ def test_kernels_that_give_something_else_are_not_used(model, precision, monkeyp
 
 
 @torch.inference_mode()
-def test_a_build_without_the_kernels_scores_all_the_same(model, monkeypatch):
+def test_a_build_without_the_kernels_scores_all_the_same(model, monkeypatch, caplog):
     def absent(*_):
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(FusedNetwork, "_packed", absent)
     images = torch.from_numpy(patches(2, seed=3))
     assert torch.allclose(scoring_forward(model, CPU, Precision.float32)(images), by_definition(model, images), atol=1e-4)
+    assert "Set precision to float32" not in caplog.text
+    scoring_forward(model, CPU, Precision.bfloat16)
+    assert "Set precision to float32" in caplog.text
