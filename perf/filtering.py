@@ -129,7 +129,7 @@ def measure(is_quick: bool = False) -> list[Measured]:
             goal = 0.8 if is_gpu else 0
             rows.append(Measured(work, "patches/s", num / mine, resident, f"a batch of {BATCH} that lies on the device", goal))
     for precision in set(Precision) - set(supported):
-        note = "not measured: this processor has no kernels for it, without which it is slower than float32"
+        note = "not measured: no kernels for it here, without which it takes minutes"
         rows.append(Measured(f"scores, {precision} (a choice), {where}", "patches/s", 0, 0, "-", 0, note))
     if not is_gpu:
         rows.append(Measured("scores on a GPU", "patches/s", 0, 0, "-", 0.8, "not measured: torch sees no GPU here"))

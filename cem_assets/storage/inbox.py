@@ -33,7 +33,8 @@ HashOf = Callable[[str, int], str]
 INBOX = "inbox"
 DESCRIPTION = "dataset.toml"
 
-_JUNK = re.compile(r"(^|/)(\.|__MACOSX/|Thumbs\.db$|desktop\.ini$)")
+_JUNK = re.compile(r"^\.|/\.(?!z(array|group|attrs|metadata)$)|(^|/)(__MACOSX/|Thumbs\.db$|desktop\.ini$)")
+"""What systems leave behind; hidden files in folders are not, where they describe a Zarr v2 store."""
 _MAX_PART_BYTES = 255
 MAX_NAME = 160
 """Characters of a volume's name, and of a path in a message."""

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import h5py
+import numcodecs
 import numpy as np
 import pytest
 import tifffile
@@ -317,12 +318,12 @@ def test_chunks_that_are_larger_than_what_they_hold_are_refused_and_the_rest_goe
         zarr.create_array(str(folder), data=data, chunks=(32, 32, 32), shards=shards)
         files |= {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     swollen = "bad.zarr/c/0/1/1"
-    files[swollen] += bytes(1 << 20)
+    files[swollen] += bytes(4 << 20)
     put_in_inbox(store, "d", files)
     read = Store.read_quickly
 
     def watched(self: Store, key: str) -> bytes | None:
-        assert not key.endswith(swollen), "it is refused before it is read"
+        assert not key.endswith(swollen), "it is refused before it is fetched"
         return read(self, key)
 
     monkeypatch.setattr(Store, "read_quickly", watched)
@@ -330,6 +331,18 @@ def test_chunks_that_are_larger_than_what_they_hold_are_refused_and_the_rest_goe
     assert result.manifest.counts["volumes"] == 2
     found = refusals(store, result)
     assert f"bad.zarr: c/0/1/1 has {len(files[swollen])} bytes" in found["bad.zarr"] and "Copy it again" in found["bad.zarr"]
+
+
+def test_a_zarr_v2_store_is_taken_and_so_are_chunks_that_a_filter_makes_larger(store: Store, tmp_path):
+    data = cells((64, 70, 128))
+    wider = numcodecs.Delta(dtype="u1", astype="i8")
+    folder = tmp_path / "v.zarr"
+    zarr.create_array(str(folder), data=data, chunks=(32, 64, 64), zarr_format=2, filters=[wider], compressors=None)
+    files = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert max(map(len, files.values())) == 8 * 32 * 64 * 64
+    put_in_inbox(store, "d", files)
+    standardize_dataset(store, "d")
+    assert np.array_equal(readers.open_volume("d", root=store.url)[:], data)
 
 
 def test_unwritten_hdf5_chunks_are_missing_too(local_store: Store, tmp_path):

@@ -39,8 +39,9 @@ SAFE_CODECS = frozenset(
 
 _METADATA_FILES = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 _MAX_METADATA_BYTES = 16 << 20
-_MAX_GROWTH = 2
-"""A chunk that takes more than this many times its decoded size is none: codecs add a few bytes to what they cannot shrink."""
+_MAX_GROWTH = 8
+"""A chunk that takes more than this many times its decoded size is none: filters such as `astype` make a byte into 64 bits at
+most, and compressors add a few bytes to what they cannot shrink."""
 _MAX_SMALL_CHUNK_BYTES = 64 << 10
 """Stored chunks up to this size are fine, whatever they hold."""
 _NM_PER_UNIT = {"nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "angstrom": 0.1}
@@ -197,8 +198,8 @@ def open_zarr(
         key: Its folder.
         array_path: Path of the array inside, where there are several and no OME metadata says which.
         channel: Index on a channel axis longer than 1.
-        sizes: Keys and bytes of the objects under the folder, as they were listed: chunks are read whole, so they are looked
-            at before.
+        sizes: Keys and bytes of the objects under the folder, as they were listed: chunks are fetched into memory whole, so
+            they are looked at before.
 
     Returns:
         The opened array.
