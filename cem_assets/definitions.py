@@ -3,29 +3,72 @@
 Definitions are listed, not discovered, so that they load from an installed wheel as well.
 """
 
+from typing import Any
+
 import dagster as dg
 
-from cem_assets.defs.alerts import failure_alerts, freshness_alerts
-from cem_assets.defs.analyses import ANALYSIS_ASSETS, comparisons
-from cem_assets.defs.analyses_checks import analysis_checks
-from cem_assets.defs.automation import ALL_SCHEDULES, ALL_SENSORS
-from cem_assets.defs.benchmarks import BENCHMARK_ASSETS
-from cem_assets.defs.benchmarks_automation import BENCHMARK_SENSORS
-from cem_assets.defs.benchmarks_checks import benchmark_checks
-from cem_assets.defs.cem import CHAIN, subvolumes
-from cem_assets.defs.cem_releases import patch_classifier, releases
-from cem_assets.defs.checks import all_checks
-from cem_assets.defs.cyto_automation import CYTO_SCHEDULES, CYTO_SENSORS
-from cem_assets.defs.cyto_checks import cyto_checks
-from cem_assets.defs.cytoimagenet import CYTO_ASSETS
-from cem_assets.defs.jobs import ALL_JOBS
-from cem_assets.defs.pool_waits import sleep_while_waiting
-from cem_assets.defs.pretraining import weights
-from cem_assets.defs.pretraining_automation import WEIGHTS_SENSORS
-from cem_assets.defs.pretraining_checks import weights_checks
-from cem_assets.defs.resources import StoreResource
+from cem_assets.analyses.asset_checks import analysis_checks
+from cem_assets.analyses.assets import ANALYSIS_ASSETS, comparisons
+from cem_assets.analyses.class_maps.asset import class_maps
+from cem_assets.analyses.jobs import analysis_comparison, weights_analyses
+from cem_assets.benchmarks.asset_checks import benchmark_checks
+from cem_assets.benchmarks.assets import BENCHMARK_ASSETS
+from cem_assets.benchmarks.automation import BENCHMARK_SENSORS
+from cem_assets.benchmarks.jobs import (
+    benchmark_contamination,
+    benchmark_leaderboard,
+    benchmark_preparation,
+    benchmark_promotion,
+    benchmark_scoring,
+)
+from cem_assets.cem.asset_checks import all_checks
+from cem_assets.cem.assets import CHAIN, subvolumes
+from cem_assets.cem.automation import inbox_sensor, reconciliation_sensor, release_schedule
+from cem_assets.cem.jobs import cem_chain, cem_choose_classifier, cem_patch_classifier, cem_release, cem_subvolumes
+from cem_assets.cem.release_assets import patch_classifier, releases
+from cem_assets.cytoimagenet.asset_checks import cyto_checks
+from cem_assets.cytoimagenet.assets import crops, cyto_releases, label_table, source_metadata, test_images
+from cem_assets.cytoimagenet.automation import cyto_release_schedule, cytoimagenet_sensor
+from cem_assets.cytoimagenet.jobs import cyto_crops, cyto_label_table, cyto_release, cyto_sources, cyto_test_images
+from cem_assets.operations.alerts import failure_alerts, freshness_alerts
+from cem_assets.operations.automation import catalogue_schedule, maintenance_schedule
+from cem_assets.operations.jobs import catalogue_intake, maintenance
+from cem_assets.platform.pool_waits import sleep_while_waiting
+from cem_assets.platform.resources import StoreResource
+from cem_assets.pretraining.asset_checks import weights_checks
+from cem_assets.pretraining.assets import weights
+from cem_assets.pretraining.automation import WEIGHTS_SENSORS
+from cem_assets.pretraining.jobs import pretraining_weights
 
 sleep_while_waiting()
+
+CYTO_ASSETS = [source_metadata, test_images, label_table, crops, cyto_releases, class_maps]
+ALL_SENSORS = [inbox_sensor, reconciliation_sensor]
+CYTO_SENSORS = [cytoimagenet_sensor]
+ALL_SCHEDULES = [release_schedule, catalogue_schedule, maintenance_schedule]
+CYTO_SCHEDULES = [cyto_release_schedule]
+ALL_JOBS: list[Any] = [
+    cem_chain,
+    cem_subvolumes,
+    cem_release,
+    cem_patch_classifier,
+    cem_choose_classifier,
+    cyto_sources,
+    cyto_test_images,
+    cyto_label_table,
+    cyto_crops,
+    cyto_release,
+    pretraining_weights,
+    benchmark_preparation,
+    benchmark_scoring,
+    benchmark_leaderboard,
+    benchmark_contamination,
+    benchmark_promotion,
+    weights_analyses,
+    analysis_comparison,
+    catalogue_intake,
+    maintenance,
+]
 
 
 def build_definitions(store_url: str = "") -> dg.Definitions:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from cem_assets.storage.store import Store, open_store
+from cem_assets.store.store import Store, open_store
 from cem_assets_tests.services import ceph
 
 # Read when torch is imported, which is later: threads that wait for each other must not keep the cores from other processes.
@@ -88,7 +88,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Patch classifier weights in the published layout, random but fixed; they call everything informative."""
     import torch
 
-    from cem_assets.cem.classifier import build_classifier
+    from cem_assets.cem.classifier.network import build_classifier
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "patch_quality_classifier_nn.pth"
@@ -106,8 +106,8 @@ def curated(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Store:
 
     `cells` and `twin` are the same volume, `pictures` are 2D images; everything is kept (threshold 0).
     """
+    from cem_assets_tests.cem.chain import import_classifier, run_chain
     from cem_assets_tests.datasets import image_dataset, volume_dataset
-    from cem_assets_tests.stages.chain import import_classifier, run_chain
 
     folder = tmp_path_factory.mktemp("curated")
     store = open_store(str(folder / "store"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cem_assets.storage.store import Store
+from cem_assets.store.store import Store
 
 
 def toml(name: str, kind: str = "volume", **more: str) -> str:

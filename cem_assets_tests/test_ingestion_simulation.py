@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("perf", reason="the benchmarks are in the repository, not in its packages")
 
-from cem_assets.defs.attempts import PROMPT_ATTEMPTS, seconds_until_again
+from cem_assets.platform.attempts import PROMPT_ATTEMPTS, seconds_until_again
 from perf.ingestion_parameters import DAY, Dataset, Faults, Platform, Step, Workload, draw_datasets, read_platform
 from perf.ingestion_report import main
 from perf.ingestion_simulation import Outcome, saturation_bounds, saturation_rate, simulate

@@ -12,9 +12,9 @@ import torch
 
 pytest.importorskip("perf", reason="the benchmarks are in the repository, not in its packages")
 
-from cem_assets.pretraining.params import views
-from cem_assets.pretraining.sampling import Batch
-from cem_assets.storage.training_reader import BatchStream
+from cem_assets.pixels.batch import Batch
+from cem_assets.pixels.reader import BatchStream
+from cem_assets.pretraining.methods.params import views
 from perf import training
 from perf.per_image_pipeline import per_image_loader
 from perf.step_profile import bound_by

@@ -10,16 +10,18 @@ import zarr
 
 pytest.importorskip("perf", reason="the benchmarks are in the repository, not in its packages")
 
-from cem_assets.stages import cem_filter, cem_patches
-from cem_assets.stages.cem_patches import PatchifyParams, cut_and_hash
-from cem_assets.stages.cem_volumes import standardize_dataset
-from cem_assets.storage import manifests, patches
-from cem_assets.storage.layout import DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
-from cem_assets.storage.manifests import require_manifest
-from cem_assets.storage.patches import open_pixels
-from cem_assets.storage.store import Store
+from cem_assets.cem.filter import stage as cem_filter
+from cem_assets.cem.patches import pixels as patches
+from cem_assets.cem.patches import stage as cem_patches
+from cem_assets.cem.patches.pixels import open_pixels
+from cem_assets.cem.patches.stage import PatchifyParams, cut_and_hash
+from cem_assets.cem.volumes.stage import standardize_dataset
+from cem_assets.store import manifests
+from cem_assets.store.assets import DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
+from cem_assets.store.manifests import require_manifest
+from cem_assets.store.store import Store
+from cem_assets_tests.cem.chain import import_classifier, run_chain
 from cem_assets_tests.datasets import cells, nrrd_bytes, put_in_inbox, toml
-from cem_assets_tests.stages.chain import import_classifier, run_chain
 from perf import measured_figures, scale_model
 from perf.measured_figures import dedup_seconds, read_figures
 from perf.scale_limits import RELEASE_BYTES_PER_PATCH, RUN_MEMORY, limits_of

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from cem_assets.benchmarks.data.rows import SETTINGS, known_benchmarks
+from cem_assets.benchmarks.data.stage import prepare_benchmark
 from cem_assets.cem.phantom import em_phantom
-from cem_assets.stages.benchmark_catalogue import SETTINGS, known_benchmarks
-from cem_assets.stages.benchmark_data import prepare_benchmark
-from cem_assets.storage.store import open_store
+from cem_assets.store.store import open_store
 
 TABLE = """\
 [my_benchmark]

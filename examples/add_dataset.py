@@ -13,8 +13,8 @@ from pathlib import Path
 import tifffile
 
 from cem_assets.cem.phantom import em_phantom
-from cem_assets.storage.inbox import register_folder
-from cem_assets.storage.store import open_store
+from cem_assets.inbox.datasets import register_folder
+from cem_assets.store.store import open_store
 
 DESCRIPTION = """\
 name = "{name}"

@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cem_assets.storage.commits import installed_versions
+from cem_assets.store.commits import installed_versions
 from perf.machine import num_cores, processor
 from perf.peers import installed_peers
 from perf.report import as_markdown, line_of, to_json

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from cem_assets.cem.dedup import DedupParams
+from cem_assets.cem.patches.dedup import DedupParams
+from cem_assets.cem.patches.stage import PatchifyParams, choose_exemplars, cut_and_hash
 from cem_assets.cem.phantom import em_phantom
-from cem_assets.engine import WORKERS_VARIABLE
-from cem_assets.stages.cem_patches import PatchifyParams, choose_exemplars, cut_and_hash
-from cem_assets.stages.cem_volumes import standardize_dataset
-from cem_assets.storage.manifests import Manifest
-from cem_assets.storage.store import Store, open_store
+from cem_assets.cem.volumes.stage import standardize_dataset
+from cem_assets.execution.local import WORKERS_VARIABLE
+from cem_assets.store.manifests import Manifest
+from cem_assets.store.store import Store, open_store
 from perf.raw_table import DESCRIPTION
 from perf.timing import Measured
 
@@ -107,10 +107,10 @@ def score_some(
     """Score and filter at least so many exemplars of further datasets; return the seconds and how many they were."""
     import torch
 
-    from cem_assets.cem.classifier import build_classifier
-    from cem_assets.cem.filter import ClassifierParams, FilterParams, ScoreParams
-    from cem_assets.stages.cem_classifier import ClassifierSource, Origin, make_classifier
-    from cem_assets.stages.cem_filter import keep_informative, score_patches
+    from cem_assets.cem.classifier.network import build_classifier
+    from cem_assets.cem.classifier.stage import ClassifierSource, Origin, make_classifier
+    from cem_assets.cem.filter.params import ClassifierParams, FilterParams, ScoreParams
+    from cem_assets.cem.filter.stage import keep_informative, score_patches
 
     torch.manual_seed(0)
     weights = folder / "weights.pth"

@@ -8,9 +8,9 @@ import hashlib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from cem_assets.cytoimagenet.channels import merge_image
-from cem_assets.cytoimagenet.crops import CropParams, crop_windows, cut
-from cem_assets.cytoimagenet.quality import pixel_digest, pixel_fault
+from cem_assets.cytoimagenet.crops.channels import merge_image
+from cem_assets.cytoimagenet.crops.crops import CropParams, crop_windows, cut
+from cem_assets.cytoimagenet.crops.quality import pixel_digest, pixel_fault
 from perf.timing import Measured, best_seconds
 
 PARAMS = CropParams()

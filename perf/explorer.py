@@ -18,15 +18,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cem_assets.cem.bricks import ALL_PLANES, PatchRows, brick_boxes
-from cem_assets.cem.description import DatasetDescription
+from cem_assets.catalog.description import DatasetDescription
+from cem_assets.cem.patches.tables import DROPPED_SCHEMA, FILTERED_SCHEMA, SCORES_SCHEMA, patch_table
+from cem_assets.cem.volumes.bricks import ALL_PLANES, PatchRows, brick_boxes
+from cem_assets.cem.volumes.ome_zarr import VolumeRecord, brick_name, encode_brick, metadata_objects
 from cem_assets.imaging.intensity import IntensityMapping
-from cem_assets.storage.commits import Commit
-from cem_assets.storage.layout import CODE_VERSIONS, FILTERED, SCORES, VOLUMES
-from cem_assets.storage.manifests import Inputs, ManifestObject
-from cem_assets.storage.store import Store, open_store
-from cem_assets.storage.tables import DROPPED_SCHEMA, FILTERED_SCHEMA, SCORES_SCHEMA, parquet_bytes, part_name, patch_table
-from cem_assets.storage.volumes import VolumeRecord, brick_name, encode_brick, metadata_objects
+from cem_assets.store.assets import CODE_VERSIONS, FILTERED, SCORES, VOLUMES
+from cem_assets.store.commits import Commit
+from cem_assets.store.manifests import Inputs, ManifestObject
+from cem_assets.store.parquet import parquet_bytes, part_name
+from cem_assets.store.store import Store, open_store
 from perf.timing import Measured
 
 SIDE = 224
@@ -152,7 +153,7 @@ def measure(is_quick: bool = False) -> list[Measured]:
         folder = Path(name)
         store = open_store(str(folder / "store"))
         scores = np.concatenate([put_rows(store, f"d{number}", shape, number) for number in range(num)])
-        command = [sys.executable, "-m", "cem_assets.cli", "--root", store.url, "explore", "--no-browser"]
+        command = [sys.executable, "-m", "cem_assets.cli.main", "--root", store.url, "explore", "--no-browser"]
         environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
         try:

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from cem_assets.cem.classifier import build_classifier, score_batches
-from cem_assets.cem.classifier_training import settle_statistics
-from cem_assets.cem.filter import ClassifierParams, Precision, ScoreParams, probability, to_hash_side
-from cem_assets.cem.scoring_network import IMAGENET_MEAN, IMAGENET_STD, FusedNetwork, scoring_forward
+from cem_assets.cem.classifier.network import build_classifier, score_batches
+from cem_assets.cem.classifier.scoring_network import IMAGENET_MEAN, IMAGENET_STD, FusedNetwork, scoring_forward
+from cem_assets.cem.classifier.training import settle_statistics
+from cem_assets.cem.filter.params import ClassifierParams, Precision, ScoreParams, probability, to_hash_side
 from cem_assets.encoders import pick_device
-from cem_assets.engine import ahead
+from cem_assets.execution.local import ahead
 from perf.timing import Measured, best_seconds
 
 BATCH = 64

@@ -2,11 +2,13 @@
 
 What the platform holds already is read from it, so that it cannot drift:
 
-- `defs.automation`: intervals of the inbox and reconciliation sensors, `TICK_SECONDS`, `MAX_REQUESTS`, releases' cron line;
-- `defs.attempts`: how long failed work is left alone; `defs.steps`: `MAX_RETRIES`, `RETRY_DELAY_SECONDS`;
+- `cem.automation`: intervals of the inbox and reconciliation sensors; `platform.attempts`: `TICK_SECONDS`,
+  `MAX_REQUESTS`, releases' cron line;
+- `platform.attempts`: how long failed work is left alone; `platform.steps`: `MAX_RETRIES`, `RETRY_DELAY_SECONDS`;
 - a dagster.yaml: `max_concurrent_runs`, the limit of pools, retries of runs, `poll_interval_seconds`,
   `free_slots_after_run_end_seconds`;
-- Dagster: the loop of its sensor daemon, the pause of its queue, and how waiting steps ask for a slot (`defs.pool_waits` makes
+- Dagster: the loop of its sensor daemon, the pause of its queue, and how waiting steps ask for a slot (`platform.pool_waits`
+makes
   them sleep in between).
 
 What stands here as a number with a comment is in no code. Simulating is `perf.ingestion_simulation`.
@@ -24,9 +26,10 @@ from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordi
 from dagster._daemon.sensor import MIN_INTERVAL_LOOP_TIME
 
 import cem_assets
-from cem_assets.cem.bricks import ALL_PLANES, brick_shape
-from cem_assets.defs import automation, steps
-from cem_assets.defs.cem import GPU_POOL
+from cem_assets.cem import automation
+from cem_assets.cem.assets import GPU_POOL
+from cem_assets.cem.volumes.bricks import ALL_PLANES, brick_shape
+from cem_assets.platform import attempts, steps
 from perf.measured_figures import Figure, dedup_seconds
 
 DAY = 86_400.0
@@ -76,7 +79,7 @@ class Platform:
     new_seconds: float = 0.02  # two requests for the description, five listings; read in parallel
     seen_seconds: float = 0.0005
     reconciled_seconds: float = 0.002  # a pass of reconciliation over its partitions: docs/performance.md
-    request_seconds: float = 0.1  # "up to a tenth of a second": automation.MAX_REQUESTS
+    request_seconds: float = 0.1  # "up to a tenth of a second": attempts.MAX_REQUESTS
     start_seconds: float = 12.0  # docs/performance.md: one run in a process of its own
     release_seconds: float = 60.0
     release_dataset_seconds: float = 0.1
@@ -95,8 +98,8 @@ def read_platform(instance: Path = LAPTOP, **changes: Any) -> Platform:
         "inbox_seconds": float(automation.inbox_sensor.minimum_interval_seconds or 0),
         "reconciliation_seconds": float(automation.reconciliation_sensor.minimum_interval_seconds or 0),
         "loop_seconds": float(MIN_INTERVAL_LOOP_TIME),
-        "tick_seconds": automation.TICK_SECONDS,
-        "max_requests": automation.MAX_REQUESTS,
+        "tick_seconds": attempts.TICK_SECONDS,
+        "max_requests": attempts.MAX_REQUESTS,
         "dequeue_seconds": float(QueuedRunCoordinator().dequeue_interval_seconds),
         "max_runs": int(concurrency["runs"]["max_concurrent_runs"]),
         "pools": {GPU_POOL: int(concurrency["pools"]["default_limit"])},

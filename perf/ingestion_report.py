@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cem_assets.defs.cem import GPU_POOL
+from cem_assets.cem.assets import GPU_POOL
 from perf.ingestion_parameters import (
     DAY,
     LAPTOP,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from dagster._utils.schedules import schedule_execution_time_iterator
 
-from cem_assets.defs.attempts import seconds_until_again
+from cem_assets.platform.attempts import seconds_until_again
 from perf.ingestion_parameters import DAY, NO_FAULTS, Dataset, Faults, Platform
 from perf.ingestion_queues import Journey, Level, Pool, Scan
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import dagster as dg
 
+from cem_assets.cem.assets import CHAIN
 from cem_assets.cem.phantom import em_phantom
-from cem_assets.defs.cem import CHAIN
-from cem_assets.defs.partitions import em_datasets
-from cem_assets.defs.resources import StoreResource
-from cem_assets.runs import HOME_VARIABLE, chain_until, run_job
-from cem_assets.storage.store import ROOT_VARIABLE, Store, open_store
+from cem_assets.cli.runs import HOME_VARIABLE, chain_until, run_job
+from cem_assets.platform.partitions import em_datasets
+from cem_assets.platform.resources import StoreResource
+from cem_assets.store.store import ROOT_VARIABLE, Store, open_store
 from perf.raw_table import DESCRIPTION
 from perf.timing import Measured, best_seconds
 
@@ -90,7 +90,7 @@ def cpu_seconds(command: list[str], environment: dict[str, str]) -> float:
 def launched_row(store: Store, folder: Path, num_repeats: int) -> Measured:
     """Run an up-to-date dataset, and an empty asset, in processes of their own on a Dagster home with SQLite."""
     shutil.copytree(f"{store.url}/inbox/d0", folder / "d0")
-    ingest = [sys.executable, "-m", "cem_assets.cli", "ingest", str(folder / "d0"), "--until", "filtered"]
+    ingest = [sys.executable, "-m", "cem_assets.cli.main", "ingest", str(folder / "d0"), "--until", "filtered"]
     commands = {"ours": ingest, "empty": [sys.executable, "-c", _EMPTY_RUN]}
     best = dict.fromkeys(commands, float("inf"))
     for _ in range(num_repeats):
@@ -106,7 +106,7 @@ def launched_row(store: Store, folder: Path, num_repeats: int) -> Measured:
 def measure(is_quick: bool = False) -> list[Measured]:
     import torch
 
-    from cem_assets.cem.classifier import build_classifier
+    from cem_assets.cem.classifier.network import build_classifier
 
     with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.ephemeral() as instance:
         store = open_store(f"{folder}/store")

@@ -13,7 +13,13 @@ import numpy as np
 import pandas as pd
 
 from cem_assets.cytoimagenet.columns import LABEL_COLUMNS
-from cem_assets.cytoimagenet.labels import LabelParams, assign_weak_labels, keyed_order, label_assignment, largest_remainders
+from cem_assets.cytoimagenet.labels.rule import (
+    LabelParams,
+    assign_weak_labels,
+    keyed_order,
+    label_assignment,
+    largest_remainders,
+)
 from cem_assets_tests.cytoimagenet.metadata_tables import large_table
 from perf.timing import Measured, best_seconds
 

@@ -1,7 +1,7 @@
 """The peer of the input pipeline: PIL and torchvision transforms of one image at a time, in torch's DataLoader.
 
 As the pretraining scripts of volume-em/cem-dataset prepare images: the same distributions as
-`cem_assets.pretraining.augmentations`, drawn and applied per image by worker processes, which also put batches
+`cem_assets.pretraining.views.augmentations`, drawn and applied per image by worker processes, which also put batches
 together. Kinder to the peer than those scripts: images stay gray (there they are made RGB for the colour jitter),
 and workers find the compressed images in memory instead of opening files.
 """
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from cem_assets.pretraining.params import ViewSpec
-from cem_assets.pretraining.view_parameters import AugmentationParams
+from cem_assets.pretraining.methods.params import ViewSpec
+from cem_assets.pretraining.views.view_parameters import AugmentationParams
 
 
 class PerImageViews:

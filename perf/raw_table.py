@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 from numcodecs.zstd import Zstd
 
-from cem_assets.cem.bricks import ALL_PLANES, brick_boxes
+from cem_assets.cem.patches.pixels import open_pixels
+from cem_assets.cem.patches.stage import PatchifyParams, cut_and_hash
 from cem_assets.cem.phantom import em_phantom
+from cem_assets.cem.volumes.bricks import ALL_PLANES, brick_boxes
+from cem_assets.cem.volumes.stage import standardize_dataset
+from cem_assets.cem.volumes.zarr_shards import ZSTD_LEVEL
 from cem_assets.imaging.dhash import BrickHashes
 from cem_assets.imaging.value_counts import count_values
-from cem_assets.stages.cem_patches import PatchifyParams, cut_and_hash
-from cem_assets.stages.cem_volumes import standardize_dataset
-from cem_assets.storage.patches import open_pixels
-from cem_assets.storage.shards import ZSTD_LEVEL
-from cem_assets.storage.store import open_store
-from cem_assets.storage.tables import read_parts
+from cem_assets.store.parquet import read_parts
+from cem_assets.store.store import open_store
 from perf.hashing import by_imagehash
 from perf.timing import Measured
 

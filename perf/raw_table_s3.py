@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cem_assets.stages.cem_patches import PatchifyParams, cut_and_hash
-from cem_assets.stages.cem_volumes import standardize_dataset
-from cem_assets.storage.store import Store, open_store
-from cem_assets.storage.tables import read_parts
+from cem_assets.cem.patches.stage import PatchifyParams, cut_and_hash
+from cem_assets.cem.volumes.stage import standardize_dataset
+from cem_assets.store.parquet import read_parts
+from cem_assets.store.store import Store, open_store
 from perf.raw_table import DESCRIPTION, SOURCES, hash_all, write_sources
 from perf.s3_server import s3_bucket
 from perf.timing import Measured

@@ -32,10 +32,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cem_assets.pretraining.sampling import epoch_order, share
-from cem_assets.storage.image_cells import decode_cells
-from cem_assets.storage.store import open_store
-from cem_assets.storage.training_reader import BatchStream, TrainingSource
+from cem_assets.pixels.image_cells import decode_cells
+from cem_assets.pixels.reader import BatchStream, TrainingSource
+from cem_assets.pretraining.data.epochs import epoch_order, share
+from cem_assets.store.store import open_store
 from perf.peers import absence, peer
 from perf.reading_data import (
     digests,

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cem_assets.cem.phantom import em_phantom
-from cem_assets.storage.store import open_store
-from cem_assets.storage.tables import IMAGE_ROW_GROUP, image_column, parquet_bytes, schema_of
+from cem_assets.store.images import image_column
+from cem_assets.store.parquet import IMAGE_ROW_GROUP, parquet_bytes, schema_of
+from cem_assets.store.store import open_store
 from perf.peers import peer
 
 NUM_FILES = 4

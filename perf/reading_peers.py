@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cem_assets.pretraining.sampling import epoch_order, share
-from cem_assets.storage.store import open_store
-from cem_assets.storage.training_reader import BatchStream, TrainingSource
+from cem_assets.pixels.reader import BatchStream, TrainingSource
+from cem_assets.pretraining.data.epochs import epoch_order, share
+from cem_assets.store.store import open_store
 from perf.reading_data import NUM_FILES
 
 BATCH = 128

@@ -7,10 +7,10 @@ Each limit is a number of this workload beside the number at which something giv
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cem_assets.cem.dedup import CROSS_DATASET_DISTANCE
-from cem_assets.cem.patchify import PATCH_SIDE_PX
+from cem_assets.cem.patches.dedup import CROSS_DATASET_DISTANCE
+from cem_assets.cem.patches.patchify import PATCH_SIDE_PX
+from cem_assets.cem.patches.tables import PATCHES_PER_SHARD
 from cem_assets.imaging.near_pairs import expected_cost, possible_cuts
-from cem_assets.storage.tables import PATCHES_PER_SHARD
 from perf.measured_figures import Figure, dedup_seconds, number
 from perf.scale_objects import PAGE, Bytes, Chain
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cem_assets.storage.layout import DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
+from cem_assets.store.assets import DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
 from perf.measured_figures import NUM_CORES, RESULTS, Figure, as_table, dedup_seconds, number, read_figures
 from perf.scale_limits import Limit, Scale, limits_of
 from perf.scale_objects import PAGE, Bytes, Made, chain_of_cube, stages_of

@@ -8,11 +8,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cem_assets.cem.bricks import brick_boxes, brick_shape, count_brick_patches, count_patches
-from cem_assets.stages import cem_filter, cem_patches
-from cem_assets.stages.cem_checks import HASHED_BYTES
-from cem_assets.storage import manifests, patch_hashes, patches, tables
-from cem_assets.storage.layout import DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
+from cem_assets.cem.filter import stage as cem_filter
+from cem_assets.cem.patches import hashes as patch_hashes
+from cem_assets.cem.patches import pixels as patches
+from cem_assets.cem.patches import stage as cem_patches
+from cem_assets.cem.volumes.bricks import brick_boxes, brick_shape, count_brick_patches, count_patches
+from cem_assets.execution.checks import HASHED_BYTES
+from cem_assets.store import manifests, parquet
+from cem_assets.store.assets import DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
 
 Shape = tuple[int, int, int]
 PAGE = 1000
@@ -172,7 +175,7 @@ def stages_of(chain: Chain, sizes: Bytes = Bytes()) -> dict[str, Made]:
     inbox = float(chain.voxels)
     in_order = 64 * cem_filter._READ_BATCHES  # rows read together; the brick between two batches is read for both
     scored_bricks = min(chain.bricks, chain.exemplars) + chain.exemplars / in_order
-    kept_bricks = min(chain.bricks, chain.kept) + chain.kept / tables.IMAGE_ROW_GROUP
+    kept_bricks = min(chain.bricks, chain.kept) + chain.kept / parquet.IMAGE_ROW_GROUP
     brick = chain.voxels * sizes.voxel / max(chain.bricks, 1)
     before = {
         VOLUMES: (2 * inbox, 2.0 * max(1, inbox / _BLOCK)),  # hashed, then copied to scratch; chunks of a Zarr are requests

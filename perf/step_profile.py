@@ -1,6 +1,6 @@
 """One training step taken apart: how long each part takes, and which operations.
 
-`Step` is the step of `cem_assets.pretraining.training`'s loop without the loop: no checks of the loss, no sums of
+`Step` is the step of `cem_assets.pretraining.training.loop`'s loop without the loop: no checks of the loss, no sums of
 indicators, no schedule. Rates of whole pipelines are measured in `perf.training`.
 """
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from cem_assets.pretraining.augmentations import BatchAugmentation
-from cem_assets.pretraining.method import Method
-from cem_assets.pretraining.sampling import Batch
+from cem_assets.pixels.batch import Batch
+from cem_assets.pretraining.methods.base import Method
+from cem_assets.pretraining.views.augmentations import BatchAugmentation
 
 _TABLE_ROWS = 15
 

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from cem_assets.storage.commits import Commit
-from cem_assets.storage.manifests import Inputs
-from cem_assets.storage.store import Store, open_store
+from cem_assets.store.commits import Commit
+from cem_assets.store.manifests import Inputs
+from cem_assets.store.store import Store, open_store
 from perf.peers import absence, peer
 from perf.s3_server import s3_bucket
 from perf.timing import Measured

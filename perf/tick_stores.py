@@ -13,14 +13,14 @@ from pathlib import Path
 import pandas as pd
 
 from cem_assets.catalog.microscopy import terms
-from cem_assets.cytoimagenet.guard import load_rules
-from cem_assets.stages.cyto_crops import crop_upstream
-from cem_assets.stages.cyto_images import CropStageParams
-from cem_assets.stages.cyto_labels import LABELS, LabelEntry, LabelTableParams, label_key
-from cem_assets.stages.cyto_releases import _ready
-from cem_assets.stages.settings import Settings
-from cem_assets.storage.cyto_tables import LABELS_SCHEMA, frame_bytes
-from cem_assets.storage.layout import (
+from cem_assets.cem.settings import Settings
+from cem_assets.cytoimagenet.crops.images import CropStageParams
+from cem_assets.cytoimagenet.crops.stage import crop_upstream
+from cem_assets.cytoimagenet.held_out.guard import load_rules
+from cem_assets.cytoimagenet.labels.stage import LABELS, LabelEntry, LabelTableParams, label_key
+from cem_assets.cytoimagenet.releases.stage import _ready
+from cem_assets.cytoimagenet.tables import LABELS_SCHEMA, frame_bytes
+from cem_assets.store.assets import (
     CLASSIFIER,
     CODE_VERSIONS,
     CROPS,
@@ -32,8 +32,8 @@ from cem_assets.storage.layout import (
     SOURCE_METADATA,
     STAGES,
 )
-from cem_assets.storage.manifests import Inputs, Manifest, ManifestObject, write_manifest
-from cem_assets.storage.store import Store
+from cem_assets.store.manifests import Inputs, Manifest, ManifestObject, write_manifest
+from cem_assets.store.store import Store
 
 NUM_RELEASES = 3
 OBJECTS: dict[str, tuple[str, ...]] = {

@@ -18,11 +18,11 @@ from typing import Any
 import dagster as dg
 
 from cem_assets.definitions import build_definitions
-from cem_assets.defs.automation import MAX_REQUESTS
-from cem_assets.defs.partitions import cyto_labels, em_datasets, microscopy_sources
-from cem_assets.defs.resources import StoreResource
-from cem_assets.storage import manifest_facts
-from cem_assets.storage.store import Store, open_store
+from cem_assets.platform.attempts import MAX_REQUESTS
+from cem_assets.platform.partitions import cyto_labels, em_datasets, microscopy_sources
+from cem_assets.platform.resources import StoreResource
+from cem_assets.store import manifest_facts
+from cem_assets.store.store import Store, open_store
 from perf.s3_server import s3_bucket
 from perf.tick_stores import UnsyncedStore, fill_chain, fill_cytoimagenet, fill_inbox, names_of
 from perf.timing import Measured

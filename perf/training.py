@@ -1,7 +1,7 @@
 """Pretraining from shards on a local disk: images/s of the whole pipeline, and what bounds it.
 
-Measured in one run, in turns: (1) the real loop, `cem_assets.pretraining.training.train`, fed by
-`cem_assets.storage.training_reader` with its cache on disk; (2) the same step, augmentation included, on a random
+Measured in one run, in turns: (1) the real loop, `cem_assets.pretraining.training.loop.train`, fed by
+`cem_assets.pixels.reader` with its cache on disk; (2) the same step, augmentation included, on a random
 batch that lies on the device, which nothing has to read: the loop should reach 90 % of it; (3) the same step fed by
 `perf.per_image_pipeline`, PIL images one at a time in as many worker processes as there are cores: the loop should
 be 5 times as fast on a GPU with 16 cores. The shards (phantom patches, at most 35 MB) are written to a temporary
@@ -35,16 +35,18 @@ from numpy.typing import NDArray
 
 from cem_assets.cem.phantom import em_phantom
 from cem_assets.encoders import pick_device
-from cem_assets.pretraining.augmentations import SUPERVISED, AugmentationParams, BatchAugmentation
-from cem_assets.pretraining.method import Method
-from cem_assets.pretraining.methods import build_method
-from cem_assets.pretraining.params import MethodParams, params_for
-from cem_assets.pretraining.sampling import Batch, epoch_order, share
-from cem_assets.pretraining.training import LoopSettings, train
-from cem_assets.storage.image_cells import SIDE_PX
-from cem_assets.storage.store import open_store
-from cem_assets.storage.tables import IMAGE_ROW_GROUP, image_column, parquet_bytes, schema_of
-from cem_assets.storage.training_reader import BatchStream, TrainingSource
+from cem_assets.pixels.batch import Batch
+from cem_assets.pixels.image_cells import SIDE_PX
+from cem_assets.pixels.reader import BatchStream, TrainingSource
+from cem_assets.pretraining.data.epochs import epoch_order, share
+from cem_assets.pretraining.methods.base import Method
+from cem_assets.pretraining.methods.params import MethodParams, params_for
+from cem_assets.pretraining.methods.registry import build_method
+from cem_assets.pretraining.training.loop import LoopSettings, train
+from cem_assets.pretraining.views.augmentations import SUPERVISED, AugmentationParams, BatchAugmentation
+from cem_assets.store.images import image_column
+from cem_assets.store.parquet import IMAGE_ROW_GROUP, parquet_bytes, schema_of
+from cem_assets.store.store import open_store
 from perf.machine import about_training, num_cores
 from perf.per_image_pipeline import CellsOfShards, PerImageViews, per_image_loader
 from perf.step_profile import Step, bound_by, profiled, take_apart, wait_for
@@ -390,8 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     report = {**about, **found}
     if chosen.out:
         chosen.out.write_text(json.dumps(report, indent=1) + "\n")
-    shown = {name: value for name, value in report.items() if name not in {"params", "profile"}}
-    print(json.dumps(shown, indent=1), report["profile"], sep="\n")
+    print(json.dumps({k: v for k, v in report.items() if k not in {"params", "profile"}}, indent=1), report["profile"])
     return report
 
 

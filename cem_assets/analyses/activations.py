@@ -1,7 +1,8 @@
 """What a layer of an encoder gives for gray images: its maps, or one number for each of its units.
 
-Changed images are made in `cem_assets.analyses.transformations` and `cem_assets.analyses.occlusion`. Features for
-the benchmarks, with channels and stretching, are `cem_assets.benchmarks.features`.
+Changed images are made in `cem_assets.analyses.invariance.transformations` and `cem_assets.analyses.occlusion.maps`. Features
+for
+the benchmarks, with channels and stretching, are `cem_assets.benchmarks.transfer.features`.
 """
 
 from types import TracebackType

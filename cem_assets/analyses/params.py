@@ -26,7 +26,7 @@ class InvarianceParams(BaseModel):
             transformation, as in the source. For activations after a ReLU, high alone is meant.
         layer: Name of the module that is read, averaged over its area; empty for the encoder's features.
         strengths: Of each transformation that is wanted, by name; empty for all, with those of
-            `cem_assets.analyses.transformations.TRANSFORMATIONS`.
+            `cem_assets.analyses.invariance.transformations.TRANSFORMATIONS`.
         batch_size: Images at once.
         seed: Of the noise.
     """
@@ -88,7 +88,8 @@ class MaskParams(BaseModel):
     Attributes:
         layer: Name of the module whose maps are read; empty for the last one with maps.
         downsampling: Px of the image between two values of a ResNet's maps, at most: 4, 8, 16 or 32
-            (`cem_assets.analyses.strides`); 0 reads any encoder as it is. None for 8 where it is a ResNet, and 0 where not.
+            (`cem_assets.analyses.organelles.strides`); 0 reads any encoder as it is. None for 8 where it is a ResNet, and 0
+            where not.
         top_share: Share of a channel's values above its threshold, for the IoU of single channels; None for the share of pixels
             in masks.
         num_channels: Channels whose mean is a segmentation without training.

@@ -2,7 +2,7 @@
 
 `em_datasets.csv` lists electron-microscopy datasets by name, with voxel size, licence and citation, and
 where their files, or the remote volume to sample, can be had. `registries/` holds, for datasets made of single
-files, their names and sha256. Fetching them is `cem_assets.sources`; sampling is `cem_assets.stages.sampling`.
+files, their names and sha256. Fetching them is `cem_assets.sources`; sampling is `cem_assets.inbox.remote_cubes`.
 """
 
 import csv

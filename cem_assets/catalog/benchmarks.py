@@ -1,8 +1,8 @@
 """The catalogue of benchmarks: what they are, where they can be had, how they are prepared and what was published.
 
 Rows, not code: `benchmarks.toml` has one table per benchmark, its key the name. A store's `settings/benchmarks.toml` is
-laid over it by `cem_assets.stages.benchmark_catalogue`, which also checks the steps; the steps themselves are
-`cem_assets.benchmarks.preparation`.
+laid over it by `cem_assets.benchmarks.data.rows`, which also checks the steps; the steps themselves are
+`cem_assets.benchmarks.data.preparation`.
 """
 
 import re
@@ -64,7 +64,7 @@ class PreparationStep:
     """One named step.
 
     Attributes:
-        step: Its name, a key of `cem_assets.benchmarks.preparation.STEPS`, or "rename_pairs".
+        step: Its name, a key of `cem_assets.benchmarks.data.preparation.STEPS`, or "rename_pairs".
         splits: Splits it is for; empty for all.
         parts: Parts of a union it is for; empty for all.
         parameters: Its other keys.
@@ -119,7 +119,7 @@ class UnionPart:
 
     Attributes:
         benchmark: Its name.
-        rule: How its test items are predicted and scored, as `cem_assets.benchmarks.segmentation_params.EvaluationRule`.
+        rule: How its test items are predicted and scored, as `cem_assets.benchmarks.segmentation.params.EvaluationRule`.
     """
 
     benchmark: str
@@ -152,7 +152,7 @@ class Benchmark:
         is_gated: Whether weights that do worse on it are not promoted.
         is_saturated: Whether all weights do equally well on it, so that it tells nothing.
         params: Parameters of training and testing, by name; those of segmentation are
-            `cem_assets.benchmarks.segmentation_params.SegmentationParams`.
+            `cem_assets.benchmarks.segmentation.params.SegmentationParams`.
     """
 
     name: str

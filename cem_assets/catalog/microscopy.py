@@ -1,8 +1,8 @@
 """The catalogue of microscopy sources: what they are, how their tables are read, and terms common to all.
 
 Rows, not code: `microscopy_sources.csv` says what each source is and where it can be had, `microscopy/<name>.toml` is its
-recipe (a format of `cem_assets.cytoimagenet.recipe`, which also checks it), `terms.toml` holds the terms. Electron
-microscopy is `cem_assets.catalog`; sources that people drop are read by `cem_assets.storage.source_inbox`.
+recipe (a format of `cem_assets.cytoimagenet.sources.recipe`, which also checks it), `terms.toml` holds the terms. Electron
+microscopy is `cem_assets.catalog`; sources that people drop are read by `cem_assets.cytoimagenet.sources.inbox`.
 """
 
 import csv

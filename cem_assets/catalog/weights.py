@@ -1,8 +1,8 @@
 """The catalogue of encoder weights: rows of `weights.toml`, trained here or imported.
 
 Light on purpose: no torch, so that definitions load fast. What can be said of a row alone is checked here; its
-hyperparameters are checked by `cem_assets.stages.weights_catalogue`, which also knows the rows of a store.
-Getting the weights is `cem_assets.stages.weights_import` and `cem_assets.stages.weights_training`.
+hyperparameters are checked by `cem_assets.pretraining.weights.rows`, which also knows the rows of a store.
+Getting the weights is `cem_assets.pretraining.weights.importing` and `cem_assets.pretraining.training.stage`.
 """
 
 import math

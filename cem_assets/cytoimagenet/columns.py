@@ -1,7 +1,7 @@
 """The columns of CytoImageNet's tables: standard metadata, and the release as it was published.
 
 Several values in a cell are joined by "|"; a missing one is empty text, never NaN. How a source's own tables
-become these columns is `cem_assets.cytoimagenet.recipe`; Parquet schemas are in `cem_assets.storage`.
+become these columns is `cem_assets.cytoimagenet.sources.recipe`; Parquet schemas are in `cem_assets.storage`.
 """
 
 import pandas as pd

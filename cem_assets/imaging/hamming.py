@@ -2,7 +2,7 @@
 
 Exact. Small lists are compared each with each, about seven billion comparisons a second and core; where that is more work
 than visiting buckets, greedy exemplars go through `multi_index`. Memory is a few arrays of the input's length. What a match
-means (which distance, which order) is decided by the rooms: see `cem_assets.cem.dedup`.
+means (which distance, which order) is decided by the rooms: see `cem_assets.cem.patches.dedup`.
 """
 
 from collections.abc import Iterator

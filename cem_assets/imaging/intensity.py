@@ -2,7 +2,7 @@
 
 Every policy ends in one linear mapping with two numbers, `low` to 0 and `high` to 255, which are
 recorded beside the data so that the mapping can be undone up to rounding. Which policy a dataset uses
-is declared by its curator: see `cem_assets.cem.description`. Reading files is `cem_assets.storage.formats`.
+is declared by its curator: see `cem_assets.catalog.description`. Reading files is `cem_assets.formats`.
 """
 
 from dataclasses import dataclass

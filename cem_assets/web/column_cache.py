@@ -18,9 +18,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cem_assets.storage.manifests import Manifest, ManifestObject
-from cem_assets.storage.store import Store
-from cem_assets.storage.tables import TABLE_ROW_GROUP, rechunk
+from cem_assets.store.manifests import Manifest, ManifestObject
+from cem_assets.store.parquet import TABLE_ROW_GROUP, rechunk
+from cem_assets.store.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 Asset metadata must hold no secret, but the page's own address does. So metadata link to a door on a port that is
 always the same; it knows no token. A browser that has opened the page with its token remembers where that was (the
 page's script writes it down, `static/label.js`) and is led there; any other one is told what to type. The links
-are those of `cem_assets.stages.page_links`.
+are those of `cem_assets.cem.page_links`.
 """
 
 import html

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from cem_assets.storage.store import Store, check_key
+from cem_assets.store.store import Store, check_key
 from cem_assets.web.column_cache import DEFAULT_BYTES, ColumnCache
 from cem_assets.web.doorkeeper import Doorkeeper
 from cem_assets.web.explorer_details import Details

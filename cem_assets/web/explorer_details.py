@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from cem_assets.cem.patchify import PLANE_NAMES, PatchPlace, parse_patch_name
-from cem_assets.storage.layout import CLASSIFIER, SCORES
-from cem_assets.storage.manifests import Manifest
-from cem_assets.storage.patches import DatasetPixels
+from cem_assets.cem.patches.patchify import PLANE_NAMES, PatchPlace, parse_patch_name
+from cem_assets.cem.patches.pixels import DatasetPixels
+from cem_assets.store.assets import CLASSIFIER, SCORES
+from cem_assets.store.manifests import Manifest
 from cem_assets.web.column_cache import TableContent
 from cem_assets.web.explorer_pictures import Pictures
 from cem_assets.web.explorer_queries import Questions

@@ -17,14 +17,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from cem_assets.cem.bricks import Box, group_by_brick
-from cem_assets.cem.patchify import PATCH_SIDE_PX, PatchPlace, parse_patch_name
-from cem_assets.storage.cyto_tables import encode_png
-from cem_assets.storage.layout import VOLUMES
-from cem_assets.storage.manifests import find_manifest
-from cem_assets.storage.patches import DatasetPixels, open_pixels
-from cem_assets.storage.tables import decode_image
-from cem_assets.storage.volumes import StoredVolume, open_volume_array
+from cem_assets.cem.patches.patchify import PATCH_SIDE_PX, PatchPlace, parse_patch_name
+from cem_assets.cem.patches.pixels import DatasetPixels, open_pixels
+from cem_assets.cem.volumes.bricks import group_by_brick
+from cem_assets.cem.volumes.ome_zarr import StoredVolume, open_volume_array
+from cem_assets.cytoimagenet.tables import encode_png
+from cem_assets.imaging.boxes import Box
+from cem_assets.store.assets import VOLUMES
+from cem_assets.store.images import decode_image
+from cem_assets.store.manifests import find_manifest
 from cem_assets.web.column_cache import TableContent
 from cem_assets.web.explorer_tables import Catalogue
 

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cem_assets.stages.cem_releases import EXCLUDED, list_releases
-from cem_assets.stages.cyto_releases import LISTING, list_cyto_releases
-from cem_assets.storage.layout import CROPS, DEDUPLICATED, FILTERED, LABEL_TABLE, RAW, SCORES, VOLUMES
-from cem_assets.storage.manifests import Manifest, ManifestObject, manifest_numbers, read_manifest
-from cem_assets.storage.store import Store
+from cem_assets.cem.releases.stage import EXCLUDED, list_releases
+from cem_assets.cytoimagenet.releases.stage import LISTING, list_cyto_releases
+from cem_assets.store.assets import CROPS, DEDUPLICATED, FILTERED, LABEL_TABLE, RAW, SCORES, VOLUMES
+from cem_assets.store.manifests import Manifest, ManifestObject, manifest_numbers, read_manifest
+from cem_assets.store.store import Store
 from cem_assets.web.column_cache import ColumnCache, TableContent, main_table, side_table
 
 CEM_STAGES: dict[str, str] = {"raw": RAW, "deduplicated": DEDUPLICATED, "scores": SCORES, "filtered": FILTERED}

@@ -23,9 +23,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from cem_assets.cem.filter import MIN_LABELLED
-from cem_assets.storage.patch_labels import LabelEvent, LabelLog, agreement, check_annotator, current_labels, write_label_table
-from cem_assets.storage.store import Store
+from cem_assets.cem.classifier.answers import (
+    LabelEvent,
+    LabelLog,
+    agreement,
+    check_annotator,
+    current_labels,
+    write_label_table,
+)
+from cem_assets.cem.filter.params import MIN_LABELLED
+from cem_assets.store.store import Store
 from cem_assets.web.door import door_routes, is_door
 from cem_assets.web.doorkeeper import Doorkeeper
 from cem_assets.web.next_patches import Order, next_patches

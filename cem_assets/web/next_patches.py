@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from cem_assets.cem.dedup import visiting_order
+from cem_assets.cem.patches.dedup import visiting_order
 
 
 class Order(StrEnum):

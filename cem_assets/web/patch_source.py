@@ -1,7 +1,7 @@
 """The patches of a dataset that can be labelled, in the order they are shown, and their pixels as PNG.
 
 Scored patches first of all; deduplicated ones where there is no classifier yet, which is when labels are
-needed most; filtered ones where the store holds nothing else. Scoring is `cem_assets.stages.cem_filter`.
+needed most; filtered ones where the store holds nothing else. Scoring is `cem_assets.cem.filter.stage`.
 """
 
 import logging
@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cem_assets.storage.cyto_tables import encode_png
-from cem_assets.storage.layout import CLASSIFIER, DEDUPLICATED, FILTERED, SCORES
-from cem_assets.storage.manifests import Manifest, current_manifest
-from cem_assets.storage.patches import PixelJob, pixels_behind
-from cem_assets.storage.store import Store
-from cem_assets.storage.tables import PATCH_FIELDS, decode_image, read_parts
+from cem_assets.cem.patches.pixels import PixelJob, pixels_behind
+from cem_assets.cem.patches.tables import PATCH_FIELDS
+from cem_assets.cytoimagenet.tables import encode_png
+from cem_assets.store.assets import CLASSIFIER, DEDUPLICATED, FILTERED, SCORES
+from cem_assets.store.images import decode_image
+from cem_assets.store.manifests import Manifest, current_manifest
+from cem_assets.store.parquet import read_parts
+from cem_assets.store.store import Store
 from cem_assets.web.next_patches import Order, order_patches
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 
-from cem_assets.stages.page_links import DOOR_PORT
-from cem_assets.storage.patch_labels import check_annotator, write_label_table
-from cem_assets.storage.store import Store
+from cem_assets.cem.classifier.answers import check_annotator, write_label_table
+from cem_assets.cem.page_links import DOOR_PORT
+from cem_assets.store.store import Store
 from cem_assets.web.column_cache import DEFAULT_BYTES
 from cem_assets.web.explorer import Explorer, explorer_app
 from cem_assets.web.labelling import LabellingSession, labelling_app

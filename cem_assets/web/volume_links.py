@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from cem_assets.cem.patchify import PatchPlace
-from cem_assets.storage.volumes import StoredVolume
+from cem_assets.cem.patches.patchify import PatchPlace
+from cem_assets.cem.volumes.ome_zarr import StoredVolume
 
 NEUROGLANCER = "https://neuroglancer-demo.appspot.com"
 

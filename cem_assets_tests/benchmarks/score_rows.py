@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from cem_assets.storage.scores import ScoreRow
+from cem_assets.benchmarks.scores.stored import ScoreRow
 
 
 def row(benchmark, weights, value, seed=0, **changes):

@@ -2,8 +2,9 @@
 
 import pytest
 
-from cem_assets.benchmarks.preparation import step_problems
-from cem_assets.benchmarks.segmentation_params import EvaluationRule, SegmentationParams
+from cem_assets.benchmarks.data.preparation import step_problems
+from cem_assets.benchmarks.data.rows import SETTINGS, known_benchmarks, require_benchmark
+from cem_assets.benchmarks.segmentation.params import EvaluationRule, SegmentationParams
 from cem_assets.catalog.benchmarks import (
     USER_LAYOUT,
     SegmentationBenchmark,
@@ -11,8 +12,7 @@ from cem_assets.catalog.benchmarks import (
     benchmark_rows,
     benchmark_tables,
 )
-from cem_assets.stages.benchmark_catalogue import SETTINGS, known_benchmarks, require_benchmark
-from cem_assets.storage.store import Store
+from cem_assets.store.store import Store
 
 SEGMENTATION = {
     "all_mito", "cremi", "guay", "kasthuri_pp", "lucchi_pp", "perez_lyso", "perez_mito", "perez_nuclei", "perez_nucleoli",

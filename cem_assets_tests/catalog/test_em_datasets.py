@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cem_assets.catalog import em_datasets, parse_em_datasets
-from cem_assets.cem.description import parse_description
-from cem_assets.sources.remote_objects import http_address
+from cem_assets.catalog.description import parse_description
+from cem_assets.sources.volumes.objects import http_address
 
 TEXT = files("cem_assets.catalog").joinpath("em_datasets.csv").read_text(encoding="utf-8")
 

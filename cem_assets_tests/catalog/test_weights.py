@@ -84,7 +84,7 @@ def test_torchvisions_rows_are_torchvisions_own_files():
 
 
 def test_imagenets_norms_are_those_that_stand_for_three_channels():
-    from cem_assets.pretraining.export import IMAGENET_GRAY_NORMS
+    from cem_assets.pretraining.weights.export import IMAGENET_GRAY_NORMS
 
     found = {(row.mean, row.std) for name, row in weights_rows().items() if name.startswith("imagenet_")}
     assert found == {IMAGENET_GRAY_NORMS}
@@ -92,8 +92,8 @@ def test_imagenets_norms_are_those_that_stand_for_three_channels():
 
 def test_names_written_out_here_are_those_of_the_other_rooms():
     from cem_assets.encoders import ENCODERS
-    from cem_assets.pretraining.params import PARAMS
-    from cem_assets.pretraining.presets import PRESETS as NUMBERS
+    from cem_assets.pretraining.methods.params import PARAMS
+    from cem_assets.pretraining.methods.presets import PRESETS as NUMBERS
 
     assert sorted(ENCODERS) == list(ARCHS) and sorted(PARAMS) == list(METHODS)
     assert all(set(presets) == set(PRESETS) for presets in NUMBERS.values())

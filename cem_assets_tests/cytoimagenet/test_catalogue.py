@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from cem_assets.catalog.microscopy import microscopy_sources, recipe_text, terms
 from cem_assets.cytoimagenet.columns import LABEL_COLUMNS, split_values
-from cem_assets.cytoimagenet.guard import guarded_set, load_rules
-from cem_assets.cytoimagenet.recipe import Recipe, SourceFacts, parse_recipe, parse_toml
-from cem_assets.cytoimagenet.schema import check_metadata
-from cem_assets.cytoimagenet.special_tables import MAX_JSON_BYTES, SPECIAL_READERS, bbbc041_json
-from cem_assets.cytoimagenet.standardize import Standardized, standardize
-from cem_assets.storage.metadata_tables import read_metadata_table
+from cem_assets.cytoimagenet.held_out.guard import guarded_set, load_rules
+from cem_assets.cytoimagenet.sources.recipe import Recipe, SourceFacts, parse_recipe, parse_toml
+from cem_assets.cytoimagenet.sources.schema import check_metadata
+from cem_assets.cytoimagenet.sources.special_tables import MAX_JSON_BYTES, SPECIAL_READERS, bbbc041_json
+from cem_assets.cytoimagenet.sources.standardize import Standardized, standardize
+from cem_assets.formats.tables.metadata import read_metadata_table
 
 DOCS = Path(__file__).parents[2] / "docs/microscopy_sources.md"
 NAMES = sorted(microscopy_sources())

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from cem_assets import readers
-from cem_assets.stages.cem_export import FORMS, export_cem
-from cem_assets.stages.cem_releases import make_release
-from cem_assets.stages.weights_import import import_weights
-from cem_assets.storage.encoder_weights import FOLDER_VARIABLE, WEIGHT_FILES
-from cem_assets.storage.store import Store, open_store
+from cem_assets.cem.export.export import FORMS, export_cem
+from cem_assets.cem.releases.stage import make_release
+from cem_assets.pretraining.weights.importing import import_weights
+from cem_assets.pretraining.weights.stored import FOLDER_VARIABLE, WEIGHT_FILES
+from cem_assets.store.store import Store, open_store
+from cem_assets_tests.pretraining.published_weights import moco, network, row
+from cem_assets_tests.pretraining.training_sets import texture_release
 from cem_assets_tests.services.stack import ROOT
-from cem_assets_tests.stages.published_weights import moco, network, row
-from cem_assets_tests.stages.training_sets import texture_release
 
 EXAMPLES = ROOT / "examples"
 
@@ -99,7 +99,7 @@ def test_weights_in_a_unet(textured: Store, run):
 
 
 def test_adding_a_dataset(local_store: Store, run):
-    from cem_assets_tests.stages.chain import run_stage
+    from cem_assets_tests.cem.chain import run_stage
 
     assert "mine lies in" in run("add_dataset.py", local_store, "mine")
     run_stage(local_store, "mine", "volumes")

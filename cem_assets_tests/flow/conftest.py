@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cem_assets.storage.store import Store, open_store
+from cem_assets.store.store import Store, open_store
+from cem_assets_tests.cem.chain import import_classifier, run_chain
 from cem_assets_tests.datasets import volume_dataset
 from cem_assets_tests.services import postgres
 from cem_assets_tests.services.stack import Stack
-from cem_assets_tests.stages.chain import import_classifier, run_chain
 
 SHAPE = (230, 300, 450)
 

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from cem_assets import readers
-from cem_assets.storage.store import Store
+from cem_assets.store.store import Store
+from cem_assets_tests.cem.chain import import_classifier
 from cem_assets_tests.datasets import cells, nrrd_bytes, toml
-from cem_assets_tests.stages.chain import import_classifier
 
 
 def cem_assets(*words: str, cwd: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cem_assets.cli", *words]
+    command = [sys.executable, "-m", "cem_assets.cli.main", *words]
     done = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     if check:
         assert done.returncode == 0, done.stderr

@@ -9,14 +9,14 @@ import time
 import pytest
 
 from cem_assets import readers
-from cem_assets.storage.layout import FILTERED, STAGES
-from cem_assets.storage.manifests import committed_partitions, current_manifest, manifest_numbers
-from cem_assets.storage.store import Store, open_store
+from cem_assets.store.assets import FILTERED, STAGES
+from cem_assets.store.manifests import committed_partitions, current_manifest, manifest_numbers
+from cem_assets.store.store import Store, open_store
+from cem_assets_tests.cem.chain import import_classifier
 from cem_assets_tests.datasets import cells, nrrd_bytes, put_in_inbox, toml, volume_dataset
 from cem_assets_tests.flow.conftest import SHAPE
 from cem_assets_tests.services import browser, postgres
 from cem_assets_tests.services.stack import ROOT, Stack, wait_for
-from cem_assets_tests.stages.chain import import_classifier
 
 OUTPUT = ROOT / "test-output"
 

@@ -4,18 +4,18 @@ import dagster as dg
 import pytest
 
 from cem_assets import readers
-from cem_assets.stages.weights_catalogue import known_weights
-from cem_assets.stages.weights_plan import make_plan
-from cem_assets.storage.encoder_weights import ROWS
-from cem_assets.storage.layout import BENCHMARK_DATA, LEADERBOARD, WEIGHTS
-from cem_assets.storage.manifests import current_manifest
-from cem_assets.storage.store import Store
-from cem_assets.storage.training_runs import read_status
+from cem_assets.pretraining.training.plan import make_plan
+from cem_assets.pretraining.training.runs import read_status
+from cem_assets.pretraining.weights.rows import known_weights
+from cem_assets.pretraining.weights.stored import ROWS
+from cem_assets.store.assets import BENCHMARK_DATA, LEADERBOARD, WEIGHTS
+from cem_assets.store.manifests import current_manifest
+from cem_assets.store.store import Store
+from cem_assets_tests.benchmarks.benchmark_sets import prepare_all
 from cem_assets_tests.flow.test_platform import OUTPUT
+from cem_assets_tests.pretraining.training_sets import texture_release
 from cem_assets_tests.services import browser
 from cem_assets_tests.services.stack import Stack, wait_for
-from cem_assets_tests.stages.benchmark_sets import prepare_all
-from cem_assets_tests.stages.training_sets import texture_release
 
 SETTINGS = """
 [long_moco]

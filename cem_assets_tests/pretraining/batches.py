@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cem_assets.pretraining.distributed import average_gradients
-from cem_assets.pretraining.method import Method
-from cem_assets.pretraining.params import MethodParams, views
-from cem_assets.pretraining.schedules import learning_rate
+from cem_assets.pretraining.methods.base import Method
+from cem_assets.pretraining.methods.params import MethodParams, views
+from cem_assets.pretraining.methods.schedules import learning_rate
+from cem_assets.pretraining.training.distributed import average_gradients
 
 NUM_CLASSES = 8
 

@@ -17,21 +17,21 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from cem_assets import readers
-from cem_assets.cem.filter import FilterParams
-from cem_assets.cem.patchify import parse_patch_name
-from cem_assets.stages.cem_filter import keep_informative
-from cem_assets.stages.cem_releases import make_release
-from cem_assets.storage.layout import VOLUMES
-from cem_assets.storage.manifests import require_manifest
-from cem_assets.storage.store import Store
+from cem_assets.cem.filter.params import FilterParams
+from cem_assets.cem.filter.stage import keep_informative
+from cem_assets.cem.patches.patchify import parse_patch_name
+from cem_assets.cem.releases.stage import make_release
+from cem_assets.store.assets import VOLUMES
+from cem_assets.store.manifests import require_manifest
+from cem_assets.store.store import Store
 from cem_assets.web.column_cache import ColumnCache, TableContent, main_table
 from cem_assets.web.explorer import Explorer, explorer_app
 from cem_assets.web.explorer_pictures import MAX_SLICE_PX
 from cem_assets.web.volume_links import VolumeLinks, check_origin
-from cem_assets_tests.cytoimagenet.sources import chain
+from cem_assets_tests.cytoimagenet.example_sources import chain
+from cem_assets_tests.pretraining.training_sets import put_filtered, textures
 from cem_assets_tests.services import browser
 from cem_assets_tests.services.stack import ROOT, wait_for
-from cem_assets_tests.stages.training_sets import put_filtered, textures
 
 OUTPUT = ROOT / "test-output"
 TOKEN, VOLUMES_TOKEN = "t" * 43, "v" * 43
@@ -353,7 +353,7 @@ class Server:
     """`cem-assets explore` as a process."""
 
     def __init__(self, store: Store, folder: Path, *more: str) -> None:
-        command = [sys.executable, "-m", "cem_assets.cli", "--root", store.url, "explore", "--no-browser", *more]
+        command = [sys.executable, "-m", "cem_assets.cli.main", "--root", store.url, "explore", "--no-browser", *more]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
         self.address = next((line.strip() for line in self._process.stdout if line.startswith("http")), "")

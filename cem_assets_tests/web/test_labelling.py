@@ -15,19 +15,19 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from cem_assets import readers
-from cem_assets.stages.classifier_labels import read_labels
-from cem_assets.stages.page_links import labelling_url
-from cem_assets.storage.layout import CLASSIFIER, SCORES
-from cem_assets.storage.manifests import current_manifest
-from cem_assets.storage.patch_labels import EVENTS, LabelLog, current_labels
-from cem_assets.storage.store import Store
+from cem_assets.cem.classifier.answers import EVENTS, LabelLog, current_labels
+from cem_assets.cem.classifier.labels import read_labels
+from cem_assets.cem.page_links import labelling_url
+from cem_assets.store.assets import CLASSIFIER, SCORES
+from cem_assets.store.manifests import current_manifest
+from cem_assets.store.store import Store
 from cem_assets.web import labelling
 from cem_assets.web.labelling import LabellingSession, labelling_app
 from cem_assets.web.next_patches import Order
 from cem_assets.web.serving import Address, open_port, remember_address, remembered_address
+from cem_assets_tests.pretraining.training_sets import put_filtered, textures
 from cem_assets_tests.services import browser
 from cem_assets_tests.services.stack import ROOT, wait_for
-from cem_assets_tests.stages.training_sets import put_filtered, textures
 
 OUTPUT = ROOT / "test-output"
 TOKEN = "t" * 43
@@ -292,7 +292,17 @@ class Server:
     """`cem-assets label` as a process that can be killed."""
 
     def __init__(self, store: Store, folder: Path) -> None:
-        self._command = [sys.executable, "-m", "cem_assets.cli", "--root", store.url, "label", "tiles", "--annotator", "ann"]
+        self._command = [
+            sys.executable,
+            "-m",
+            "cem_assets.cli.main",
+            "--root",
+            store.url,
+            "label",
+            "tiles",
+            "--annotator",
+            "ann",
+        ]
         self._folder, self.lines = folder, []
 
     def start(self) -> str:

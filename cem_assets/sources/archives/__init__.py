@@ -2,7 +2,7 @@
 
 An adapter turns an accession and file names (None: all of them) into `RemoteFile`s, from the archive's own answer, which is
 untrusted: bounded, its names checked, addresses built here and never taken from it. It downloads nothing; that is
-`cem_assets.sources.transfer`. Addresses of archives are parameters, for mirrors of a whole archive and for tests.
+`cem_assets.sources.files.transfer`. Addresses of archives are parameters, for mirrors of a whole archive and for tests.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from cem_assets.sources.archives.github import github_files
 from cem_assets.sources.archives.idr import idr_files
 from cem_assets.sources.archives.plain import plain_files
 from cem_assets.sources.archives.zenodo import zenodo_files
-from cem_assets.sources.remote_files import RemoteFile
+from cem_assets.sources.files.description import RemoteFile
 
 Adapter = Callable[[str, Sequence[str] | None], list[RemoteFile]]
 

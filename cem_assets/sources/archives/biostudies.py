@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from cem_assets.sources.listings import MAX_FILES, chosen, read_json, size_of
-from cem_assets.sources.remote_files import RemoteFile, check_file_path
+from cem_assets.sources.archives.listings import MAX_FILES, chosen, read_json, size_of
+from cem_assets.sources.files.description import RemoteFile, check_file_path
 
 _MAX_DEPTH = 20
 _MAX_LISTS = 200

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from cem_assets.sources.listings import chosen, listed, read_json, size_of
-from cem_assets.sources.remote_files import RemoteFile
+from cem_assets.sources.archives.listings import chosen, listed, read_json, size_of
+from cem_assets.sources.files.description import RemoteFile
 
 
 def figshare_files(

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from cem_assets.sources.listings import chosen, listed, read_json, size_of
-from cem_assets.sources.remote_files import RemoteFile
+from cem_assets.sources.archives.listings import chosen, listed, read_json, size_of
+from cem_assets.sources.files.description import RemoteFile
 
 _FILE_MODES = ("100644", "100755")
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from cem_assets.sources.listings import walk_listing
-from cem_assets.sources.remote_files import RemoteFile, check_file_path
+from cem_assets.sources.archives.listings import walk_listing
+from cem_assets.sources.files.description import RemoteFile, check_file_path
 
 
 def idr_files(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from urllib.parse import quote, unquote, urlsplit
 
-from cem_assets.sources.remote_files import RemoteFile, check_file_path
+from cem_assets.sources.files.description import RemoteFile, check_file_path
 
 
 def plain_files(accession: str, names: Sequence[str] | None) -> list[RemoteFile]:

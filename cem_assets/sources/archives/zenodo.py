@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from cem_assets.sources.listings import chosen, listed, read_json, size_of
-from cem_assets.sources.remote_files import RemoteFile
+from cem_assets.sources.archives.listings import chosen, listed, read_json, size_of
+from cem_assets.sources.files.description import RemoteFile
 
 
 def zenodo_files(accession: str, names: Sequence[str] | None, base_url: str = "https://zenodo.org") -> list[RemoteFile]:

@@ -1,0 +1,1 @@
+"""Analyses of several weights, set side by side."""

@@ -1,0 +1,1 @@
+"""Maps of datasets and distances between them, as an encoder sees them."""

@@ -1,0 +1,1 @@
+"""What an encoder does not answer to: rates of invariance under transformations of its input."""

@@ -1,0 +1,1 @@
+"""Where an encoder looks: occlusion maps."""

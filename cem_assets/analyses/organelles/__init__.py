@@ -1,0 +1,1 @@
+"""Which feature maps find which organelle: correlation with masks."""

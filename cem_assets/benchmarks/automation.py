@@ -1,0 +1,46 @@
+"""What runs by itself for benchmarks: rows of the catalogue become partitions, and new scores a new leaderboard."""
+
+import os
+from typing import Any
+
+import dagster as dg
+
+from cem_assets.benchmarks.data.rows import known_benchmarks
+from cem_assets.benchmarks.jobs import benchmark_leaderboard, benchmark_scoring
+from cem_assets.platform.attempts import UNFINISHED
+from cem_assets.platform.partitions import benchmark_rows
+from cem_assets.platform.resources import StoreResource
+from cem_assets.store.assets import BENCHMARK_SCORES, LEADERBOARD
+
+
+@dg.sensor(
+    name="benchmarks",
+    job=benchmark_leaderboard,
+    minimum_interval_seconds=int(os.environ.get("CEM_ASSETS_RECONCILIATION_SECONDS", "60")),
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Offers every row of the catalogue of benchmarks as a partition, and asks for a leaderboard after new scores.",
+)
+def benchmarks_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SensorResult:
+    """Add the partitions that are missing; ask for a leaderboard where scores are newer and none are being made."""
+    known = set(context.instance.get_dynamic_partitions(str(benchmark_rows.name)))
+    added = [name for name in known_benchmarks(store.open()) if name not in known]
+    newest = _last(context.instance, BENCHMARK_SCORES)
+    is_due = newest > _last(context.instance, LEADERBOARD)
+    for job in (benchmark_scoring.name, benchmark_leaderboard.name):
+        # A sweep of a hundred scores wants one leaderboard, not a hundred.
+        if is_due and context.instance.get_run_records(dg.RunsFilter(job_name=job, statuses=UNFINISHED), limit=1):
+            is_due = False
+    told = f"offered {', '.join(added)}" if added else "every row is a partition, and no scores are newer than the leaderboard"
+    return dg.SensorResult(
+        run_requests=[dg.RunRequest(run_key=f"leaderboard:{newest}")] if is_due else [],
+        skip_reason=None if is_due else told,
+        dynamic_partitions_requests=[benchmark_rows.build_add_request(added)] if added else [],
+    )
+
+
+def _last(instance: dg.DagsterInstance, asset: str) -> float:
+    event = instance.get_latest_materialization_event(dg.AssetKey(asset.split("/")))
+    return event.timestamp if event is not None else 0.0
+
+
+BENCHMARK_SENSORS: list[Any] = [benchmarks_sensor]

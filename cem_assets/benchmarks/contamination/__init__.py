@@ -1,0 +1,1 @@
+"""Test images found in releases: fingerprints, their comparison, reports."""

@@ -1,0 +1,365 @@
+"""The pictures a contamination check compares: patches of a release's shards, and test images of prepared benchmarks.
+
+Both come in pieces that one process reads and fingerprints in bounded memory, and both give single pictures again by number.
+Comparing them is `cem_assets.benchmarks.contamination.stage`.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cem_assets.benchmarks.contamination.fingerprints import joined, release_fingerprints, test_image_fingerprints
+from cem_assets.benchmarks.contamination.reports import fingerprint_bytes
+from cem_assets.benchmarks.data.segmentation_sets import PreparedItem, open_benchmark
+from cem_assets.benchmarks.data.steps import AXES
+from cem_assets.benchmarks.data.transfer_sets import decode_plane, open_transfer
+from cem_assets.cem.releases.stage import LISTING
+from cem_assets.cytoimagenet.crops.channels import merge_channels
+from cem_assets.store.commits import ContentFolder
+from cem_assets.store.images import decode_image
+from cem_assets.store.manifests import Manifest, ManifestObject, canonical_json
+from cem_assets.store.parquet import IMAGE_ROW_GROUP
+from cem_assets.store.store import Store
+
+Axes = Mapping[str, Sequence[int]]
+"""Axes of (z, y, x) along which volumes are cut for testing, by part of a union; "" where there are no parts."""
+
+_UNTESTED = ("train", "valid")
+_PLANES_TOGETHER = 32
+_BATCH_PX = 1 << 27
+"""Pixels fingerprinted into one table: what a killed run loses at most, a few minutes."""
+_PLANE_NAMES = {axis: name for name, axis in AXES.items()}
+_NAME_COLUMNS = {"cem": ("dataset", "name"), "cytoimagenet": ("label", "filename")}
+
+
+class Pictures(Protocol):
+    """Some pictures that are read together. Picklable.
+
+    Attributes:
+        first: Number of the first one.
+        num: How many.
+    """
+
+    @property
+    def first(self) -> int: ...
+    @property
+    def num(self) -> int: ...
+    def each(self) -> Iterator[NDArray[np.uint8]]:
+        """Read them in order, uint8 (height, width)."""
+        ...
+
+    def picture(self, place: int) -> NDArray[np.uint8]:
+        """Read one of them; `place` counts from 0 in this piece."""
+        ...
+
+
+@dataclass(frozen=True)
+class ShardPatches:
+    """The patches of one shard of a release.
+
+    Attributes:
+        store, key: Where the shard lies.
+        sha256: Its digest.
+        first: Number of its first row in the release.
+        num: Its rows.
+        columns: Names of the columns with a patch's dataset (or label) and name.
+    """
+
+    store: Store
+    key: str
+    sha256: str
+    first: int
+    num: int
+    columns: tuple[str, str]
+
+    def each(self) -> Iterator[NDArray[np.uint8]]:
+        with self.store.open(self.key) as handle:
+            for batch in pq.ParquetFile(handle).iter_batches(IMAGE_ROW_GROUP, columns=["image"]):
+                for cell in batch.column("image").to_pylist():
+                    yield decode_image(cell["bytes"])
+
+    def picture(self, place: int) -> NDArray[np.uint8]:
+        row = self.row(place)
+        return decode_image(row["image"]["bytes"])
+
+    def row(self, place: int) -> dict[str, Any]:
+        """Read one row whole."""
+        starts = _group_starts(self.store, self.key)
+        group = bisect_right(starts, place) - 1
+        return _rows_of_group(self.store, self.key, group)[place - starts[group]]
+
+    def facts(self, place: int) -> dict[str, Any]:
+        """Say which patch a row is: its dataset, name and dHash."""
+        row = self.row(place)
+        return {"dataset": row[self.columns[0]], "name": row[self.columns[1]], "dhash": row["dhash"]}
+
+
+@lru_cache(maxsize=1024)
+def _group_starts(store: Store, key: str) -> tuple[int, ...]:
+    with store.open(key) as handle:
+        footer = pq.ParquetFile(handle).metadata
+        sizes = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+    return tuple(np.cumsum([0, *sizes[:-1]]).tolist())
+
+
+@lru_cache(maxsize=16)
+def _rows_of_group(store: Store, key: str, group: int) -> list[dict[str, Any]]:
+    with store.open(key) as handle:
+        rows: list[dict[str, Any]] = pq.ParquetFile(handle).read_row_group(group).to_pylist()
+    return rows
+
+
+def release_patches(store: Store, dataset: str, release: Manifest) -> list[ShardPatches]:
+    """List the shards of a release.
+
+    Args:
+        store: Where.
+        dataset: "cem" or "cytoimagenet".
+        release: Its manifest.
+
+    Raises:
+        FileNotFoundError: A shard is gone.
+    """
+    listing = json.loads(store.read(f"{release.folder}/{LISTING}"))
+    parts = listing["labels" if dataset == "cytoimagenet" else "datasets"]
+    found: list[ShardPatches] = []
+    first = 0
+    for part in parts:
+        for item in part["objects"]:
+            key = f"{part['folder']}/{item['name']}"
+            with store.open(key) as handle:
+                num = int(pq.ParquetFile(handle).metadata.num_rows)
+            found.append(ShardPatches(store, key, item["sha256"], first, num, _NAME_COLUMNS[dataset]))
+            first += num
+    return found
+
+
+@dataclass(frozen=True)
+class Planes:
+    """A 2D test image, or neighbouring planes of a test volume.
+
+    Attributes:
+        item: Of the prepared benchmark.
+        axis: Axis of (z, y, x) the planes are cut along; -1 for a 2D image.
+        start: First plane.
+        num: Planes.
+        first: Number of the first plane in the benchmark.
+    """
+
+    item: PreparedItem
+    axis: int
+    start: int
+    num: int
+    first: int
+
+    def each(self) -> Iterator[NDArray[np.uint8]]:
+        if self.axis < 0:
+            yield np.asarray(self.item.image[...])
+            return
+        slab = np.moveaxis(self._cut(self.start, self.num), self.axis, 0)
+        for plane in slab:
+            yield np.ascontiguousarray(plane)
+
+    def _cut(self, start: int, num: int) -> NDArray[np.uint8]:
+        box = [slice(None)] * 3
+        box[self.axis] = slice(start, start + num)
+        return np.asarray(self.item.image[tuple(box)])
+
+    def picture(self, place: int) -> NDArray[np.uint8]:
+        if self.axis < 0:
+            return np.asarray(self.item.image[...])
+        return np.ascontiguousarray(np.take(self._cut(self.start + place, 1), 0, self.axis))
+
+    def facts(self, place: int) -> dict[str, str]:
+        """Say which picture it is."""
+        plane = f"{_PLANE_NAMES[self.axis]} {self.start + place}" if self.axis >= 0 else ""
+        return {"part": self.item.part, "item": self.item.name, "plane": plane}
+
+    @property
+    def num_px(self) -> int:
+        """Pixels of all of them."""
+        return self.num * int(np.prod([side for axis, side in enumerate(self.item.shape) if axis != self.axis]))
+
+
+@dataclass(frozen=True)
+class MergedImages:
+    """Test images of a transfer benchmark: the rows of one row group, their channels merged as in CytoImageNet's crops.
+
+    Attributes:
+        store, key, group: Where they lie.
+        rows: Which rows of the group.
+        names: Their names.
+        channels: Names of their channels.
+        first: Number of the first one in the benchmark.
+        num_px: Bytes of the group before compression; about their pixels.
+    """
+
+    store: Store
+    key: str
+    group: int
+    rows: tuple[int, ...]
+    names: tuple[str, ...]
+    channels: tuple[str, ...]
+    first: int
+    num_px: int
+
+    @property
+    def num(self) -> int:
+        return len(self.rows)
+
+    def each(self) -> Iterator[NDArray[np.uint8]]:
+        for place in range(self.num):
+            yield self.picture(place)
+
+    def picture(self, place: int) -> NDArray[np.uint8]:
+        cells = _channel_cells(self.store, self.key, self.group, self.channels)
+        return merge_channels([decode_plane(column[self.rows[place]]["bytes"]) for column in cells])
+
+    def facts(self, place: int) -> dict[str, str]:
+        """Say which picture it is."""
+        return {"part": "", "item": self.names[place], "plane": ""}
+
+
+@lru_cache(maxsize=2)
+def _channel_cells(store: Store, key: str, group: int, channels: tuple[str, ...]) -> list[list[dict[str, Any]]]:
+    names = [f"image_{channel}" for channel in channels]
+    with store.open(key) as handle:
+        table = pq.ParquetFile(handle).read_row_group(group, columns=names)
+    return [table[name].to_pylist() for name in names]
+
+
+TestPictures = Planes | MergedImages
+
+
+def list_test_pictures(store: Store, manifest: Manifest, axes: Axes) -> list[TestPictures]:
+    """List the test images of a prepared benchmark.
+
+    Of a segmentation benchmark those of split "test", volumes plane by plane; of a transfer benchmark all but those of splits
+    "train" and "valid"; none of features.
+
+    Args:
+        store: Where.
+        manifest: Of `benchmarks/data`.
+        axes: How volumes are cut.
+    """
+    name = manifest.inputs.partition
+    if manifest.details["task"] == "transfer":
+        return _transfer_pictures(store, manifest)
+    found: list[TestPictures] = []
+    first = 0
+    for item in open_benchmark(store, name, manifest).items("test"):
+        if not item.is_volume:
+            found.append(Planes(item, -1, 0, 1, first))
+            first += 1
+            continue
+        for axis in axes[item.part]:
+            for start in range(0, item.shape[axis], _PLANES_TOGETHER):
+                num = min(_PLANES_TOGETHER, item.shape[axis] - start)
+                found.append(Planes(item, axis, start, num, first))
+                first += num
+    return found
+
+
+def _transfer_pictures(store: Store, manifest: Manifest) -> list[TestPictures]:
+    channels = open_transfer(store, manifest.inputs.partition, manifest).channels
+    found: list[TestPictures] = []
+    if not channels:
+        return found
+    first = 0
+    for item in manifest.find(".parquet"):
+        key = f"{manifest.folder}/{item.name}"
+        with store.open(key) as handle:
+            file = pq.ParquetFile(handle)
+            for group in range(file.metadata.num_row_groups):
+                table = file.read_row_group(group, columns=["name", "split"]).to_pylist()
+                rows = tuple(number for number, row in enumerate(table) if row["split"] not in _UNTESTED)
+                if rows:
+                    names = tuple(table[number]["name"] for number in rows)
+                    size = file.metadata.row_group(group).total_byte_size
+                    found.append(MergedImages(store, key, group, rows, names, channels, first, size))
+                    first += len(rows)
+    return found
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures whose fingerprints make one table.
+
+    Attributes:
+        name: Of the table, in the report's content folder; it follows from the pictures and how they are cut.
+        pieces: The pictures.
+    """
+
+    name: str
+    pieces: tuple[ShardPatches, ...] | tuple[TestPictures, ...]
+
+
+def release_batches(shards: Sequence[ShardPatches]) -> list[Batch]:
+    """Make a batch of each shard that holds patches; equal shards, under whatever release, have equal tables."""
+    return [Batch(f"_release/{shard.sha256}.parquet", (shard,)) for shard in shards if shard.num]
+
+
+def benchmark_batches(manifest: Manifest, axes: Axes, pictures: Sequence[TestPictures]) -> list[Batch]:
+    """Gather the test images of a benchmark into batches of about 2^27 px."""
+    key = hashlib.sha256(canonical_json({"digest": manifest.digest, "axes": axes})).hexdigest()[:16]
+    batches: list[Batch] = []
+    held: list[TestPictures] = []
+    num_px = 0
+    for place, piece in enumerate(pictures, 1):
+        held.append(piece)
+        num_px += piece.num_px
+        if num_px >= _BATCH_PX or place == len(pictures):
+            name = f"_test/{manifest.inputs.partition}-{key}/part-{len(batches):05d}.parquet"
+            batches.append(Batch(name, tuple(held)))
+            held, num_px = [], 0
+    return batches
+
+
+@dataclass(frozen=True)
+class PrintJob:
+    """Fingerprints a batch and writes the table, in whatever process."""
+
+    content: ContentFolder
+
+    def __call__(self, batch: Batch) -> ManifestObject:
+        found = [
+            # A shard's rows are numbered from 0, because other releases begin with other shards.
+            release_fingerprints(piece.each()) if isinstance(piece, ShardPatches) else _test_prints(piece)
+            for piece in batch.pieces
+        ]
+        return self.content.write(batch.name, fingerprint_bytes(joined(found)))
+
+
+def _test_prints(piece: TestPictures) -> Any:
+    return test_image_fingerprints(piece.each(), piece.first)
+
+
+class PictureIndex:
+    """Finds a picture by its number. Callable, as a reader of `cem_assets.benchmarks.contamination.comparison`."""
+
+    def __init__(self, pieces: Sequence[Pictures]) -> None:
+        """Begin.
+
+        Args:
+            pieces: In order of `first`; empty ones are passed over.
+        """
+        self._pieces = [piece for piece in pieces if piece.num]
+        self._firsts = [piece.first for piece in self._pieces]
+
+    def locate(self, number: int) -> tuple[Any, int]:
+        """Return the piece, and the place in it."""
+        piece = self._pieces[bisect_right(self._firsts, number) - 1]
+        return piece, number - piece.first
+
+    def __call__(self, number: int) -> NDArray[np.uint8]:
+        piece, place = self.locate(number)
+        picture: NDArray[np.uint8] = piece.picture(place)
+        return picture

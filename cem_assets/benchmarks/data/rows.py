@@ -1,0 +1,82 @@
+"""The benchmarks a store knows: the shipped catalogue with the store's `settings/benchmarks.toml` laid over it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from cem_assets.benchmarks.data.preparation import step_problems
+from cem_assets.benchmarks.segmentation.params import EvaluationRule, SegmentationParams
+from cem_assets.catalog.benchmarks import AnyBenchmark, SegmentationBenchmark, benchmark_rows, benchmark_tables
+from cem_assets.store.store import Store
+
+SETTINGS = "settings/benchmarks.toml"
+
+
+def known_benchmarks(store: Store) -> dict[str, AnyBenchmark]:
+    """Read the benchmarks of a store.
+
+    A table of the store's file whose key the catalogue has changes that row key by key, `params` one by one; any other
+    table is a benchmark of one's own.
+
+    Args:
+        store: Where.
+
+    Returns:
+        Rows by name: the catalogue's, then the store's own.
+
+    Raises:
+        ValueError: The file breaks rules; all problems are told at once.
+    """
+    tables = {name: dict(table) for name, table in benchmark_tables().items()}
+    where = "benchmarks.toml"
+    if store.size(SETTINGS) is not None:
+        where = SETTINGS
+        try:
+            text = store.read(SETTINGS).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{SETTINGS} is not UTF-8: {error}. Save it as UTF-8.") from error
+        for name, table in benchmark_tables(text, SETTINGS).items():
+            tables[name] = _laid_over(tables.get(name, {}), table)
+    rows = benchmark_rows(tables=tables, where=where)
+    segmentation = [row for row in rows.values() if isinstance(row, SegmentationBenchmark)]
+    problems = [f"{row.name}: {problem}" for row in segmentation for problem in _problems(row)]
+    if problems:
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise ValueError(f"{where} has {len(problems)} problem(s):\n{listing}")
+    return rows
+
+
+def _problems(row: SegmentationBenchmark) -> list[str]:
+    found = [problem for step in row.steps for problem in step_problems(step.step, step.parameters)]
+    try:
+        SegmentationParams.model_validate(row.params)
+    except ValidationError as error:
+        found += [f"params.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+    for part in row.union:
+        try:
+            EvaluationRule(**part.rule)
+        except TypeError as error:
+            found.append(f"rule of {part.benchmark}: {error}")
+    if row.params.get("test_mode") == "mixed" and not row.union:
+        found.append('test_mode = "mixed" is for a union, whose parts bring their own rules')
+    return found
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**below, **above}
+    if isinstance(below.get("params"), Mapping) and isinstance(above.get("params"), Mapping):
+        merged["params"] = {**below["params"], **above["params"]}
+    return merged
+
+
+def require_benchmark(store: Store, name: str) -> AnyBenchmark:
+    """Return the row of a benchmark.
+
+    Raises:
+        KeyError: Neither the catalogue nor the store has it; the error lists those there are.
+    """
+    rows = known_benchmarks(store)
+    if name not in rows:
+        raise KeyError(f"there is no benchmark {name!r}; there are {', '.join(rows)}. Add a table [{name}] to {SETTINGS}.")
+    return rows[name]

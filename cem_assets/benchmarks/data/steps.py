@@ -1,0 +1,296 @@
+"""The steps that make a benchmark's published files into items a network is trained and tested on.
+
+A step takes one `Item` and its parameters, and gives any number of items. Their names, and running several in order, are
+`cem_assets.benchmarks.data.preparation`.
+
+Source of the rules: volume-em/cem-dataset, evaluation/setup_benchmarks. Where we differ, the step says so.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+AXES: dict[str, int] = {"xy": 0, "xz": 1, "yz": 2}
+"""Planes of a volume, by the axis of (z, y, x) they are cut along."""
+_SHOWN_VALUES = 8
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image or volume with its label maps.
+
+    Attributes:
+        name: Unique in its split.
+        split: "train", "valid" or "test".
+        image: (height, width) or (depth, height, width); uint8 after preparation.
+        maps: Label maps of the image's shape; one of uint8 after preparation.
+        part: Benchmark it came from, in a union; else empty.
+    """
+
+    name: str
+    split: str
+    image: NDArray[Any]
+    maps: tuple[NDArray[Any], ...]
+    part: str = ""
+
+    @property
+    def mask(self) -> NDArray[Any]:
+        """The one label map.
+
+        Raises:
+            ValueError: There are several.
+        """
+        if len(self.maps) != 1:
+            raise ValueError(f"{self.name} has {len(self.maps)} label maps; expected one. Add the step combine_label_maps.")
+        return self.maps[0]
+
+
+_COMPARISONS: dict[str, Callable[[NDArray[Any], Any], NDArray[np.bool_]]] = {
+    "greater": np.greater,
+    "equal": np.equal,
+    "not_equal": np.not_equal,
+}
+_BINARY_RULES = (*_COMPARISONS, "floor_divide")
+
+
+def _mapped(item: Item, mask: NDArray[Any]) -> Iterator[Item]:
+    yield replace(item, maps=(mask,))
+
+
+def found_values(values: NDArray[Any]) -> str:
+    """List the values of an array for a message, the first few of them."""
+    shown = np.unique(values)
+    return ", ".join(f"{value:g}" for value in shown[:_SHOWN_VALUES]) + (", ..." if len(shown) > _SHOWN_VALUES else "")
+
+
+def _fits(value: float, dtype: np.dtype[Any]) -> bool:
+    if dtype.kind == "f":
+        return True
+    if dtype.kind == "b":
+        return value in (0, 1)
+    limits = np.iinfo(dtype)
+    return float(value).is_integer() and limits.min <= value <= limits.max
+
+
+def binarise(item: Item, *, rule: str, value: float) -> Iterator[Item]:
+    """Make a mask of 0 and 1.
+
+    Args:
+        item: With one label map of any type.
+        rule: "greater": 1 above `value`. "equal", "not_equal": 1 where it is, or is not, `value`. "floor_divide": the
+            quotient, for masks of 0..value in which only `value` itself counts.
+        value: Any number; for integers one that the type holds.
+
+    Raises:
+        ValueError: The value cannot occur in the mask, or "floor_divide" gives something else than 0 and 1.
+    """
+    mask = item.mask
+    if rule not in _BINARY_RULES:
+        raise ValueError(f"binarise: rule {rule!r} is not known; expected one of {', '.join(_BINARY_RULES)}.")
+    if rule == "floor_divide":
+        if value <= 0:
+            raise ValueError(f"binarise: cannot divide by {value}; expected a number above 0.")
+        quotient = mask // value
+        if quotient.size and (quotient.min() < 0 or quotient.max() > 1):
+            raise ValueError(
+                f"{item.name}: its mask has values {found_values(mask)}; divided by {value} they must be 0 or 1. "
+                "Use another rule."
+            )
+        return _mapped(item, quotient.astype(np.uint8))
+    if rule != "greater" and not _fits(value, mask.dtype):
+        raise ValueError(f"{item.name}: its mask is {mask.dtype}, in which {value} cannot occur. Correct the rule.")
+    # Integers are compared as integers: 2**64 - 1 has no float of its own.
+    exact = int(value) if mask.dtype.kind in "iu" and float(value).is_integer() else value
+    return _mapped(item, _COMPARISONS[rule](mask, exact).astype(np.uint8))
+
+
+def levels_to_classes(item: Item, *, thresholds: Sequence[float]) -> Iterator[Item]:
+    """Make classes of gray levels: class k lies from threshold k on; below the first is 0.
+
+    Masks drawn in a paint program have up to 256 levels where there should be few; thresholds between them put every
+    pixel to its class.
+
+    Raises:
+        ValueError: The thresholds do not rise, or there are none or more than 255.
+    """
+    levels = np.asarray(thresholds, np.float64)
+    if levels.ndim != 1 or not 1 <= len(levels) <= 255 or (np.diff(levels) <= 0).any():
+        raise ValueError(f"levels_to_classes: thresholds are {list(thresholds)}; expected 1 to 255 rising numbers.")
+    return _mapped(item, np.digitize(item.mask, levels).astype(np.uint8))
+
+
+def relabel(item: Item, *, values: Mapping[str, int], other: int | None = None) -> Iterator[Item]:
+    """Give values of a mask other numbers.
+
+    Args:
+        item: With one label map of whole numbers.
+        values: New number by old one.
+        other: What every other value becomes; None refuses them.
+
+    Raises:
+        ValueError: The mask has values that are not listed, and `other` is None; or a number is no class.
+    """
+    mask = item.mask
+    pairs = {int(old): int(new) for old, new in values.items()}
+    if bad := [new for new in (*pairs.values(), *([] if other is None else [other])) if not 0 <= new <= 255]:
+        raise ValueError(f"relabel: new values are {bad}; expected 0 to 255.")
+    present, place = np.unique(mask, return_inverse=True)
+    unlisted = [value for value in present.tolist() if value not in pairs]
+    if unlisted and other is None:
+        raise ValueError(
+            f"{item.name}: its mask has values {found_values(np.array(unlisted))} that relabel does not list; add them, "
+            "or other = 0."
+        )
+    table = np.array([pairs.get(value, other or 0) for value in present.tolist()], np.uint8)
+    return _mapped(item, table[place].reshape(mask.shape))
+
+
+def combine_label_maps(item: Item, *, values: Sequence[int]) -> Iterator[Item]:
+    """Put binary maps together to one mask of classes.
+
+    The reference adds the maps up, each times its value, so that two overlapping ones become a third class. Here the
+    later map wins.
+
+    Args:
+        item: With as many maps as values, each of 0 and one other number.
+        values: Class of each map, in order.
+
+    Raises:
+        ValueError: Another number of maps, or a map is not binary.
+    """
+    if len(values) != len(item.maps) or not all(1 <= value <= 255 for value in values):
+        raise ValueError(f"{item.name} has {len(item.maps)} label maps; expected one for each of the values {list(values)}.")
+    mask = np.zeros(item.image.shape, np.uint8)
+    for number, (label_map, value) in enumerate(zip(item.maps, values, strict=True), 1):
+        is_labelled = label_map != 0
+        labelled = label_map[is_labelled]
+        if labelled.size and (labelled != labelled[0]).any():
+            raise ValueError(
+                f"{item.name}: label map {number} has values {found_values(label_map)}; expected 0 and one other number."
+            )
+        mask[is_labelled] = value
+    return _mapped(item, mask)
+
+
+def scale_image(item: Item, *, rule: str) -> Iterator[Item]:
+    """Make the image uint8.
+
+    Args:
+        item: With an image of any type.
+        rule: "cast": values are 0..255 already, decimals are cut off. "min_max": the smallest becomes 0, the largest 255,
+            decimals cut off, as the reference does with signed 16-bit volumes.
+
+    Raises:
+        ValueError: A value is no number, or does not fit.
+    """
+    image = item.image
+    if rule not in ("cast", "min_max"):
+        raise ValueError(f"scale_image: rule {rule!r} is not known; expected cast or min_max.")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise ValueError(f"{item.name}: its image has NaN or infinite values; expected numbers. Repair it.")
+    low, high = image.min(), image.max()
+    if rule == "min_max":
+        span = float(high) - float(low)
+        scaled = np.zeros(image.shape, np.uint8)
+        if span:
+            for plane, out in zip(np.atleast_3d(image), np.atleast_3d(scaled), strict=True):  # a plane of floats at a time
+                out[...] = (plane.astype(np.float64) - float(low)) / span * 255
+    elif low < 0 or high >= 256:
+        raise ValueError(f'{item.name}: its image has values {low} to {high}; expected 0 to 255. Use rule = "min_max".')
+    else:
+        scaled = image.astype(np.uint8)
+    yield replace(item, image=scaled)
+
+
+def crop_missing_data(item: Item, *, first: Mapping[str, Sequence[int]]) -> Iterator[Item]:
+    """Leave out the first planes of items that have no data there.
+
+    Args:
+        item: Any.
+        first: By item, the first index that is kept, for every axis in order (z, y, x).
+
+    Raises:
+        ValueError: Nothing would be left, or the axes do not fit.
+    """
+    if item.name not in first:
+        yield item
+        return
+    start = [int(value) for value in first[item.name]]
+    if len(start) != item.image.ndim or any(not 0 <= a < size for a, size in zip(start, item.image.shape, strict=False)):
+        raise ValueError(f"{item.name} has sizes {item.image.shape}; cannot begin at {start}. Correct crop_missing_data.")
+    kept = tuple(slice(value, None) for value in start)
+    yield replace(item, image=item.image[kept], maps=tuple(label_map[kept] for label_map in item.maps))
+
+
+def slice_volumes(item: Item, *, axes: Sequence[str], spacing: int = 1) -> Iterator[Item]:
+    """Cut a volume into planes; images pass.
+
+    Planes are named `{item}_{plane}_{index}`. The reference leaves out the last plane of every axis; here it is cut too.
+
+    Args:
+        item: A volume or an image.
+        axes: Which of "xy", "xz", "yz".
+        spacing: Every how many planes one is cut.
+
+    Raises:
+        ValueError: An axis is not known, or the spacing is below 1.
+    """
+    if not axes or any(axis not in AXES for axis in axes) or spacing < 1:
+        raise ValueError(f"slice_volumes: axes {list(axes)}, spacing {spacing}; expected some of {', '.join(AXES)}, 1 or more.")
+    if item.image.ndim == 2:
+        yield item
+        return
+    for name in axes:
+        axis = AXES[name]
+        digits = len(str(item.image.shape[axis] - 1))
+        for index in range(0, item.image.shape[axis], spacing):
+            planes = [np.ascontiguousarray(values.take(index, axis)) for values in (item.image, *item.maps)]
+            yield replace(item, name=f"{item.name}_{name}_{index:0{digits}}", image=planes[0], maps=tuple(planes[1:]))
+
+
+def patch_starts(size: int, side_px: int) -> list[int]:
+    """Say where patches begin along a side: as few as cover it, overlapping evenly; one smaller patch below `side_px`.
+
+    Args:
+        size: Length of the side in px.
+        side_px: Length of a patch.
+    """
+    num = -(-size // side_px)
+    if num == 1:
+        return [0]
+    overlap = num * side_px - size
+    return [n * side_px - n * overlap // (num - 1) for n in range(num)]
+
+
+def cut_patches(item: Item, *, side_px: int) -> Iterator[Item]:
+    """Cut an image into squares, named `{item}_{y}_{x}`; smaller images are kept as they are.
+
+    Raises:
+        ValueError: The item is a volume: it must be sliced first.
+    """
+    if item.image.ndim != 2 or side_px < 1:
+        raise ValueError(
+            f"{item.name} has sizes {item.image.shape}, patches {side_px} px; expected a 2D image. Slice it first."
+        )
+    for y in patch_starts(item.image.shape[0], side_px):
+        for x in patch_starts(item.image.shape[1], side_px):
+            box = (slice(y, y + side_px), slice(x, x + side_px))
+            maps = tuple(label_map[box] for label_map in item.maps)
+            yield replace(item, name=f"{item.name}_{y}_{x}", image=item.image[box], maps=maps)
+
+
+def drop_padding(item: Item, *, max_share: float, value: int = 0) -> Iterator[Item]:
+    """Drop images that are padding.
+
+    Args:
+        item: Any.
+        max_share: Items of which a larger share has the value are dropped.
+        value: Of the padding.
+    """
+    if not 0 <= max_share <= 1:
+        raise ValueError(f"drop_padding: max_share is {max_share}; expected 0 to 1.")
+    if np.count_nonzero(item.image == value) <= max_share * item.image.size:
+        yield item

@@ -1,0 +1,158 @@
+"""The plot of one benchmark's standings: a dot for every entry with its spread over seeds, published values set apart.
+
+The table itself is `cem_assets.benchmarks.leaderboard.standings`; pictures of predictions are
+`cem_assets.benchmarks.segmentation.pictures`.
+"""
+
+import io
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from cem_assets.benchmarks.leaderboard.standings import settings_of
+from cem_assets.imaging.gallery import MAX_BYTES, figure_png
+
+MAX_PANELS = 8
+MAX_ENTRIES = 25
+"""Entries shown in a panel, the best and the random ones; the table has all."""
+_BLUE, _GRAY, _RED = "#4c72b0", "#8c8c8c", "#c44e52"
+_SCALES = (1.0, 0.8, 0.6, 0.45, 0.3)
+_NAME_CHARACTERS = 34
+
+
+def standings_png(table: pd.DataFrame, title: str) -> bytes:
+    """Draw one benchmark.
+
+    Args:
+        table: Its rows of `cem_assets.benchmarks.leaderboard.standings.make_standings`.
+        title: Above all.
+
+    Returns:
+        A PNG of at most `MAX_BYTES`, equal for equal tables: a panel for each measure and setting, the first `MAX_PANELS`;
+        scores in percent with the range over seeds, the random encoder gray, published values red and hollow, beside the
+        setting of the most iterations; and a panel of gains over random initialisation where gains were published.
+    """
+    panels = _panels(table)
+    shown = panels[:MAX_PANELS]
+    num_columns = min(2, max(1, len(shown)))
+    num_rows = max(1, math.ceil(len(shown) / num_columns))
+    tallest = max((len(rows) for _, rows, _ in shown), default=1)
+    figure = Figure(figsize=(5.2 * num_columns, 0.9 + num_rows * (0.9 + 0.21 * tallest)), dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    rest = f"\n{len(panels) - len(shown)} more in the table" if len(panels) > len(shown) else ""
+    figure.suptitle(_plain(title, 90) + rest, fontsize=10)
+    axes_of = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axes, (name, rows, column) in zip(axes_of, shown, strict=False):
+        _draw(axes, name, rows, column)
+    for axes in axes_of[len(shown) :]:
+        axes.set_visible(False)
+    if not shown:
+        figure.text(0.5, 0.4, "no scores yet", ha="center")
+    figure.legend(handles=_legend(table), loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+    return _fitting(figure_png(figure))
+
+
+def _panels(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
+    """List panels: title, rows from the best down, and the column they are drawn by."""
+    found: list[tuple[str, pd.DataFrame, str]] = []
+    kept = table[~table["is_superseded"]]
+    for (test_set, metric), rows in kept.groupby(["test_set", "metric"], sort=True):
+        measure = metric if test_set == "all" else f"{metric}, {test_set}"
+        ours, published = rows[~rows["is_published"]], rows[rows["is_published"]]
+        gains = published[published["mean"].isna()]
+        groups = settings_of(ours)
+        for number, (iterations, opened, version, group) in enumerate(groups):
+            if number:  # published ones were made with the full number of iterations: they stand beside the most of ours
+                published, gains = published.iloc[:0], gains.iloc[:0]
+            setting = f"{iterations:,} iterations, opened: {opened}" if iterations else ""
+            if len(groups) > 1:
+                setting = ", ".join(part for part in (setting, f"version {version}") if part)
+            name = f"{measure}\n{setting}" if setting else str(measure)
+            scores = _best(group, published, "mean")
+            if len(scores):
+                found.append((f"{name}\n", scores, "mean"))
+            if len(gains):
+                found.append(
+                    (
+                        f"gain in {metric} over random initialisation\n{setting}\n",
+                        _best(group, gains, "relative_gain"),
+                        "relative_gain",
+                    )
+                )
+    return found
+
+
+def _best(ours: pd.DataFrame, published: pd.DataFrame, column: str) -> pd.DataFrame:
+    rows = pd.concat([part for part in (ours, published) if len(part)] or [ours])
+    rows = rows[rows[column].notna()].sort_values(
+        [column, "weights", "parameters"], ascending=[False, True, True], kind="stable"
+    )
+    if len(rows) <= MAX_ENTRIES:
+        return rows
+    is_fixed = (rows["is_random"] | rows["is_published"]).to_numpy()
+    num_free = max(0, MAX_ENTRIES - int(is_fixed.sum()))
+    return rows[is_fixed | (np.cumsum(~is_fixed) <= num_free)]
+
+
+def _draw(axes: Axes, name: str, rows: pd.DataFrame, column: str) -> None:
+    labels = []
+    for place, (_, row) in enumerate(rows.iterrows()):
+        value = 100 * float(row[column])
+        colour = _RED if row["is_published"] else _GRAY if row["is_random"] else _BLUE
+        ends = ("low", "high") if row["is_published"] else ("lowest", "highest")
+        if column == "mean" or row["is_published"]:
+            low, high = (100 * float(row[end]) for end in ends)
+            axes.plot([low, high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
+        if row["is_published"]:
+            axes.plot(value, place, marker="D", markersize=5, color=colour, fillstyle="none", linestyle="none")
+        else:
+            axes.plot(value, place, marker="o", markersize=5, color=colour, linestyle="none")
+        axes.annotate(f"{value:.1f}", (value, place), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=6)
+        labels.append(_plain(f"{row['weights']} (published)" if row["is_published"] else str(row["weights"])))
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_ylim(len(labels) - 0.4, -0.8)
+    axes.margins(x=0.08)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("%", fontsize=7)
+    axes.set_title(_plain(name.strip(), 120), fontsize=8)
+
+
+def _legend(table: pd.DataFrame) -> list[Line2D]:
+    handles = [Line2D([], [], color=_BLUE, marker="o", markersize=4, label="mean and range over seeds")]
+    if table["is_random"].any():
+        handles.append(Line2D([], [], color=_GRAY, marker="o", markersize=4, label="random encoder"))
+    if table["is_published"].any():
+        handles.append(Line2D([], [], color=_RED, marker="D", markersize=4, fillstyle="none", label="published elsewhere"))
+    return handles
+
+
+def _fitting(data: bytes) -> bytes:
+    """Bring a picture under `MAX_BYTES`: in few colours, then smaller and smaller."""
+    if len(data) <= MAX_BYTES:
+        return data
+    with Image.open(io.BytesIO(data)) as picture:
+        whole = picture.convert("RGB")
+    for scale in _SCALES:
+        size = (round(whole.width * scale), round(whole.height * scale))
+        smaller = whole if scale == 1 else whole.resize(size, Image.Resampling.LANCZOS)
+        sink = io.BytesIO()
+        smaller.quantize(32, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(sink, "PNG", optimize=True)
+        data = sink.getvalue()
+        if len(data) <= MAX_BYTES:
+            break
+    return data
+
+
+def _plain(text: str, num_characters: int = _NAME_CHARACTERS) -> str:
+    """Shorten a name, and keep matplotlib from reading mathematics between dollar signs."""
+    if len(text) > num_characters:
+        text = f"{text[: num_characters - 2].rstrip()}.."
+    return text.replace("$", r"\$")

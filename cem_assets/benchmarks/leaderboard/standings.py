@@ -1,0 +1,352 @@
+"""Standings: many scores become one row per entry, ranked among comparable ones, beside published figures and older standings.
+
+Tables in, tables out. Where scores lie is `cem_assets.benchmarks.scores.stored`; what differs between two standings is
+`cem_assets.benchmarks.leaderboard.changes`, the plots are `cem_assets.benchmarks.leaderboard.pictures`, the words
+`cem_assets.benchmarks.leaderboard.card`; whether weights become champion is `cem_assets.benchmarks.leaderboard.gate`.
+
+Words: an entry is the weights' scores over all seeds with equal parameters. A measure is a benchmark's test set and metric.
+A setting is how training was done: iterations, layers opened, version of the method. Entries of one measure and one setting
+are comparable.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from cem_assets.catalog.benchmarks import AnyBenchmark, PublishedScore
+
+MEASURE = ["benchmark", "test_set", "metric"]
+SETTING = ["iterations", "opened", "code_version"]
+ENTRY = [
+    *MEASURE,
+    "iterations",
+    "finetune_layer",
+    "code_version",
+    "weights",
+    "weights_digest",
+    "release",
+    "release_digest",
+    "parameters",
+]
+DTYPES: dict[str, str] = {
+    "benchmark": "str",
+    "test_set": "str",
+    "metric": "str",
+    "iterations": "int64",
+    "opened": "str",
+    "code_version": "str",
+    "rank": "Int64",
+    "weights": "str",
+    "mean": "float64",
+    "std": "float64",
+    "num_seeds": "int64",
+    "lowest": "float64",
+    "highest": "float64",
+    "low": "float64",
+    "high": "float64",
+    "num": "int64",
+    "gain": "float64",
+    "relative_gain": "float64",
+    "previous": "float64",
+    "change": "float64",
+    "release": "str",
+    "previous_release": "str",
+    "previous_release_mean": "float64",
+    "release_change": "float64",
+    "weights_digest": "str",
+    "release_digest": "str",
+    "parameters": "str",
+    "finetune_layer": "str",
+    "is_main": "bool",
+    "is_random": "bool",
+    "is_superseded": "bool",
+    "is_published": "bool",
+    "source": "str",
+    "note": "str",
+}
+"""Columns of standings, in order; `make_standings` says what they are."""
+WHOLE = "all"
+"""Name of the test set of all test images."""
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What standings need to know of weights.
+
+    Attributes:
+        arch: Network; empty where it is not known or there are several.
+        is_random: Whether they were never trained.
+        digest: Of the weights that are current; empty where not known, and then none counts as superseded.
+    """
+
+    arch: str = ""
+    is_random: bool = False
+    digest: str = ""
+
+
+_UNKNOWN = WeightsInfo()
+
+
+def aggregate_seeds(scores: pd.DataFrame, has_test_sets: bool = False) -> pd.DataFrame:
+    """Make one row for each entry out of one for each seed.
+
+    Args:
+        scores: The columns of `cem_assets.benchmarks.scores.stored.ScoreRow`, in any order; rows with `is_main` count.
+        has_test_sets: Whether a benchmark's single test sets count too, where they have the metric of its main rows.
+
+    Returns:
+        The columns `ENTRY`, is_main, num_seeds, mean, std (with n - 1; NaN for one seed), lowest and highest (over seeds), low
+        and high (mean bounds of the seeds' own intervals) and num (the least), in order of `ENTRY`.
+
+    Raises:
+        ValueError: Values are not finite, or a seed occurs twice in one entry; all are named.
+    """
+    is_counted = scores["is_main"].astype(bool)
+    if has_test_sets:
+        pairs = list(zip(scores["benchmark"], scores["metric"], strict=True))
+        chosen = {pair for pair, is_main in zip(pairs, is_counted, strict=True) if is_main}
+        is_single = (scores["class_name"] == "") & (scores["test_set"] != WHOLE)
+        is_counted |= is_single & pd.Series([pair in chosen for pair in pairs], index=scores.index, dtype=bool)
+    main = scores[is_counted]
+    bad = main[~np.isfinite(main["value"].to_numpy(np.float64))]
+    twice = main[main.duplicated([*ENTRY, "seed"], keep="first")]
+    problems = [f"{_name_of(row)} is {row['value']}" for _, row in bad.iterrows()]
+    problems += [f"{_name_of(row)} occurs more than once" for _, row in twice.iterrows()]
+    if problems:
+        raise ValueError(
+            f"{len(problems)} score(s) cannot be compared: {'; '.join(problems[:10])}; expected finite values, each once. "
+            "Remove or repeat these runs."
+        )
+    found: pd.DataFrame = (
+        main.sort_values([*ENTRY, "seed"])
+        .groupby(ENTRY, sort=True)
+        .agg(
+            is_main=("is_main", "all"),
+            num_seeds=("value", "size"),
+            mean=("value", "mean"),
+            std=("value", "std"),
+            lowest=("value", "min"),
+            highest=("value", "max"),
+            low=("low", "mean"),
+            high=("high", "mean"),
+            num=("num", "min"),
+        )
+        .reset_index()
+    )
+    return found
+
+
+def _name_of(row: "pd.Series[Any]") -> str:
+    return f"{row['benchmark']}/{row['weights']}/{row['parameters']}-s{row['seed']} ({row['test_set']}, {row['metric']})"
+
+
+def place_in_settings(entries: pd.DataFrame, random_weights: frozenset[str] | set[str]) -> pd.DataFrame:
+    """Say which entries are comparable, in a new column `opened`.
+
+    A random encoder is trained whole whatever is asked for, so it is comparable with any entry of as many iterations: its
+    row is repeated in each of their settings. Alone with its iterations it has the setting of its own layers.
+
+    Args:
+        entries: As `aggregate_seeds` gives them.
+        random_weights: Names of weights that were never trained.
+
+    Returns:
+        The same columns and `opened`: the layers opened in the setting, the entry's own being `finetune_layer`.
+    """
+    is_random = entries["weights"].isin(random_weights)
+    trained = entries[~is_random].assign(opened=entries["finetune_layer"])
+    key = [*MEASURE, "iterations", "code_version"]
+    settings = trained[[*key, "opened"]].drop_duplicates()
+    untrained = entries[is_random].merge(settings, on=key, how="left")
+    untrained["opened"] = untrained["opened"].fillna(untrained["finetune_layer"])
+    placed: pd.DataFrame = pd.concat([part for part in (trained, untrained) if len(part)] or [trained], ignore_index=True)
+    return placed
+
+
+def settings_of(entries: pd.DataFrame) -> list[tuple[int, str, str, pd.DataFrame]]:
+    """Split standings by setting, in their order: iterations, layers opened, version, rows; a blank one where none is."""
+    groups = [(int(key[0]), str(key[1]), str(key[2]), group) for key, group in _grouped(entries, SETTING)]
+    return groups or [(0, "", "", entries)]
+
+
+def _grouped(table: pd.DataFrame, by: list[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
+    for key, group in table.groupby(by, sort=False):
+        yield cast("tuple[Any, ...]", key), group
+
+
+def partner_of(parameters: str, others: pd.DataFrame) -> "pd.Series[Any] | None":
+    """Choose whom an entry is compared with among comparable ones: equal parameters before others, then the best mean.
+
+    Parameters can differ between comparable entries, as the pixel norms of weights are among them.
+    """
+    if others.empty:
+        return None
+    same = others[others["parameters"] == parameters]
+    pool = same if len(same) else others
+    chosen: pd.Series[Any] = pool.sort_values(["mean", "parameters"], ascending=[False, True], kind="stable").iloc[0]
+    return chosen
+
+
+def make_standings(
+    scores: pd.DataFrame,
+    weights: Mapping[str, WeightsInfo],
+    benchmarks: Mapping[str, AnyBenchmark],
+    previous: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Rank weights on every measure, beside what was published and what stood before.
+
+    Args:
+        scores: As for `aggregate_seeds`.
+        weights: By name; names that are missing count as trained, of unknown network.
+        benchmarks: Rows of the catalogue, for their published figures.
+        previous: Standings before these; None where there are none.
+
+    Returns:
+        The columns `DTYPES`; measures in order, the most iterations first, ranked entries, then superseded, then published.
+        `rank`: 1 is best, ties share the better rank; none for superseded and published rows. `gain` and `relative_gain`:
+        over the random encoder of the same network, as a difference and as a share of its mean. `previous` and
+        `change`: against the previous standings. `previous_release...`: the last mean of the same weights trained from
+        another release. `is_main`: the number that stands for the benchmark; others are its single test sets.
+        `is_superseded`: scores of weights that were replaced since. In published rows `low` and `high` are bounds of the
+        error, and a published gain has no mean.
+    """
+    placed = place_in_settings(
+        aggregate_seeds(scores, has_test_sets=True), {name for name, info in weights.items() if info.is_random}
+    )
+    infos = [weights.get(str(name), _UNKNOWN) for name in placed["weights"]]
+    placed["is_random"] = [info.is_random for info in infos]
+    placed["arch"] = [info.arch for info in infos]
+    current = pd.Series([info.digest for info in infos], index=placed.index, dtype=object)
+    placed["is_superseded"] = (current != "") & (current != placed["weights_digest"])
+    placed["is_published"] = False
+    standing = placed[~placed["is_superseded"]]
+    placed["rank"] = standing.groupby([*MEASURE, *SETTING])["mean"].rank(method="min", ascending=False).astype("Int64")
+    placed = placed.assign(gain=np.nan, relative_gain=np.nan)
+    for _, group in standing.groupby([*MEASURE, *SETTING], sort=False):
+        _add_gains(placed, group)
+    placed = _with_history(placed, previous)
+    rows = [_published_row(row, figure, placed) for row in benchmarks.values() for figure in row.published]
+    table = pd.concat(
+        [_typed(part) for part in (placed, _gains_of_published(pd.DataFrame(rows))) if len(part)] or [_typed(placed)]
+    )
+    ordered: pd.DataFrame = table.sort_values(
+        [
+            *MEASURE,
+            "is_published",
+            "iterations",
+            "opened",
+            "code_version",
+            "is_superseded",
+            "rank",
+            "mean",
+            "weights",
+            "parameters",
+        ],
+        ascending=[True, True, True, True, False, True, False, True, True, False, True, True],
+        kind="stable",
+        ignore_index=True,
+    )
+    return ordered
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    blank = {"str": "", "int64": 0, "bool": False, "float64": np.nan, "Int64": pd.NA}
+    columns = {
+        name: frame[name] if name in frame else pd.Series(blank[kind], index=frame.index, dtype=object)
+        for name, kind in DTYPES.items()
+    }
+    typed: pd.DataFrame = pd.DataFrame(columns, index=frame.index).astype(DTYPES)
+    return typed
+
+
+def _add_gains(placed: pd.DataFrame, group: pd.DataFrame) -> None:
+    """Write into `placed` by how much each entry of a comparable group is above the random encoder of its network."""
+    random = group[group["is_random"]]
+    for index, entry in group[~group["is_random"]].iterrows():
+        same_network = random[random["arch"] == entry["arch"]] if entry["arch"] else random
+        if same_network["arch"].nunique() != 1:
+            continue
+        base = partner_of(entry["parameters"], same_network)
+        if base is not None:
+            placed.loc[index, "gain"] = entry["mean"] - base["mean"]
+            placed.loc[index, "relative_gain"] = entry["mean"] / base["mean"] - 1 if base["mean"] > 0 else np.nan
+
+
+def _with_history(placed: pd.DataFrame, previous: pd.DataFrame | None) -> pd.DataFrame:
+    placed = placed.assign(
+        previous=np.nan, change=np.nan, previous_release="", previous_release_mean=np.nan, release_change=np.nan
+    )
+    before = standing_rows(previous)
+    if before is None:
+        return placed
+    groups = dict(_grouped(before, [*MEASURE, *SETTING, "weights"]))
+    for index, entry in placed[~placed["is_superseded"]].iterrows():
+        key = tuple(entry[[*MEASURE, *SETTING, "weights"]])
+        old = partner_of(entry["parameters"], groups[key]) if key in groups else None
+        if old is None:
+            continue
+        placed.loc[index, ["previous", "change"]] = [old["mean"], entry["mean"] - old["mean"]]
+        is_same = entry["release_digest"] == old["release_digest"]
+        name, mean = (old["previous_release"], old["previous_release_mean"]) if is_same else (old["release"], old["mean"])
+        if name:
+            placed.loc[index, "previous_release"] = name
+            placed.loc[index, ["previous_release_mean", "release_change"]] = [mean, entry["mean"] - mean]
+    return placed
+
+
+def standing_rows(table: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Return our own rows of weights that are current; None where there are no standings."""
+    if table is None or table.empty:
+        return None
+    kept: pd.DataFrame = table[~table["is_published"] & ~table["is_superseded"]]
+    return kept
+
+
+def _published_row(row: AnyBenchmark, figure: PublishedScore, placed: pd.DataFrame) -> dict[str, Any]:
+    """Bring a published figure into our columns; its measure is matched with what was scored here, where that is plain."""
+    measure = figure.measure.lower()
+    metric = measure.removeprefix("gain in ").split(" over ")[0].replace(" ", "_")
+    mine = placed[placed["benchmark"] == row.name]
+    metrics = sorted(set(mine["metric"]))
+    if metric not in metrics and len(alike := [name for name in metrics if name.endswith(f"_{metric}")]) == 1:
+        metric = alike[0]
+    sets = sorted(set(mine["test_set"]))
+    # A subset that is no test set of ours is a remark, such as "mean of the four Perez benchmarks".
+    is_name = figure.subset in sets or (bool(figure.subset) and " " not in figure.subset)
+    whole = sets[0] if len(sets) == 1 and not is_name else "all"
+    value, error = figure.value / 100, figure.error / 100
+    is_gain = measure.startswith("gain in ")
+    return {
+        "benchmark": row.name,
+        "test_set": figure.subset if is_name else whole,
+        "metric": metric,
+        "weights": figure.weights,
+        "mean": np.nan if is_gain else value,
+        # Read as a share of the random encoder's IoU: +73 points would leave it no more than 27 %.
+        "relative_gain": value if is_gain else np.nan,
+        "low": value - error,
+        "high": value + error,
+        "is_main": False,
+        "is_random": figure.weights == "random",
+        "is_published": True,
+        "source": figure.source,
+        "note": "; ".join(text for text in (figure.measure, "" if is_name else figure.subset) if text),
+    }
+
+
+def _gains_of_published(table: pd.DataFrame) -> pd.DataFrame:
+    """Add gains to published figures, where the random encoder's was published beside them."""
+    if table.empty:
+        return table
+    table["gain"] = np.nan
+    for _, group in table.groupby([*MEASURE, "source"], sort=False):
+        random = group.loc[group["is_random"], "mean"].dropna()
+        if len(random) != 1:
+            continue
+        others = group.index[~group["is_random"] & group["mean"].notna()]
+        table.loc[others, "gain"] = table.loc[others, "mean"] - random.iloc[0]
+        table.loc[others, "relative_gain"] = table.loc[others, "mean"] / random.iloc[0] - 1
+    return table

@@ -1,0 +1,1 @@
+"""What every score shares: its inputs, its files in the store, its pictures, its checks."""

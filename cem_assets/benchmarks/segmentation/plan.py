@@ -1,0 +1,140 @@
+"""What exactly a segmentation score is: a benchmark, weights and every parameter, made definite before anything is computed.
+
+Carrying a plan out is `cem_assets.benchmarks.segmentation.stage`.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from cem_assets.benchmarks.data.segmentation_sets import PreparedBenchmark, open_benchmark
+from cem_assets.benchmarks.scores.inputs import ScoredWeights, ScoreParams, find_weights, in_words
+from cem_assets.benchmarks.scores.stored import ScoreKey, parameters_digest
+from cem_assets.benchmarks.segmentation.items import check_items, rules_of
+from cem_assets.benchmarks.segmentation.params import TEST_FIELDS, EvaluationRule, SegmentationParams
+from cem_assets.catalog.benchmarks import SegmentationBenchmark
+from cem_assets.store.assets import BENCHMARK_DATA, BENCHMARK_SCORES, CODE_VERSIONS
+from cem_assets.store.manifests import Inputs, canonical_json
+from cem_assets.store.store import Store
+
+RUNS = "_runs"
+"""Folder beside a weights' partitions that holds the state of trainings; no content."""
+NUM_POINTS = 20
+"""Points of the loss curve where nothing is evaluated."""
+ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
+"""Encoders a U-Net can be built over; those of `segmentation_model`, without its imports."""
+
+
+@dataclass(frozen=True)
+class SegmentationPlan:
+    """One score, made definite.
+
+    Attributes:
+        benchmark: Prepared.
+        weights: Of the encoder.
+        params: Of training and testing, all of them.
+        rules: How the test images of every part are scored.
+        asked: What the user gave.
+    """
+
+    benchmark: PreparedBenchmark
+    weights: ScoredWeights
+    params: SegmentationParams
+    rules: Mapping[str, EvaluationRule]
+    asked: ScoreParams
+
+    @property
+    def key(self) -> ScoreKey:
+        """The partition."""
+        digest = parameters_digest(self._parameters())
+        return ScoreKey(self.benchmark.name, self.weights.name, digest, self.params.seed)
+
+    def _parameters(self) -> dict[str, Any]:
+        return {"task": "segmentation", **self.params.model_dump(mode="json")}
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the partition is made from; what is shown of it counts, though it decides no number."""
+        asked = self.asked
+        shown = {"evaluate_every": asked.evaluate_every, "max_pictures": asked.max_pictures, "keep_model": asked.keep_model}
+        upstream = {f"{BENCHMARK_DATA}/{self.benchmark.name}": self.benchmark.manifest.digest, **self.weights.upstream}
+        parameters = {**self._parameters(), "shown": shown}
+        return Inputs(BENCHMARK_SCORES, self.key.partition, CODE_VERSIONS[BENCHMARK_SCORES], parameters, upstream)
+
+    @property
+    def run(self) -> str:
+        """16 hex digits of everything that may not change when the training goes on."""
+        trained = {name: value for name, value in self._parameters().items() if name not in TEST_FIELDS}
+        inputs = self.inputs
+        about = {"params": trained, "upstream": dict(inputs.upstream), "code": inputs.code_version, "every": self.every}
+        return hashlib.sha256(canonical_json(about | {"is_evaluated": bool(self.asked.evaluate_every)})).hexdigest()[:16]
+
+    @property
+    def every(self) -> int:
+        """Steps from point to point of the curve."""
+        return self.asked.evaluate_every or max(1, self.params.iters // NUM_POINTS)
+
+    @property
+    def folder(self) -> str:
+        """Where the training keeps its state."""
+        return f"{BENCHMARK_SCORES}/{self.benchmark.name}/{self.weights.name}/{RUNS}/{self.run[:12]}-s{self.params.seed}"
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the parts are test sets of their own."""
+        return self.params.test_mode == "mixed"
+
+
+def plan_segmentation(store: Store, row: SegmentationBenchmark, weights: str, asked: ScoreParams) -> SegmentationPlan:
+    """Make a score definite, before anything is computed.
+
+    Raises:
+        FileNotFoundError: Benchmark or weights are not committed; the error says what to materialize.
+        ValueError: Parameters are unknown or make no sense, or the weights do not fit the benchmark.
+    """
+    if "+" in weights:
+        raise ValueError(
+            f"weights are {weights!r}: a network has one encoder, so segmentation cannot fuse weights; score each alone, or "
+            "fuse them for a transfer benchmark."
+        )
+    benchmark, found = open_benchmark(store, row.name), find_weights(store, weights)
+    if found.arch not in ARCHITECTURES:
+        raise ValueError(
+            f"weights {weights!r} are of {found.arch}; expected {', '.join(ARCHITECTURES)}, over which a U-Net can be built. "
+            "Score them on a transfer benchmark."
+        )
+    params = params_of(row, found, asked)
+    rules = rules_of(benchmark, params)
+    check_items(benchmark, rules, max(2, params.num_classes))
+    return SegmentationPlan(benchmark, found, params, rules, asked)
+
+
+def params_of(row: SegmentationBenchmark, weights: ScoredWeights, asked: ScoreParams) -> SegmentationParams:
+    """Make all parameters: the row's, the weights' pixel norms, and what the user changes, the later ones first.
+
+    Weights that name no norms are given those of the row, or the defaults, which are CEM500K's. Where `num_classes` is
+    not said it follows from the benchmark's classes. Random weights are opened whole.
+
+    Raises:
+        ValueError: A name is unknown, or a value makes no sense; all are named.
+    """
+    what = f"parameters of benchmark {row.name!r}"
+    if "seed" in asked.params:
+        raise ValueError(f"{what} hold a seed; give it as `seed`, which names the partition.")
+    values: dict[str, Any] = {"num_classes": 1 if len(row.classes) == 2 else len(row.classes), **row.params}
+    if weights.norms is not None:
+        values |= {"mean": weights.norms[0], "std": weights.norms[1]}
+    values |= asked.params
+    if asked.iterations:
+        values["iters"] = asked.iterations
+    if asked.finetune_layer:
+        values["finetune_layer"] = asked.finetune_layer
+    if weights.method == "random":
+        values["finetune_layer"] = "all"
+    try:
+        return SegmentationParams.model_validate({**values, "seed": asked.seed})
+    except ValidationError as error:
+        raise in_words(error, what) from error

@@ -1,0 +1,1 @@
+"""Transfer benchmarks: features of images, profiles, nearest neighbours, and their scores."""

@@ -1,0 +1,231 @@
+"""What runs by itself: the inbox sensor, reconciliation, and the schedules.
+
+The store is the authority on what is missing or stale (`cem_assets.cem.reconciliation`); Dagster's runs
+tell only what is already being done about it. Every tick is bounded in time, and goes on next time where it stopped.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+import dagster as dg
+
+from cem_assets.cem.jobs import cem_chain, cem_release
+from cem_assets.cem.reconciliation import (
+    DatasetState,
+    Work,
+    classifier_digest,
+    is_release_due,
+    look_at_all,
+    look_at_these,
+    needed_work,
+)
+from cem_assets.cem.settings import Settings, read_settings
+from cem_assets.inbox.datasets import Arrival, Rejection, arrivals, read_description
+from cem_assets.inbox.quarantine import report_key, write_report
+from cem_assets.platform.attempts import MAX_REQUESTS, TICK_SECONDS, UNFINISHED, WORK_TAG, attempt_at
+from cem_assets.platform.partitions import em_datasets
+from cem_assets.platform.resources import StoreResource
+from cem_assets.store.assets import RELEASES, VOLUMES
+from cem_assets.store.store import Store
+
+_STEP = 128
+"""Datasets of the inbox that are looked at together: on a slow store a step must fit beside TICK_SECONDS."""
+GRACE_SECONDS = 120.0
+"""So long after it arrived, a dataset without any run is left to the inbox sensor."""
+
+
+def run_request(work: Work, settings: Settings, attempt: int = 0) -> dg.RunRequest:
+    """Ask for the run that does some work.
+
+    Args:
+        work: From `needed_work`.
+        settings: Whose parameters to use.
+        attempt: How often it was tried before.
+    """
+    config = {asset: settings.config(work.dataset, asset) for asset in work.assets}
+    return dg.RunRequest(
+        run_key=f"{work.dataset}:{work.key}:{attempt}",
+        job_name=cem_chain.name,
+        partition_key=work.dataset,
+        asset_selection=[dg.AssetKey(asset.split("/")) for asset in work.assets],
+        run_config={"ops": {asset.replace("/", "__"): {"config": values} for asset, values in config.items() if values}},
+        tags={
+            WORK_TAG: work.key,
+            "cem_assets/reason": "; ".join(f"{asset.removeprefix('cem/')}: {text}" for asset, text in work.reasons.items()),
+        },
+    )
+
+
+@dg.sensor(
+    name="inbox",
+    job=cem_chain,
+    minimum_interval_seconds=int(os.environ.get("CEM_ASSETS_INBOX_SECONDS", "30")),
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Takes in what arrives in inbox/<dataset>/: a new or changed dataset.toml, written last, asks for the chain.",
+)
+def inbox_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SensorResult:
+    """Look for datasets that arrived or changed since the last look."""
+    opened = store.open()
+    cursor = json.loads(context.cursor or "{}")
+    seen: dict[str, str] = cursor.get("seen", {})
+    settings, classifier = read_settings(opened), classifier_digest(opened)
+    requests: list[dg.RunRequest] = []
+    partitions: list[str] = []
+    observations: list[dg.AssetObservation] = []
+    started, after = time.monotonic(), str(cursor.get("after", ""))
+    for arrival, state in _looked_at(opened, seen, after):
+        # A step of the look: what was there before it is behind the cursor, whether new or not.
+        after = arrival.dataset
+        if state is not None:
+            works = needed_work([state], classifier, settings)
+            # What is committed and current was described once, unless it was uploaded again.
+            is_settled = VOLUMES in state.committed and not works and arrival.dataset not in seen
+            problem = None if is_settled else _problem(opened, arrival)
+            if problem is not None:
+                observations.append(_refused(opened, arrival.dataset, problem))
+            else:
+                partitions.append(arrival.dataset)
+                requests += [run_request(work, settings) for work in works]
+            seen[arrival.dataset] = arrival.fingerprint[:8]
+        if len(requests) >= MAX_REQUESTS or time.monotonic() - started > TICK_SECONDS:
+            break
+    else:
+        after = ""
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else f"nothing new among {len(seen):,} datasets of the inbox",
+        cursor=json.dumps({"after": after, "seen": seen}, separators=(",", ":")),
+        dynamic_partitions_requests=_additions(context.instance, partitions),
+        asset_events=observations,
+    )
+
+
+def _looked_at(store: Store, seen: Mapping[str, str], after: str) -> Iterator[tuple[Arrival, DatasetState | None]]:
+    """Go through the inbox behind a name; look at what is new or was uploaded again, many at a time."""
+    found = arrivals(store, after)
+    while step := list(islice(found, _STEP)):
+        news = [arrival for arrival in step if seen.get(arrival.dataset) != arrival.fingerprint[:8]]
+        states = {state.dataset: state for state in look_at_these(store, news, after, len(step))}
+        after = step[-1].dataset
+        yield from ((arrival, states.get(arrival.dataset)) for arrival in step)
+
+
+def _additions(instance: dg.DagsterInstance, names: list[str]) -> list[dg.AddDynamicPartitionsRequest]:
+    """Ask for those partitions that Dagster does not know yet."""
+    known = set(instance.get_dynamic_partitions(str(em_datasets.name)))
+    added = [name for name in names if name not in known]
+    return [em_datasets.build_add_request(added)] if added else []
+
+
+def _problem(store: Store, arrival: Arrival) -> str | None:
+    try:
+        read_description(store, arrival.dataset)
+    except (ValueError, FileNotFoundError) as error:
+        write_report(store, arrival.dataset, [Rejection("dataset.toml", str(error))], is_refused=True)
+        return str(error)
+    return None
+
+
+def _refused(store: Store, dataset: str, problem: str) -> dg.AssetObservation:
+    return dg.AssetObservation(
+        asset_key=VOLUMES.split("/"),
+        description=f"{dataset} was refused: {problem.splitlines()[0]}",
+        metadata={
+            "dataset": dataset,
+            "problem": dg.MetadataValue.md(f"```\n{problem}\n```"),
+            "quarantine report": dg.MetadataValue.path(store.url_of(report_key(dataset))),
+        },
+    )
+
+
+@dg.sensor(
+    name="reconciliation",
+    job=cem_chain,
+    minimum_interval_seconds=int(os.environ.get("CEM_ASSETS_RECONCILIATION_SECONDS", "60")),
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Compares what the store holds with what should be there, and asks for exactly what is missing or stale.",
+)
+def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SensorResult:
+    """Look at the datasets after the cursor, as many as fit a tick."""
+    opened = store.open()
+    settings, classifier = read_settings(opened), classifier_digest(opened)
+    requests: list[dg.RunRequest] = []
+    waiting: list[str] = []
+    partitions: list[str] = []
+    started, after, num_looked = time.monotonic(), _place_of(context.cursor or ""), 0
+    for state in look_at_all(opened, after):
+        dataset, arrival = state.dataset, state.arrival
+        after = dataset
+        num_looked += 1
+        works = needed_work([state], classifier, settings)
+        # What is committed and current was described once; only what is to be computed is worth two more requests.
+        if VOLUMES in state.committed and not works:
+            partitions.append(dataset)
+        elif works and (arrival is None or _is_described(opened, dataset)):
+            partitions.append(dataset)
+            for work in works:
+                attempt, why_not = _attempt(context.instance, work, arrival)
+                if why_not is None:
+                    requests.append(run_request(work, settings, attempt))
+                else:
+                    waiting.append(f"{dataset} ({why_not})")
+        if len(requests) >= MAX_REQUESTS or time.monotonic() - started > TICK_SECONDS:
+            break
+    else:
+        after = ""
+    told = f"looked at {num_looked:,} datasets; nothing to ask for"
+    if waiting:
+        told += f"; waiting: {', '.join(waiting[:10])}{' and more' if len(waiting) > 10 else ''}"
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else told,
+        # Never an empty text, which Dagster takes for no cursor: it would keep the last one, and the look end there for ever.
+        cursor=json.dumps({"after": after}),
+        dynamic_partitions_requests=_additions(context.instance, partitions),
+    )
+
+
+def _place_of(cursor: str) -> str:
+    """Read where to go on; earlier versions wrote the bare name."""
+    return str(json.loads(cursor)["after"]) if cursor.startswith("{") else cursor
+
+
+def _is_described(store: Store, dataset: str) -> bool:
+    try:
+        read_description(store, dataset)
+    except (ValueError, FileNotFoundError):
+        return False  # the inbox sensor has written its report
+    return True
+
+
+def _attempt(instance: dg.DagsterInstance, work: Work, arrival: Arrival | None) -> tuple[int, str | None]:
+    """Tell which attempt at some work this would be, and why not now, if so."""
+    of_dataset = {"dagster/partition": work.dataset}
+    if instance.get_run_records(dg.RunsFilter(job_name=cem_chain.name, tags=of_dataset, statuses=UNFINISHED), limit=1):
+        return 0, "a run is under way"
+    is_new = arrival is not None and time.time() - arrival.modified < GRACE_SECONDS
+    if is_new and not instance.get_run_records(dg.RunsFilter(job_name=cem_chain.name, tags=of_dataset), limit=1):
+        return 0, "it just arrived; the inbox sensor takes it in"
+    return attempt_at(instance, cem_chain.name, work.dataset, work.key, work.is_look_only)
+
+
+@dg.schedule(
+    name="releases",
+    job=cem_release,
+    cron_schedule=os.environ.get("CEM_ASSETS_RELEASE_CRON", "0 3 * * *"),
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Makes a release when filtered partitions changed since the last one (CEM_ASSETS_RELEASE_CRON).",
+)
+def release_schedule(context: dg.ScheduleEvaluationContext, store: StoreResource) -> dg.RunRequest | dg.SkipReason:
+    """Ask for a release where one is due."""
+    if context.instance.get_run_records(dg.RunsFilter(job_name=cem_release.name, statuses=UNFINISHED), limit=1):
+        return dg.SkipReason("a release is being made")
+    # A release that is not due is looked at once a week all the same: it is checked, and shown to be fresh.
+    event = context.instance.get_latest_materialization_event(dg.AssetKey(RELEASES.split("/")))
+    is_fresh = event is not None and time.time() - event.timestamp < 7 * 24 * 3600
+    if not is_release_due(store.open()) and (is_fresh or event is None):
+        return dg.SkipReason("the newest release holds all that is filtered, as it is")
+    return dg.RunRequest()

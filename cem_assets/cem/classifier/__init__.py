@@ -1,0 +1,1 @@
+"""The patch classifier: its network, training, comparison, people's answers, and where it lies in the store."""

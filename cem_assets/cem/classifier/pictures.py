@@ -1,0 +1,72 @@
+"""Pictures of a patch classifier: its worst mistakes, and the patches on which two classifiers differ."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cem_assets.cem.classifier.comparison import closest_calls, find_flips, find_mistakes
+from cem_assets.imaging.gallery import Tile, gallery_jpeg
+
+_COLUMNS = 8
+_MAX_SHOWN = 16
+"""Of each kind, in two rows."""
+
+
+def mistakes_jpeg(
+    images: NDArray[np.uint8], is_good: NDArray[np.bool_], probabilities: NDArray[np.float32], what: str = "held-out"
+) -> bytes:
+    """Draw the worst mistakes, those furthest off first; the closest calls where there is none.
+
+    Args:
+        images: uint8 (n, 224, 224).
+        is_good: bool (n,), the labels.
+        probabilities: float32 (n,), of being informative.
+        what: Which patches these are, in a word.
+
+    Returns:
+        A JPEG small enough for an event's metadata.
+    """
+    mistakes = find_mistakes(is_good, probabilities)
+
+    def tiles(rows: NDArray[np.int64]) -> list[Tile]:
+        return [Tile(images[row], f"{probabilities[row]:.3f}") for row in rows.tolist()]
+
+    if not len(mistakes):
+        title = f"no mistake among {len(is_good)} {what} patches; the closest calls"
+        return gallery_jpeg([(title, tiles(closest_calls(probabilities, _COLUMNS)))])
+    of_all = f"of {len(is_good)} {what} patches"
+    rows = _rows(f"labelled bad, kept: {len(mistakes.kept)} {of_all}", tiles(mistakes.kept[:_MAX_SHOWN]))
+    rows += _rows(f"labelled good, dropped: {len(mistakes.lost)} {of_all}", tiles(mistakes.lost[:_MAX_SHOWN]))
+    return gallery_jpeg(rows)
+
+
+def flips_jpeg(
+    images: NDArray[np.uint8], is_good: NDArray[np.bool_], new: NDArray[np.float32], in_use: NDArray[np.float32]
+) -> bytes:
+    """Draw the patches that a new classifier decides otherwise than the one in use, the largest change first.
+
+    Args:
+        images: uint8 (n, 224, 224).
+        is_good: bool (n,), the labels.
+        new: float32 (n,), probabilities of the new classifier.
+        in_use: float32 (n,), of the one in use.
+
+    Returns:
+        A JPEG small enough for an event's metadata; it says so where no decision differs.
+    """
+    flips = find_flips(is_good, new, in_use)
+
+    def tiles(rows: NDArray[np.int64]) -> list[Tile]:
+        words = ["good" if is_good[row] else "bad" for row in rows]
+        return [Tile(images[row], f"{word} {in_use[row]:.2f} > {new[row]:.2f}") for row, word in zip(rows, words, strict=True)]
+
+    if not len(flips):
+        order = np.argsort(-np.abs(new.astype(np.float64) - in_use), kind="stable")[:_COLUMNS]
+        return gallery_jpeg([("no decision differs; the largest changes (label, in use > new)", tiles(order))])
+    rows = _rows(f"only the new one keeps: {len(flips.gained)} (label, in use > new)", tiles(flips.gained[:_MAX_SHOWN]))
+    rows += _rows(f"only the one in use keeps: {len(flips.dropped)}", tiles(flips.dropped[:_MAX_SHOWN]))
+    return gallery_jpeg(rows)
+
+
+def _rows(title: str, tiles: list[Tile]) -> list[tuple[str, list[Tile]]]:
+    lines = [tiles[start : start + _COLUMNS] for start in range(0, len(tiles), _COLUMNS)]
+    return [(title if number == 0 else "", line) for number, line in enumerate(lines)]

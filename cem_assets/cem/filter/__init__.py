@@ -1,0 +1,1 @@
+"""Scoring exemplars with the patch classifier, and keeping the informative ones."""

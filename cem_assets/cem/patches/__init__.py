@@ -1,0 +1,1 @@
+"""Patches: their places, hashes and tables, and the exemplars among them."""

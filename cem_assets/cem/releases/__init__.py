@@ -1,0 +1,1 @@
+"""Releases of CEM: versions that never change, their cards, and what changed between two."""

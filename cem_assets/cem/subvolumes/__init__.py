@@ -1,0 +1,1 @@
+"""Flipbooks and cubes around informative patches."""

@@ -1,0 +1,1 @@
+"""`cem-assets demo`: from seeded phantoms to releases, weights and their scores."""

@@ -1,0 +1,124 @@
+"""Running assets from Python: one process, the same Dagster instance the UI shows.
+
+For the command line and the demo. The UI and the sensors launch the same jobs through Dagster itself.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from cem_assets.definitions import build_definitions
+from cem_assets.platform.partitions import benchmark_rows, cyto_labels, em_datasets, microscopy_sources, weights_rows
+from cem_assets.platform.steps import progress_listener
+from cem_assets.store.assets import FILTERED, RELEASES, STAGES, asset_of
+
+HOME_VARIABLE = "DAGSTER_HOME"
+DEFAULT_HOME = ".cem_assets/dagster"
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+Listener = Callable[[str, str, int, int], None]
+"""Called with (asset, partition, done, total)."""
+
+_PARTITIONS = {
+    "benchmark_data": benchmark_rows,
+    "cyto_sources": microscopy_sources,
+    "cyto_crops": cyto_labels,
+    "pretraining_weights": weights_rows,
+    "analyses": weights_rows,
+}
+"""Partitions of jobs; the others are over EM datasets."""
+
+UNTIL = (*STAGES, "releases")
+"""Where `run_chain` may stop."""
+
+
+def dagster_home() -> Path:
+    """Return DAGSTER_HOME, made where it is missing; default `./.cem_assets/dagster`."""
+    home = Path(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME).resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    settings = home / "dagster.yaml"
+    if not settings.exists():
+        settings.write_bytes(files("cem_assets").joinpath("dagster.yaml").read_bytes())
+    os.environ[HOME_VARIABLE] = str(home)
+    return home
+
+
+def open_instance() -> dg.DagsterInstance:
+    """Open the Dagster instance in `dagster_home()`."""
+    dagster_home()
+    return dg.DagsterInstance.get()
+
+
+def chain_until(until: str) -> list[str]:
+    """List the partitioned assets of the chain up to a stage.
+
+    Args:
+        until: One of `UNTIL`, or an asset's name; "releases" means all of them.
+
+    Raises:
+        ValueError: The name is not known.
+    """
+    last = FILTERED if until in ("releases", RELEASES) else asset_of(until)
+    assets = list(STAGES.values())
+    return assets[: assets.index(last) + 1]
+
+
+def run_job(
+    instance: dg.DagsterInstance,
+    store_url: str,
+    job: str,
+    assets: list[str] | None = None,
+    partition: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    listener: Listener | None = None,
+) -> dg.ExecuteInProcessResult:
+    """Run a job here and now.
+
+    Args:
+        instance: Where events are recorded.
+        store_url: Root of the store.
+        job: Name of the job.
+        assets: Which of its assets; None for all.
+        partition: Partition key, for partitioned jobs; added where it is new.
+        config: Config by asset name, such as {"cem/patch_classifier": {"epochs": 8}}.
+        listener: Called as work goes on.
+
+    Returns:
+        Dagster's result; `success` is False where a step or a blocking check failed.
+    """
+    if isinstance(partition, dg.MultiPartitionKey):
+        for name, definition in (("benchmark", benchmark_rows), ("weights", weights_rows)):
+            instance.add_dynamic_partitions(str(definition.name), [partition.keys_by_dimension[name]])
+    elif partition is not None:
+        instance.add_dynamic_partitions(str(_PARTITIONS.get(job, em_datasets).name), [partition])
+    built = build_definitions(store_url).resolve_job_def(job)
+    ops = {name.replace("/", "__"): {"config": dict(values)} for name, values in (config or {}).items()}
+    with progress_listener(listener or (lambda *_: None)):
+        return built.execute_in_process(
+            run_config={**_QUIET, "ops": ops},
+            instance=instance,
+            partition_key=partition,
+            asset_selection=[dg.AssetKey(name.split("/")) for name in assets] if assets else None,
+            raise_on_error=False,
+        )
+
+
+def failures(result: dg.ExecuteInProcessResult) -> list[str]:
+    """Say in words why a run failed: the step's own message, and blocking checks that did not pass."""
+    messages = []
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            metadata = data.user_failure_data
+            text = metadata.description if metadata and metadata.description else None
+            cause = data.error.cause if data.error and data.error.cause else data.error
+            messages.append(f"{event.step_key}: {text or (cause.message.strip() if cause else 'failed')}")
+    for evaluation in result.get_asset_check_evaluations():
+        if not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR:
+            name = evaluation.asset_key.to_user_string()
+            messages.append(f"check {evaluation.check_name} of {name}: {evaluation.description}")
+    return list(dict.fromkeys(messages))

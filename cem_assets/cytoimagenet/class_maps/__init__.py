@@ -1,0 +1,1 @@
+"""Which views of a release class maps are drawn from."""

@@ -1,0 +1,1 @@
+"""The images of weak labels: channels, crops, their quality."""

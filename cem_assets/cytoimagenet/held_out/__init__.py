@@ -1,0 +1,1 @@
+"""What must not be trained on: fingerprints of the benchmarks' images, and the guard that asks them."""

@@ -1,0 +1,1 @@
+"""Weak labels over all sources: the rule and the table."""

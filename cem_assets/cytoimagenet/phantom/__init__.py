@@ -1,0 +1,1 @@
+"""Seeded phantom screens, for demos and tests."""

@@ -1,0 +1,98 @@
+"""Pictures that CytoImageNet's assets show in the UI: small, and made from what was committed."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cem_assets.cytoimagenet.class_maps.views import class_grid, label_counts_png
+from cem_assets.cytoimagenet.columns import LABEL_COLUMNS
+from cem_assets.cytoimagenet.labels.stage import CANDIDATES
+from cem_assets.cytoimagenet.tables import read_frame
+from cem_assets.imaging.gallery import figure_png
+from cem_assets.store.images import decode_image
+from cem_assets.store.manifests import Manifest
+from cem_assets.store.store import Store
+
+_GRID = 24
+
+
+def source_pictures(manifest: Manifest) -> dict[str, bytes]:
+    """Show how many rows have a value of each label column, and why rows were left out."""
+    report = manifest.details["report"]
+    figure = Figure(figsize=(6.4, 2.6), dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    shares = [100 * (1 - report["missing"][column]) for column in LABEL_COLUMNS]
+    left.barh(list(LABEL_COLUMNS)[::-1], shares[::-1], color="#4c72b0")
+    left.set(xlim=(0, 100), xlabel="% of rows with a value", title=f"{report['num_rows']:,} rows")
+    reasons = sorted(report["dropped"].items(), key=lambda item: -item[1])[:6] or [("nothing", 0)]
+    names = [reason if len(reason) <= 34 else f"{reason[:33]}…" for reason, _ in reasons]
+    right.barh(names[::-1], [count for _, count in reasons][::-1], color="#c44e52")
+    right.set(xlim=(0, max(count for _, count in reasons) or 1), xlabel="rows or files", title="left out")
+    right.tick_params(axis="y", labelsize=7)
+    return {"rows": figure_png(figure)}
+
+
+def label_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
+    """Show labels per category and their sizes, beside the threshold."""
+    candidates = read_frame(store, manifest, CANDIDATES)
+    sizes = candidates.loc[candidates["num_images"] > 0, ["label", "category", "num_images"]]
+    counts = manifest.details["labels_by_category"]
+    return {"labels": label_counts_png(counts, sizes, int(manifest.inputs.parameters["min_images"]))}
+
+
+def crop_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
+    """Show a grid of the label's images, evenly spaced over them."""
+    num = manifest.counts["images"]
+    if not num:
+        return {}
+    wanted = {int(place) for place in np.linspace(0, num - 1, min(num, _GRID))}
+    images, captions = [], []
+    for caption, pixels in _images(store, manifest, wanted):
+        images.append(pixels)
+        captions.append(caption)
+    return {str(manifest.details["label"]): class_grid(images, captions)}
+
+
+def _images(store: Store, manifest: Manifest, wanted: set[int]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    place = 0
+    for item in manifest.find(".parquet"):
+        with store.open(f"{manifest.folder}/{item.name}") as handle:
+            for batch in pq.ParquetFile(handle).iter_batches(64, columns=["source", "scaling", "image"]):
+                chosen = [n for n in range(len(batch)) if place + n in wanted]
+                place += len(batch)
+                for row in batch.take(chosen).to_pylist() if chosen else []:
+                    yield f"{row['source'][:12]} {row['scaling']:g}", decode_image(row["image"]["bytes"])
+
+
+def release_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
+    """Read the pictures a release (or a class map) was committed with."""
+    names = [item.name for item in manifest.objects if item.name.endswith(".png") and "/" not in item.name]
+    return {name.removesuffix(".png"): store.read(f"{manifest.folder}/{name}") for name in names}
+
+
+def candidates_table(store: Store, manifest: Manifest) -> str:
+    """Put the candidates that were given up, and the largest labels, into a Markdown table."""
+    frame = read_frame(store, manifest, CANDIDATES)
+    top = pd.concat([frame.nlargest(10, "num_images"), frame[frame["outcome"] == "too few left"].nlargest(10, "num_rows")])
+    lines = ["| label | category | rows | left | images | outcome |", "|---|---|---:|---:|---:|---|"]
+    for row in top.itertuples(index=False):
+        label = str(row.label).replace("|", "\\|").replace("<", "&lt;")
+        lines.append(f"| {label} | {row.category} | {row.num_rows:,} | {row.num_left:,} | {row.num_images:,} | {row.outcome} |")
+    return "\n".join(lines)
+
+
+def csv_table(data: bytes, num_rows: int = 25) -> str:
+    """Show the first rows of a CSV as a Markdown table."""
+    frame = pd.read_csv(io.BytesIO(data)).head(num_rows)
+    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
+    lines += [
+        "| " + " | ".join(str(cell).replace("|", "\\|").replace("<", "&lt;") for cell in row) + " |" for row in frame.to_numpy()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Releases of CytoImageNet: versions that never change, and their export."""

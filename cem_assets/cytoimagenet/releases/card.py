@@ -1,0 +1,160 @@
+"""Names, split and dataset card of a release, as the published data set has them.
+
+Pure: where releases lie and how they are committed is `cem_assets.cytoimagenet.releases.stage`.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cem_assets.cytoimagenet.labels.rule import keyed_hashes
+
+VALIDATION_SHARE = 0.1
+_MARKUP = re.compile(r"[\\|\[\]`]")
+_MAX_FOLDER_BYTES = 200
+"""File systems take names of 255; an image's name is this and a number."""
+_TAKEN = ("metadata.csv", "splits.csv", "release.json", "readme.md")
+"""Files beside the folders of labels."""
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\:*?\"<>|]+")
+
+
+def label_folder(label: str, category: str) -> str:
+    """Return the folder of a label: the label itself, as published, where it can be a folder's name.
+
+    Characters that file systems refuse become "_", long names are cut, and 8 hex digits behind it keep such labels apart.
+    """
+    clean = _UNSAFE.sub("_", label).strip(" .").encode()[:_MAX_FOLDER_BYTES].decode(errors="ignore").strip(" .")
+    if clean == label and label not in _TAKEN:
+        return label
+    return f"{clean or 'label'}-{hashlib.sha256(chr(0).join((category, label)).encode()).hexdigest()[:8]}"
+
+
+def image_name(folder: str, number: int) -> str:
+    """Return the published name of the n-th image of a label: "human-00001011.png" for 11."""
+    return f"{folder}-{number:08b}.png"
+
+
+def splits(identities: Sequence[str], seed: int = 0, share: float = VALIDATION_SHARE) -> list[str]:
+    """Tell training images from validation images by a keyed hash of each one's identity.
+
+    Every label gets about `share` of its source images for validation. An image's side depends on its own identity alone, so
+    adding data never moves one, and all crops of an image are on one side.
+
+    Args:
+        identities: Of source images, such as "bbbc013/images/a.tif".
+        seed: Key.
+        share: Of validation images.
+
+    Returns:
+        "train" or "validation" for each.
+    """
+    limit = int(share * 2**64)
+    return ["validation" if int(value) < limit else "train" for value in keyed_hashes(identities, seed)]
+
+
+@dataclass(frozen=True)
+class ReleasedLabel:
+    """One label of a release.
+
+    Attributes:
+        key: Partition key of its crops.
+        label, category: As in the label table.
+        num_images, num_validation: Images, and those for validation.
+        sources: Images by source.
+    """
+
+    key: str
+    label: str
+    category: str
+    num_images: int
+    num_validation: int
+    sources: Mapping[str, int]
+
+
+def _cell(text: object) -> str:
+    """Make a source's text safe in Markdown: one line, and no pipes, links, code or HTML."""
+    flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKUP.sub(r"\\\g<0>", flat) or "-"
+
+
+def dataset_card(
+    version: str,
+    labels: Sequence[ReleasedLabel],
+    sources: Mapping[str, Mapping[str, Any]],
+    excluded: Mapping[str, int],
+    missing: int,
+) -> str:
+    """Write the dataset card of a release.
+
+    Args:
+        version: Of the release.
+        labels: What is in it.
+        sources: Facts by source: title, database, licence, citation, source_url.
+        excluded: Crops left out when the release was made, by reason.
+        missing: Labels of the label table without crops at that time.
+
+    Returns:
+        Markdown with a YAML head as dataset hubs read it.
+    """
+    num_images = sum(item.num_images for item in labels)
+    num_validation = sum(item.num_validation for item in labels)
+    by_source: dict[str, int] = {}
+    for item in labels:
+        for source, count in item.sources.items():
+            by_source[source] = by_source.get(source, 0) + count
+    by_database: dict[str, int] = {}
+    licences: dict[str, list[str]] = {}
+    for source, count in sorted(by_source.items()):
+        facts = sources[source]
+        by_database[facts["database"]] = by_database.get(facts["database"], 0) + count
+        licences.setdefault(facts["licence"], []).append(source)
+    categories: dict[str, list[ReleasedLabel]] = {}
+    for item in labels:
+        categories.setdefault(item.category, []).append(item)
+    lines = [
+        "---",
+        "license: other",
+        "license_name: see-the-table-of-licences",
+        f"pretty_name: CytoImageNet {version}",
+        "task_categories: [image-classification]",
+        "tags: [microscopy, weak-labels, pretraining]",
+        "---",
+        "",
+        f"# CytoImageNet, release {version}",
+        "",
+        f"{num_images:,} gray images of {len(labels):,} weak labels from {len(by_source)} source(s), {num_validation:,} of "
+        "them for validation. A label is a value of the images' own metadata: labels overlap, but an image has one.",
+        "",
+        "## Labels per category",
+        "",
+        "| category | labels | images |",
+        "|---|---:|---:|",
+    ]
+    for category, members in sorted(categories.items(), key=lambda pair: (-len(pair[1]), pair[0])):
+        lines.append(f"| {category} | {len(members):,} | {sum(item.num_images for item in members):,} |")
+    lines += ["", "## Images per database", "", "| database | images |", "|---|---:|"]
+    lines += [f"| {_cell(name)} | {count:,} |" for name, count in sorted(by_database.items(), key=lambda p: (-p[1], p[0]))]
+    lines += ["", "## Licences", "", "| licence | sources | images |", "|---|---|---:|"]
+    for licence, members_of in sorted(licences.items()):
+        lines.append(f"| {_cell(licence)} | {', '.join(members_of)} | {sum(by_source[name] for name in members_of):,} |")
+    lines += ["", "Every image carries its source and licence.", ""]
+    if excluded or missing:
+        lines += ["## Left out", ""]
+        lines += [f"- {count:,} crop(s): {reason}" for reason, count in sorted(excluded.items())]
+        lines += [f"- {missing:,} label(s) of the label table had no crops yet"] if missing else []
+        lines.append("")
+    lines += ["## Citations", ""]
+    for source in sorted(by_source):
+        facts = sources[source]
+        address = f" Source: {_cell(facts['source_url'])}" if facts["source_url"] else ""
+        lines.append(
+            f"- **{_cell(facts['title'] or source)}** ({by_source[source]:,} images): {_cell(facts['citation'])}{address}"
+        )
+    lines += [
+        "- **Method**: Hua, S. B. Z., Lu, A. X. and Moses, A. M. CytoImageNet: A large-scale pretraining dataset for bioimage "
+        "transfer learning. arXiv:2111.11646 (2021)",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Microscopy sources: recipes, tables in common words, images grouped by field of view."""

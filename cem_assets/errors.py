@@ -1,0 +1,1 @@
+"""The few named errors: whose fault it is."""

@@ -1,0 +1,1 @@
+"""How work is carried out: engines for parallel work, what every stage shares, interruptions."""

@@ -1,0 +1,175 @@
+"""Opening a file of any supported format as an array that is read by boxes.
+
+`FORMATS` says which suffix is which format; contents are compared with it before a decoder runs, so a file
+with a wrong suffix is named as what it is. Adding a format is one function and one row. Zarr stores are
+folders and are opened by `zarr_stores.open_zarr`; stacks of 2D files by `stacks.open_stack`.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cem_assets.catalog.description import DatasetDescription
+from cem_assets.formats.arrays import Opened, shown, spool
+from cem_assets.formats.hdf5 import open_hdf5
+from cem_assets.formats.headers import decompress_file, open_mrc, open_nifti, open_nrrd
+from cem_assets.formats.micrograph import open_dm
+from cem_assets.formats.rasters import read_raster
+from cem_assets.formats.ser import MAGIC as SER_MAGIC
+from cem_assets.formats.ser import open_ser
+from cem_assets.formats.tiff import open_tiff
+from cem_assets.formats.video import open_video
+
+Opener = Callable[[Path, Path, DatasetDescription], Opened]
+
+
+def _open_raster(path: Path, scratch: Path, description: DatasetDescription) -> Opened:
+    del description
+    plane, notes = read_raster(path)
+    source = spool(iter([plane]), (1, *plane.shape), plane.dtype, scratch, shown(path))
+    return Opened(source, True, None, notes)
+
+
+FORMATS: dict[str, tuple[tuple[str, ...], Opener]] = {
+    "TIFF": ((".tif", ".tiff"), lambda path, scratch, d: open_tiff(path, scratch, d.channel)),
+    "PNG": ((".png",), _open_raster),
+    "JPEG": ((".jpg", ".jpeg"), _open_raster),
+    "MRC": ((".mrc", ".map", ".rec", ".st", ".ali", ".mrcs"), lambda path, scratch, d: open_mrc(path)),
+    "NRRD": ((".nrrd", ".nhdr"), lambda path, scratch, d: open_nrrd(path, scratch)),
+    "NIfTI": ((".nii",), lambda path, scratch, d: open_nifti(path)),
+    "HDF5": ((".h5", ".hdf5", ".hdf", ".he5"), lambda path, scratch, d: open_hdf5(path, d.hdf5_dataset, d.channel)),
+    "DM": ((".dm3", ".dm4"), lambda path, scratch, d: open_dm(path, scratch)),
+    "SER": ((".ser",), lambda path, scratch, d: open_ser(path)),
+    "MP4": ((".mp4", ".m4v"), lambda path, scratch, d: open_video(path, scratch, d, "MP4")),
+    "AVI": ((".avi",), lambda path, scratch, d: open_video(path, scratch, d, "AVI")),
+}
+COMPRESSED: dict[str, str] = {".gz": "gzip", ".bz2": "bzip2"}
+SLICE_FORMATS = ("TIFF", "PNG", "JPEG", "DM", "MRC", "SER")
+"""Formats whose files may be 2D slices of one volume."""
+
+_BY_SUFFIX = {suffix: name for name, (suffixes, _) in FORMATS.items() for suffix in suffixes}
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What a file's name says it is.
+
+    Attributes:
+        format: A key of `FORMATS`.
+        compression: "gzip", "bzip2", or empty.
+        stem: The name without its suffixes.
+    """
+
+    format: str
+    compression: str
+    stem: str
+
+
+def kind_of(name: str) -> FileKind | None:
+    """Read a file's format from its name.
+
+    Args:
+        name: File name without folders.
+
+    Returns:
+        The kind, or None where the suffix is none of `FORMATS`.
+    """
+    stem, compression = name, ""
+    for suffix, kind in COMPRESSED.items():
+        if stem.lower().endswith(suffix):
+            stem, compression = stem[: -len(suffix)], kind
+    match = re.search(r"\.[A-Za-z0-9]+$", stem)
+    if match is None or match.group().lower() not in _BY_SUFFIX:
+        return None
+    return FileKind(_BY_SUFFIX[match.group().lower()], compression, stem[: match.start()])
+
+
+def expected_suffixes() -> str:
+    """List every supported suffix, for messages."""
+    return ", ".join(sorted(_BY_SUFFIX)) + " (also with .gz or .bz2), or a Zarr folder"
+
+
+def sniff(path: Path) -> str | None:
+    """Tell a file's format from its first bytes, or None where they are of no known kind."""
+    with open(path, "rb") as handle:
+        head = handle.read(352)
+    signatures = {
+        b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG",
+        b"\x89HDF": "HDF5", b"NRRD0": "NRRD", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"PK\x03\x04": "zip",
+        b"%PDF": "PDF", b"GIF8": "GIF", b"BM": "BMP", b"7z\xbc\xaf": "7z", SER_MAGIC: "SER",
+    }  # fmt: skip
+    for signature, name in signatures.items():
+        if head.startswith(signature):
+            return name
+    if head[:4] == b"RIFF":
+        return "AVI" if head[8:12] == b"AVI " else "RIFF without video"
+    if head[4:8] == b"ftyp":
+        return "MP4"
+    if head[344:347] in (b"n+1", b"ni1") or head[4:7] == b"n+2":
+        return "NIfTI"
+    if head[208:212] == b"MAP ":
+        return "MRC"
+    if head[:4] in (b"\0\0\0\x03", b"\0\0\0\x04") and len(head) > 20:
+        return "DM"
+    if head and len(head) > 16 and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
+        return "text"
+    return None
+
+
+def open_file(path: Path, scratch: Path, description: DatasetDescription) -> Opened:
+    """Open one file by its suffix, after its contents were seen to agree with it.
+
+    Args:
+        path: A local file.
+        scratch: Folder for what must be unpacked or decoded.
+        description: The dataset's description; names the array of HDF5 files and the channel.
+
+    Returns:
+        The opened file.
+
+    Raises:
+        ValueError: The file is empty, of another format than its suffix says, damaged, or unsupported.
+        OSError: The scratch disk is too small.
+    """
+    what = shown(path)
+    kind = kind_of(path.name)
+    if kind is None:
+        raise ValueError(f"{what} has no suffix of a known format; expected one of {expected_suffixes()}. Rename or remove it.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{what} is empty (0 bytes); expected {kind.format}. Copy it again from its source.")
+    if kind.compression:
+        _check_contents(path, kind.compression, what)
+        path = decompress_file(path, scratch, kind.compression)
+    _check_contents(path, kind.format, what)
+    try:
+        opened = FORMATS[kind.format][1](path, scratch, description)
+        shape, dtype = opened.source.shape, opened.source.dtype
+    except Exception as error:
+        raise _in_words(error, path, kind.format) from error
+    if min(shape) < 1:
+        raise ValueError(f"{what} has sizes {shape}; expected none of them 0. Copy it again from its source.")
+    if dtype.kind not in "iuf" or dtype == np.dtype(np.longdouble):
+        raise ValueError(f"{what} holds {dtype}; expected integers or floats of 8 to 64 bits. Convert it.")
+    return opened
+
+
+def _in_words(error: Exception, path: Path, expected: str) -> Exception:
+    """Turn whatever a decoder raised into one error that names the file; store trouble stays what it is."""
+    what = shown(path)
+    if isinstance(error, ValueError) and str(error).startswith(what):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    detail = str(error).replace(str(path), what).strip() or "it ends or changes where it must not"
+    return ValueError(
+        f"{what} cannot be read as {expected}: {type(error).__name__}: {detail:.300}. Copy it again from its source."
+    )
+
+
+def _check_contents(path: Path, expected: str, what: str) -> None:
+    found = sniff(path)
+    if found is not None and found != expected and not (expected in ("MRC", "NIfTI") and found == "DM"):
+        raise ValueError(f"{what} is {found}; expected {expected} by its name. Rename it, or copy the right file.")

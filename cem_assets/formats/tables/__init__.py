@@ -1,0 +1,1 @@
+"""Metadata tables: delimited text, workbooks."""

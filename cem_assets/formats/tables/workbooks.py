@@ -1,0 +1,141 @@
+"""The rows of an Excel sheet as text: xlsx by openpyxl, xls by xlrd, values only, no formulas or macros run.
+
+What becomes of the rows is `cem_assets.formats.tables.metadata`.
+"""
+
+import io
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date, datetime, time, timedelta
+from typing import Any
+from zipfile import ZipFile
+
+import openpyxl  # type: ignore[import-untyped]
+import xlrd  # type: ignore[import-untyped]
+
+from cem_assets.formats.tables.delimited_text import BLANKS
+
+XLSX_START = b"PK\x03\x04"
+XLS_START = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+MAX_SHEET_ROWS = 1 << 20
+
+Rows = list[tuple[int, list[str]]]
+"""(row of the sheet, counted from 1; stripped cells, up to the last that is not empty)."""
+
+
+def xlsx_unpacked_bytes(data: bytes) -> int:
+    """Sum what the parts of an xlsx file unpack to, as its directory has it; none can give more when read.
+
+    Raises:
+        BadZipFile: The archive is damaged.
+    """
+    with ZipFile(io.BytesIO(data)) as archive:
+        return sum(part.file_size for part in archive.infolist())
+
+
+def sheet_rows(data: bytes, sheet: str, encoding: str | None, what: str) -> tuple[Rows, tuple[str, ...]]:
+    """Read the rows of one sheet that are not empty.
+
+    Args:
+        data: An xlsx or xls file; its size was checked.
+        sheet: Name of the sheet; empty for the first visible one.
+        encoding: Encoding of the text in an xls file, for the old ones that do not say or lie.
+        what: Name of the file, for errors.
+
+    Returns:
+        The rows in order, and notes on the choice of the sheet.
+
+    Raises:
+        ValueError: There is no such sheet, the file is damaged, protected by a password, or no workbook.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of styles and extensions that openpyxl leaves out
+            return (_xlsx_rows if data.startswith(XLSX_START) else _xls_rows)(data, sheet, encoding, what)
+    except Exception as error:  # the libraries raise whatever a damaged file makes of them
+        if isinstance(error, ValueError) and str(error).startswith(what):
+            raise
+        raise ValueError(
+            f"{what} cannot be read as a workbook: {type(error).__name__}: {error!s:.200}. Save it again without a "
+            "password, or as csv."
+        ) from error
+
+
+def _xlsx_rows(data: bytes, sheet: str, encoding: str | None, what: str) -> tuple[Rows, tuple[str, ...]]:
+    del encoding  # XML names its own
+    book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
+    try:
+        names = [page.title for page in book.worksheets]
+        name, notes = _choose(names, [page.sheet_state == "visible" for page in book.worksheets], sheet, what)
+        page = book[name]
+        page.reset_dimensions()  # they are wrong in files of many writers
+        rows: Rows = []
+        for number, values in enumerate(page.iter_rows(values_only=True), 1):
+            if number > MAX_SHEET_ROWS:
+                raise ValueError(f"{what} has more than {MAX_SHEET_ROWS} rows; no workbook can. Save it as csv.")
+            _add(rows, number, values, _cell_text)
+        return rows, notes
+    finally:
+        book.close()
+
+
+def _xls_rows(data: bytes, sheet: str, encoding: str | None, what: str) -> tuple[Rows, tuple[str, ...]]:
+    with xlrd.open_workbook(
+        file_contents=data, logfile=io.StringIO(), on_demand=True, ragged_rows=True, encoding_override=encoding
+    ) as book:
+        names = book.sheet_names()
+        states = [book.sheet_by_name(name).visibility == 0 for name in names] if not sheet else [True] * len(names)
+        name, notes = _choose(names, states, sheet, what)
+        page = book.sheet_by_name(name)
+
+        def text(cell: Any) -> str:
+            if cell.ctype == xlrd.XL_CELL_DATE:
+                if 0 <= cell.value < 1:
+                    moment = xlrd.xldate.xldate_as_datetime(cell.value, book.datemode)
+                    return _cell_text(moment.time())
+                return _cell_text(xlrd.xldate.xldate_as_datetime(cell.value, book.datemode))
+            if cell.ctype == xlrd.XL_CELL_BOOLEAN:
+                return _cell_text(bool(cell.value))
+            if cell.ctype == xlrd.XL_CELL_ERROR:
+                return str(xlrd.error_text_from_code.get(cell.value, "#ERROR"))
+            return _cell_text(cell.value)
+
+        rows: Rows = []
+        for index in range(page.nrows):
+            _add(rows, index + 1, page.row(index), text)
+        return rows, notes
+
+
+def _choose(names: Sequence[str], visible: Sequence[bool], sheet: str, what: str) -> tuple[str, tuple[str, ...]]:
+    if not names:
+        raise ValueError(f"{what} has no sheets with cells; expected at least one. Save it as csv.")
+    if sheet and sheet not in names:
+        raise ValueError(f"{what} has no sheet {sheet!r:.80}; it has {', '.join(map(repr, names)):.400}. Name one of these.")
+    name = sheet or next((name for name, shown in zip(names, visible, strict=True) if shown), names[0])
+    others = [other for other in names if other != name]
+    unread = f", not read: {', '.join(map(repr, others)):.200}" if others else ""
+    return name, (f"sheet {name!r} ({'declared' if sheet else 'the first visible one'}{unread})",)
+
+
+def _add(rows: Rows, number: int, values: Iterable[Any], text: Callable[[Any], str]) -> None:
+    cells = [text(value) for value in values]
+    while cells and not cells[-1]:
+        cells.pop()
+    rows.append((number, cells))
+
+
+def _cell_text(value: Any) -> str:
+    """Write a cell's value: whole numbers without a point, others as short as they can be read back exactly."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1 << 53 else repr(value)
+    if isinstance(value, datetime):
+        return value.date().isoformat() if value.time() == time() else value.isoformat()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return f"PT{value.total_seconds():g}S"
+    return str(value).strip(BLANKS)

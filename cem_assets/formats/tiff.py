@@ -1,0 +1,282 @@
+"""TIFF files: single images and stacks, any byte order, tiled, stripped or compressed, read by tifffile.
+
+Uncompressed contiguous stacks are read in place; all others are decoded page by page into scratch, and large gray
+pages strip by strip or tile by tile.
+Missing strips and truncation are errors here, where tifffile would give zeros.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from cem_assets.formats.arrays import (
+    MAX_PLANE_BYTES,
+    Opened,
+    RawFile,
+    check_decoded_size,
+    check_whole_in_memory,
+    shown,
+    spool,
+    spool_rows,
+)
+from cem_assets.imaging.intensity import gray_from_channels
+
+# tifffile logs damage and goes on; here damage is raised, once, in words.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+_DEPTH_AXES = "ZIQT"
+_DECODE_THREADS = 2
+_PAGE_BYTES_HELD = 32 << 20
+"""Gray pages above this are not decoded whole."""
+_SEGMENT_BUFFER = 1 << 20
+"""Compressed bytes read ahead: what they decode to is in memory at once."""
+_NM_PER_UNIT = {"nm": 1.0, "nanometer": 1.0, "um": 1e3, "µm": 1e3, "micron": 1e3, "\\u00B5m": 1e3, "mm": 1e6}
+
+
+def open_tiff(path: Path, scratch: Path, channel: int | None = None) -> Opened:
+    """Open a TIFF file as one volume or 2D image.
+
+    Args:
+        path: The file.
+        scratch: Folder for the decoded planes of compressed stacks.
+        channel: Which channel to take where the file has a channel axis.
+
+    Returns:
+        The opened file; one page means a 2D image.
+
+    Raises:
+        ValueError: The file is no TIFF, is damaged or truncated, holds pages of several sizes, or has
+            channel or time axes that cannot be one gray volume.
+    """
+    # Never follow the names of other files that OME-XML or MicroManager metadata may hold.
+    with tifffile.TiffFile(path, _multifile=False) as tif:
+        return _open(tif, path, scratch, channel, shown(path))
+
+
+def _open(tif: tifffile.TiffFile, path: Path, scratch: Path, channel: int | None, what: str) -> Opened:
+    left_out: tuple[str, ...] = ()
+    if not tif.pages:
+        raise ValueError(f"{what} has no pages; expected at least one image. Copy it again from its source.")
+    _check_chain(tif, what)
+    if tif.is_imagej or tif.is_ome or tif.is_shaped:
+        series = tif.series[0]
+        axes, shape, dtype = series.axes, series.shape, series.dtype
+        pages: Sequence[Any] = list(series.pages)
+    else:
+        every = [_full_page(page) for page in tif.pages]
+        pages, left_out = _equal_pages([page for page in every if not page.is_reduced] or every, what)
+        first = pages[0]
+        series = tif.series[0] if len(tif.series) == 1 else None
+        axes, shape, dtype = f"I{first.axes}", (len(pages), *first.shape), first.dtype
+    if dtype is None:
+        raise ValueError(f"{what} has pixels of no known number type. Save it as 8-, 16- or 32-bit TIFF.")
+    depth, num_channels, notes = _interpret(axes, shape, what, channel)
+    notes += left_out
+    head = _full_page(pages[0])
+    size = (int(head.imagelength), int(head.imagewidth))
+    voxel_size = _voxel_size(tif, head)
+    plain = series is not None and series.dataoffset is not None and num_channels == 1 and _is_plain(head)
+    if plain:
+        assert series is not None
+        disk = np.dtype(f"{tif.byteorder}{dtype.char}")
+        raw = RawFile(path, int(series.dataoffset), (depth, *size), disk.str).check_length(what)
+        return Opened(raw, depth == 1, voxel_size, notes)
+    in_segments = num_channels == 1 and _is_plain(head) and int(head.nbytes) > _PAGE_BYTES_HELD
+    _check_pages(pages, path.stat().st_size, what, in_segments)
+    if in_segments:
+        if len(pages) != depth:
+            raise ValueError(f"{what} has {len(pages)} pages for {depth} slices; expected one page for each slice.")
+        rows = (rows for number, page in enumerate(pages) for rows in _rows(_full_page(page), number, size, dtype, what))
+        return Opened(spool_rows(rows, (depth, *size), np.dtype(dtype), scratch, what), depth == 1, voxel_size, notes)
+    done: list[str] = list(notes)
+    planes = _decoded(pages, depth, num_channels, channel, what, done)
+    first_plane = next(planes)
+    source = spool(_chain(first_plane, planes), (depth, *first_plane.shape), first_plane.dtype, scratch, what)
+    return Opened(source, depth == 1, voxel_size, tuple(dict.fromkeys(done)))
+
+
+def _chain(first: NDArray[Any], rest: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    yield first
+    yield from rest
+
+
+def _check_chain(tif: tifffile.TiffFile, what: str) -> None:
+    """Refuse a file whose list of pages breaks off: tifffile logs that, and gives the pages before it."""
+    num_pages = len(tif.pages)
+    handle = tif.filehandle
+    handle.seek(tif.pages.next_page_offset)
+    following = int.from_bytes(handle.read(tif.tiff.offsetsize), "little" if tif.byteorder == "<" else "big")
+    if following:
+        raise ValueError(
+            f"{what} is truncated: after {num_pages} page(s) it names another at byte {following}, which is not there (it "
+            f"has {handle.size}). Copy it again from its source."
+        )
+
+
+def _equal_pages(pages: list[Any], what: str) -> tuple[list[Any], tuple[str, ...]]:
+    """Return the pages of a stack, all alike, and a note where an image's other renditions were left out."""
+    first = pages[0]
+    others = [n for n, page in enumerate(pages) if page.shape != first.shape or page.dtype != first.dtype]
+    if not others:
+        return pages, ()
+    number = others[0]
+    page = pages[number]
+    if len(others) == len(pages) - 1 and all(
+        pages[n].dtype != first.dtype or pages[n].samplesperpixel != first.samplesperpixel for n in others
+    ):  # one image, then something of another nature: a preview, a mask, the camera's own data
+        return [first], (f"{len(others)} page(s) left out that are no part of a stack, such as {page.dtype} {page.shape}",)
+    raise ValueError(
+        f"{what}: page {number} is {page.dtype} {page.shape}, the first is {first.dtype} {first.shape}; expected "
+        "pages of one size. Split the file, or remove that page."
+    )
+
+
+def _full_page(page: Any) -> Any:
+    """Return a page with its tags; tifffile gives light frames for the later pages of a stack."""
+    return page.aspage() if isinstance(page, tifffile.TiffFrame) else page
+
+
+def _is_plain(page: Any) -> bool:
+    return page.photometric == tifffile.PHOTOMETRIC.MINISBLACK and page.bitspersample in (8, 16, 32, 64)
+
+
+def _interpret(axes: str, shape: tuple[int, ...], what: str, channel: int | None) -> tuple[int, int, tuple[str, ...]]:
+    """Find (number of slices, number of channels, notes) in tifffile's axes, such as ZCYX or IYXS."""
+    sizes = {name: int(size) for name, size in zip(axes, shape, strict=True)}
+    num_channels = max(sizes.get("S", 1), sizes.get("C", 1))
+    if sizes.get("S", 1) > 1 and sizes.get("C", 1) > 1:
+        raise ValueError(f"{what} has both colour samples and channels ({axes} {shape}); expected one gray channel.")
+    if num_channels > 4 and channel is None:
+        raise ValueError(
+            f"{what} has {num_channels} channels ({axes} {shape}); expected 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 "
+            "(RGB, alpha). Give channel = N in dataset.toml to take one of them; if they are slices, save them along z."
+        )
+    if channel is not None and num_channels > 1 and channel >= num_channels:
+        raise ValueError(f"{what} has {num_channels} channels; channel = {channel} in dataset.toml is not one of them.")
+    stacked = [name for name in axes if name not in "YXSC" and sizes[name] > 1]
+    unknown = [name for name in stacked if name not in _DEPTH_AXES]
+    if len(stacked) > 1 or unknown:
+        raise ValueError(
+            f"{what} has axes {axes} of sizes {shape}; expected one stack of slices. Save one time point and position."
+        )
+    depth = sizes[stacked[0]] if stacked else 1
+    note = ("the stack is labelled as time; its frames were taken as slices",) if stacked == ["T"] else ()
+    return depth, num_channels, note
+
+
+def _rows(page: Any, number: int, size: tuple[int, int], dtype: Any, what: str) -> Iterator[NDArray[Any]]:
+    """Decode a gray page a row of strips or tiles at a time."""
+    height, width = size
+    band: NDArray[Any] | None = None
+    top = 0
+    for segment, (*_, y, x, _), _ in page.segments(maxworkers=_DECODE_THREADS, buffersize=_SEGMENT_BUFFER):
+        if segment is None or (page.imagelength, page.imagewidth) != size or page.dtype != dtype:
+            raise ValueError(
+                f"{what}: page {number} lacks strips or tiles, or is unlike the first; expected all of them. Copy the file "
+                "again."
+            )
+        if band is None or y != top:
+            if band is not None:
+                yield band
+            top = y
+            band = np.zeros((min(int(segment.shape[1]), height - y), width), dtype)
+        inside = segment[0, : len(band), : width - x, 0]
+        band[: len(inside), x : x + inside.shape[1]] = inside
+    if band is not None:
+        yield band
+
+
+def _check_pages(pages: Sequence[Any], file_bytes: int, what: str, in_segments: bool) -> None:
+    for number, frame in enumerate(pages):
+        offsets, counts = frame.dataoffsets, frame.databytecounts
+        if not len(counts) or min(counts) == 0 or min(offsets) == 0:
+            raise ValueError(
+                f"{what}: page {number} lacks strips or tiles (their length is 0); expected all of them. Copy the file again."
+            )
+        end = max(offset + count for offset, count in zip(offsets, counts, strict=True))
+        if end > file_bytes:
+            raise ValueError(
+                f"{what} is truncated: page {number} reaches to byte {end}, the file has {file_bytes}. Copy it again."
+            )
+        is_held = not in_segments or int(frame.nbytes) <= MAX_PLANE_BYTES
+        check_decoded_size(f"{what}, page {number}", int(frame.nbytes), int(sum(counts)), is_plane=is_held)
+        if in_segments:
+            _check_segments(_full_page(frame), f"{what}, page {number}")
+
+
+def _check_segments(page: Any, what: str) -> None:
+    """Check what is held of a page at once: a strip, or a row of tiles."""
+    rows = int(page.tilelength) if page.is_tiled else min(int(page.rowsperstrip), int(page.imagelength))
+    width = max(int(page.tilewidth), int(page.imagewidth)) if page.is_tiled else int(page.imagewidth)
+    check_whole_in_memory(
+        f"a {'row of tiles' if page.is_tiled else 'strip'} of {what}", rows * width * int(page.dtype.itemsize)
+    )
+
+
+def _decoded(
+    pages: Sequence[Any], depth: int, num_channels: int, channel: int | None, what: str, notes: list[str]
+) -> Iterator[NDArray[Any]]:
+    """Decode pages in order, a few ahead, each to one (y, x) plane."""
+    separate = num_channels > 1 and len(pages) == depth * num_channels  # one page per channel
+
+    def decode(number: int) -> tuple[NDArray[Any], list[str]]:
+        if separate:
+            group = pages[number * num_channels : (number + 1) * num_channels]
+            stack = np.stack([_page_pixels(page, [])[0] for page in group], axis=-1)
+            return _to_gray(stack, channel)
+        return _page_pixels(pages[number], [], channel)
+
+    count = depth if separate else len(pages)
+    if count != depth:
+        raise ValueError(f"{what} has {len(pages)} pages for {depth} slices; expected one page for each slice.")
+    for number in range(depth):  # one after the other: pages share the file's position; strips decode in parallel
+        plane, found = decode(number)
+        notes.extend(found)
+        yield plane
+
+
+def _page_pixels(frame: Any, notes: list[str], channel: int | None = None) -> tuple[NDArray[Any], list[str]]:
+    page = _full_page(frame)
+    pixels: NDArray[Any] = page.asarray(maxworkers=_DECODE_THREADS)
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
+        pixels = np.moveaxis(page.colormap[:, pixels], 0, -1)
+        notes.append("palette")
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+        notes.append("1-bit pixels became 0 and 255")
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
+        pixels = np.iinfo(pixels.dtype).max - pixels
+        notes.append("inverted, because the file says that 0 is white")
+    if pixels.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1:
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.ndim == 3:
+        gray, more = _to_gray(pixels, channel)
+        return gray, notes + more
+    return pixels, notes
+
+
+def _to_gray(pixels: NDArray[Any], channel: int | None) -> tuple[NDArray[Any], list[str]]:
+    if channel is not None:
+        return np.ascontiguousarray(pixels[..., channel]), [f"channel {channel} taken"]
+    gray, how = gray_from_channels(pixels)
+    return np.ascontiguousarray(gray), [] if how == "gray" else [how]
+
+
+def _voxel_size(tif: tifffile.TiffFile, page: Any) -> tuple[float, float, float] | None:
+    """Read ImageJ's unit, spacing and resolution; other writers' resolution tags are not worth trusting."""
+    meta = tif.imagej_metadata or {}
+    factor = _NM_PER_UNIT.get(str(meta.get("unit", "")))
+    if factor is None:
+        return None
+    spacings = []
+    for tag in ("YResolution", "XResolution"):
+        value = page.tags.get(tag)
+        if value is None or not value.value[0]:
+            return None
+        spacings.append(factor * value.value[1] / value.value[0])
+    return (factor * float(meta.get("spacing", 1.0)), spacings[0], spacings[1])

@@ -1,0 +1,1 @@
+"""Zarr stores, on local disks and in buckets."""

@@ -1,0 +1,3 @@
+"""A box of voxels."""
+
+Box = tuple[slice, slice, slice]

@@ -1,0 +1,164 @@
+"""Sorting a dataset's files into volumes, stacks of slices and 2D images.
+
+No voxels are read here; `cem_assets.cem.volumes.standardize` does that. The rules are those of the README's
+recipe "add a dataset": each volume file is one volume, a folder of 2D slices is one volume.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import tifffile
+
+from cem_assets.catalog.description import DatasetDescription
+from cem_assets.formats import SLICE_FORMATS, expected_suffixes, kind_of, open_file
+from cem_assets.formats.stacks import natural_key
+from cem_assets.formats.zarr.stores import list_zarr_stores
+from cem_assets.inbox.datasets import DESCRIPTION, MAX_NAME, InboxDataset, Rejection, shown_path
+
+_SIDECARS = frozenset(
+    {
+        ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".xml", ".xlsx", ".xls", ".pdf", ".html", ".toml", ".yaml",
+        ".yml", ".log", ".bib", ".sha256", ".md5", ".raw",
+    }
+)  # fmt: skip
+"""Files that may lie beside images without being images; `.raw` is what an .nhdr header points to."""
+
+
+@dataclass(frozen=True)
+class Intake:
+    """One volume or image to be made.
+
+    Attributes:
+        name: Its name.
+        kind: "file" (one file), "stack" (2D slices, in order) or "zarr" (a folder).
+        paths: Files, or the Zarr folder, relative to the dataset's folder.
+    """
+
+    name: str
+    kind: str
+    paths: tuple[str, ...]
+
+
+def intakes(dataset: InboxDataset, is_single_image: dict[str, bool]) -> tuple[list[Intake], list[Rejection]]:
+    """Sort a dataset's files into volumes or images.
+
+    Args:
+        dataset: The dataset.
+        is_single_image: For every file that could be a slice, whether it holds one 2D image; see
+            `slice_candidates`.
+
+    Returns:
+        What is to be made, in natural order of name, and the files that fit nowhere.
+    """
+    paths = [item.path for item in dataset.files if item.path != DESCRIPTION]
+    found: list[Intake] = []
+    rejections: list[Rejection] = []
+    stores = list_zarr_stores(paths)
+    inside = {path for members in stores.values() for path in members}
+    found += [Intake(_name_of(root, _zarr_stem(root)), "zarr", (root,)) for root in stores]
+    loose: dict[str, list[str]] = {}
+    for path in paths:
+        name = path.rsplit("/", 1)[-1]
+        if path in inside:
+            continue
+        if kind_of(name) is None:
+            if Path(name).suffix.lower() not in _SIDECARS:
+                rejections.append(
+                    Rejection(path, f"no suffix of a known format; expected one of {expected_suffixes()}. Rename or remove it.")
+                )
+            continue
+        loose.setdefault(path.rpartition("/")[0], []).append(path)
+    for folder, members in loose.items():
+        slices = [path for path in members if is_single_image.get(path, False)]
+        if dataset.description.kind == "images" or not slices:
+            found += [Intake(_name_of(path, _stem(path)), "file", (path,)) for path in members]
+        elif len(slices) == len(members):
+            ordered = sorted(slices, key=lambda path: natural_key(path.rsplit("/", 1)[-1]))
+            name = _name_of(folder, folder.rsplit("/", 1)[-1]) if folder else dataset.name
+            found.append(Intake(name, "stack", tuple(ordered)))
+        else:
+            volumes = [path for path in members if path not in slices]
+            found += [Intake(_name_of(path, _stem(path)), "file", (path,)) for path in volumes]
+            rejections += [
+                Rejection(
+                    path,
+                    f"a single 2D image among {len(volumes)} volume file(s); expected only volumes, or only slices of one "
+                    "volume, in a folder. Move the slices to a folder of their own.",
+                )
+                for path in slices
+            ]
+    return _distinct(sorted(found, key=lambda item: natural_key(item.name)), rejections)
+
+
+def _distinct(found: list[Intake], rejections: list[Rejection]) -> tuple[list[Intake], list[Rejection]]:
+    kept: dict[str, Intake] = {}
+    for item in found:
+        if len(item.name) > MAX_NAME:
+            rejections.append(
+                Rejection(
+                    shown_path(item.paths[0]),
+                    f"its name has {len(item.name)} characters; expected at most {MAX_NAME}. Rename it.",
+                )
+            )
+        elif item.name in kept:
+            rejections.append(
+                Rejection(
+                    item.paths[0],
+                    f"it would be named {item.name!r} like {kept[item.name].paths[0]!r}; expected distinct names. "
+                    "Rename one of them.",
+                )
+            )
+        else:
+            kept[item.name] = item
+    return list(kept.values()), rejections
+
+
+def _stem(path: str) -> str:
+    kind = kind_of(path.rsplit("/", 1)[-1])
+    assert kind is not None  # callers asked for it before
+    return kind.stem
+
+
+def _zarr_stem(root: str) -> str:
+    return re.sub(r"(\.ome)?\.(zarr|n5)$", "", root.rsplit("/", 1)[-1], flags=re.IGNORECASE)
+
+
+def _name_of(path: str, stem: str) -> str:
+    """Name a volume after its file; folders above it are joined with dashes, so that names stay distinct."""
+    folders = path.split("/")[:-1]
+    return unicodedata.normalize("NFC", "-".join([*folders, stem]))
+
+
+def slice_candidates(dataset: InboxDataset) -> list[str]:
+    """List the files that may be slices of a volume and must be looked at to know; none for kind "images"."""
+    if dataset.description.kind == "images":
+        return []
+    candidates = []
+    for item in dataset.files:
+        kind = kind_of(item.path.rsplit("/", 1)[-1])
+        if kind is not None and kind.format in SLICE_FORMATS and not kind.compression:
+            candidates.append(item.path)
+    return candidates
+
+
+def holds_one_image(path: Path, scratch: Path, description: DatasetDescription) -> bool:
+    """Tell whether a file is one 2D image, from its header where the format allows.
+
+    Damaged files count as images in formats that only hold images and as volumes elsewhere; opening
+    them for their voxels says what is wrong.
+    """
+    kind = kind_of(path.name)
+    if kind is None or kind.format in ("PNG", "JPEG"):
+        return True
+    try:
+        if kind.format == "TIFF":
+            with tifffile.TiffFile(path, _multifile=False) as tif:
+                if tif.is_imagej or tif.is_ome or tif.is_shaped:
+                    sizes = dict(zip(tif.series[0].axes, tif.series[0].shape, strict=True))
+                    return all(int(size) == 1 for name, size in sizes.items() if name not in "YXSC")
+                return len(tif.pages) == 1 or all(page.is_reduced for page in tif.pages[1:])
+        return open_file(path, scratch, description).is_image
+    except Exception:  # noqa: BLE001  any damage: the opener reports it in words when the file's turn comes
+        return kind.format == "TIFF"

@@ -1,0 +1,1 @@
+"""Reading pixels for training: the reader, its cache, the shards."""

@@ -1,0 +1,1 @@
+"""Dagster's helpers: steps, partitions, resources, attempts, the run launcher."""

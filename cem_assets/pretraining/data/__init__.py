@@ -1,0 +1,1 @@
+"""What a training sees: epochs over releases and subsets of them."""

@@ -1,0 +1,48 @@
+"""Subsets of a release's classes for quick supervised runs: which classes, by name alone.
+
+Light on purpose: no torch here, so that definitions load fast. Their images come through `cem_assets.pretraining.data.epochs`
+as those of any release; which of them are held out is `cem_assets.pretraining.training.knn.hold_out`.
+
+Source: the names and numbers of classes are those of CytoImageNet (stan-hua/CytoImageNet), which has such subsets for quick
+runs; which classes they hold is ours.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+SUBSETS: dict[str, int] = {"toy_20": 20, "toy_50": 50}
+"""Classes of each subset."""
+
+
+def choose_classes(sizes: Mapping[str, int], subset: str, seed: int) -> list[str]:
+    """Choose the classes of a subset: those whose names come first by a keyed hash (blake2b, 64 bits).
+
+    So one more class in the release displaces one of the subset at most, `toy_20` is within `toy_50`, and neither the order
+    nor the sizes of the classes matter.
+
+    Args:
+        sizes: Images of each class of the release; classes without any are passed over.
+        subset: A key of `SUBSETS`.
+        seed: Key of the choice, 0 to 2**63 - 1.
+
+    Returns:
+        Names, sorted; fewer than `SUBSETS[subset]` where the release has fewer classes with images, and then all of those.
+
+    Raises:
+        ValueError: The subset is not known, the seed or a size is out of range, or no class has images; all are told.
+    """
+    problems = [f"class {name!r} has {size} images, expected 0 or more" for name, size in sizes.items() if size < 0]
+    if subset not in SUBSETS:
+        problems.append(f"subset {subset!r} is not known, expected one of {', '.join(SUBSETS)}")
+    if not 0 <= seed < 1 << 63:
+        problems.append(f"seed is {seed}, expected 0 to 2**63 - 1")
+    if not any(sizes.values()):
+        problems.append(f"none of {len(sizes)} classes has images, expected at least one")
+    if problems:
+        raise ValueError(f"no classes can be chosen: {'; '.join(problems)}.")
+    key = seed.to_bytes(8, "little")
+
+    def place(name: str) -> tuple[bytes, str]:
+        return hashlib.blake2b(name.encode(), digest_size=8, key=key).digest(), name
+
+    return sorted(sorted((name for name, size in sizes.items() if size), key=place)[: SUBSETS[subset]])

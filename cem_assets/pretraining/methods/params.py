@@ -1,0 +1,298 @@
+"""Parameters of the pretraining methods, their presets, and the views each method asks for.
+
+Light on purpose: no torch here, so that definitions and the command line load fast. The numbers of the presets are
+in `cem_assets.pretraining.methods.presets`; what a parameter does is in the method's own module (`moco`, `swav`,
+`supervised`); how views are drawn is `cem_assets.pretraining.views.augmentations`.
+
+Sources: MoCo v2 (arXiv:2003.04297) and SwAV (arXiv:2006.09882) with the numbers of the CEM500K and CEM1.5M
+configurations (volume-em/cem-dataset); CytoImageNet (arXiv:2111.11646).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cem_assets.pretraining.methods.presets import PRESETS
+
+__all__ = [
+    "MAY_CHANGE",
+    "PARAMS",
+    "PRESETS",
+    "MethodParams",
+    "MoCoParams",
+    "SupervisedParams",
+    "SwAVParams",
+    "ViewSpec",
+    "params_for",
+    "queue_length",
+    "views",
+]
+
+
+MAY_CHANGE = ("epochs", "milestones", "queue_start_epoch")
+"""Parameters that a resumed run may have otherwise than before: they say when something happens."""
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """Augmented views of one size.
+
+    Attributes:
+        num: Views of every image.
+        size_px: Side of the square view.
+        scale: Smallest and largest share of the image's area that a view shows; (1, 1) is the whole image.
+
+    Raises:
+        ValueError: A number makes no sense.
+    """
+
+    num: int
+    size_px: int
+    scale: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.num < 1:
+            problems.append(f"num is {self.num}, expected at least 1")
+        if not 8 <= self.size_px <= 1024:
+            problems.append(f"size_px is {self.size_px}, expected 8 to 1024")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            problems.append(f"scale is {self.scale}, expected 0 < smallest <= largest <= 1")
+        if problems:
+            raise ValueError(f"these views cannot be drawn: {'; '.join(problems)}.")
+
+
+class MethodParams(BaseModel):
+    """What every method has.
+
+    Attributes:
+        epochs: Passes over the epoch's draw of patches.
+        batch_size: Patches in a step, over all ranks together.
+        lr: Learning rate at the start.
+        weight_decay: L2 penalty of the optimiser.
+        dtype: Number type of the encoder's forward pass; losses and queues are float32 always.
+        seed: Of initial weights, queues and shuffles.
+        weight_gamma: A patch is drawn with weight (1 / size of its dataset) ** weight_gamma; 0: each patch once.
+        mean, std: Of the pixels, in 0..1; views are normalised with them and they are published with the weights.
+        crops: The views, largest first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    method: ClassVar[str]
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    batch_size: Annotated[int, Field(ge=2, le=65_536)]
+    lr: Annotated[float, Field(gt=0, lt=100)]
+    weight_decay: Annotated[float, Field(ge=0, lt=1)]
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 1447
+    weight_gamma: Annotated[float, Field(ge=0, le=1)]
+    mean: Annotated[float, Field(ge=0, le=1)]
+    std: Annotated[float, Field(gt=0, le=1)]
+    crops: Annotated[tuple[ViewSpec, ...], Field(min_length=1, max_length=8)]
+
+
+class MoCoParams(MethodParams):
+    """MoCo v2. The defaults are those of CEM500K.
+
+    Attributes:
+        momentum: Of SGD.
+        milestones: Epochs, counted from 0, at which the learning rate is multiplied by `lr_decay`.
+        lr_decay: See `milestones`.
+        dim: Length of a feature after the head.
+        queue: Keys kept as negatives; at most the dataset's size, see `queue_length`.
+        encoder_momentum: Share of its old weights that the key encoder keeps in a step.
+        temperature: Of the softmax.
+        first_negatives: What the queue holds before keys fill it: "random" directions as in the paper's code, or "none".
+            Random ones are far from all keys, and push the features of the first steps together; a long training
+            forgets that, one of a few dozen steps does not.
+        num_batch_splits: Groups of the whole batch within which BatchNorm takes its statistics, over all ranks:
+            4 are four ranks of one group each, or one rank that normalises in four groups.
+    """
+
+    method: ClassVar[str] = "moco"
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 200
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 128
+    lr: Annotated[float, Field(gt=0, lt=100)] = 0.015
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 1e-4
+    weight_gamma: Annotated[float, Field(ge=0, le=1)] = 0.5
+    mean: Annotated[float, Field(ge=0, le=1)] = 0.57287
+    std: Annotated[float, Field(gt=0, le=1)] = 0.12741
+    crops: Annotated[tuple[ViewSpec, ...], Field(min_length=1, max_length=8)] = (ViewSpec(2, 224, (0.2, 1.0)),)
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = (120, 160)
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    dim: Annotated[int, Field(ge=2, le=8192)] = 128
+    queue: Annotated[int, Field(ge=2, le=1 << 24)] = 65_536
+    encoder_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    temperature: Annotated[float, Field(ge=0.01, le=10)] = 0.2
+    first_negatives: Literal["random", "none"] = "random"
+    num_batch_splits: Annotated[int, Field(ge=1, le=1024)] = 4
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = []
+        if len(self.crops) != 1 or self.crops[0].num != 2:
+            problems.append(
+                f"crops ask for {[(spec.num, spec.size_px) for spec in self.crops]}, expected two views of one size"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            problems.append(f"milestones are {self.milestones}, expected each later than the one before")
+        if self.batch_size % self.num_batch_splits or self.batch_size < 2 * self.num_batch_splits:
+            problems.append(
+                f"a batch of {self.batch_size} does not split into {self.num_batch_splits} equal groups of 2 or more"
+            )
+        if self.queue < self.batch_size:
+            problems.append(f"queue is {self.queue}, expected at least a batch ({self.batch_size})")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class SwAVParams(MethodParams):
+    """SwAV. The defaults are those of CEM1.5M.
+
+    Attributes:
+        final_lr: Learning rate at the end of the cosine.
+        momentum: Of SGD.
+        larc_trust: Share of a layer's weight norm by which one step may move it, times the learning rate.
+        larc_clip: Whether the layer's rate is cut at the learning rate instead of scaling it.
+        dim: Length of a feature after the head.
+        hidden: Width of the head's hidden layer.
+        prototypes: Their number.
+        freeze_iterations: Steps at the start in which prototypes stay as they are; at most one epoch's.
+        temperature: Of the predictions' softmax.
+        epsilon: Smoothness of the assignments.
+        sinkhorn_iterations: Of the assignments.
+        queue: Features kept to widen small batches, over all ranks; 0 for none. At most the dataset's size.
+        queue_start_epoch: Epoch, counted from 0, at which the queue starts to fill.
+    """
+
+    method: ClassVar[str] = "swav"
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 200
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
+    lr: Annotated[float, Field(gt=0, lt=100)] = 0.6
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 1e-6
+    weight_gamma: Annotated[float, Field(ge=0, le=1)] = 0.5
+    mean: Annotated[float, Field(ge=0, le=1)] = 0.57571
+    std: Annotated[float, Field(gt=0, le=1)] = 0.12765
+    crops: Annotated[tuple[ViewSpec, ...], Field(min_length=1, max_length=8)] = (
+        ViewSpec(2, 224, (0.14, 1.0)),
+        ViewSpec(6, 96, (0.05, 0.14)),
+    )
+    final_lr: Annotated[float, Field(ge=0, lt=100)] = 0.0006
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    larc_trust: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    larc_clip: bool = False
+    dim: Annotated[int, Field(ge=2, le=8192)] = 128
+    hidden: Annotated[int, Field(ge=2, le=65_536)] = 2048
+    prototypes: Annotated[int, Field(ge=2, le=1_000_000)] = 3000
+    freeze_iterations: Annotated[int, Field(ge=0)] = 5005
+    temperature: Annotated[float, Field(ge=0.01, le=10)] = 0.1
+    epsilon: Annotated[float, Field(ge=0.025, le=10)] = 0.05
+    sinkhorn_iterations: Annotated[int, Field(ge=1, le=100)] = 3
+    queue: Annotated[int, Field(ge=0, le=1 << 24)] = 3840
+    queue_start_epoch: Annotated[int, Field(ge=0)] = 15
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = []
+        if sum(spec.num for spec in self.crops) < 2:
+            problems.append("crops ask for one view, expected two or more")
+        if self.final_lr > self.lr:
+            problems.append(f"final_lr is {self.final_lr}, expected at most lr ({self.lr})")
+        if 0 < self.queue < self.batch_size:
+            problems.append(f"queue is {self.queue}, expected 0 or at least a batch ({self.batch_size})")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class SupervisedParams(MethodParams):
+    """Classification with cross-entropy and Adam. The defaults are those of CytoImageNet.
+
+    Attributes:
+        dropout: Share of features dropped before the last layer.
+        validation_share: Share of every class that is held out.
+    """
+
+    method: ClassVar[str] = "supervised"
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 24
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
+    lr: Annotated[float, Field(gt=0, lt=100)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_gamma: Annotated[float, Field(ge=0, le=1)] = 0.0
+    mean: Annotated[float, Field(ge=0, le=1)] = 0.0
+    std: Annotated[float, Field(gt=0, le=1)] = 1.0
+    crops: Annotated[tuple[ViewSpec, ...], Field(min_length=1, max_length=8)] = (ViewSpec(1, 224, (1.0, 1.0)),)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    validation_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.crops) != 1 or self.crops[0].num != 1:
+            raise ValueError(f"crops ask for {[(spec.num, spec.size_px) for spec in self.crops]}, expected one view")
+        return self
+
+
+PARAMS: dict[str, type[MethodParams]] = {"moco": MoCoParams, "swav": SwAVParams, "supervised": SupervisedParams}
+"""Parameters of every method; its module is found in `cem_assets.pretraining.methods.registry.METHODS`."""
+
+
+def views(params: MethodParams) -> tuple[ViewSpec, ...]:
+    """Tell which augmented views a method wants of every image, in the order in which it takes them."""
+    return params.crops
+
+
+def queue_length(queue: int, batch_size: int, num_samples: int) -> int:
+    """Choose the length of a queue: at most the dataset's size, and a multiple of the batch.
+
+    Args:
+        queue: Length wanted; 0 for none.
+        batch_size: Patches in a step over all ranks.
+        num_samples: Patches in the dataset.
+
+    Returns:
+        The largest multiple of `batch_size` that is at most `queue` and `num_samples`; 0 where `queue` is 0.
+
+    Raises:
+        ValueError: The dataset is smaller than a batch.
+    """
+    if num_samples < batch_size:
+        raise ValueError(
+            f"the dataset has {num_samples} patches and a batch {batch_size}; expected at least one batch. Lower batch_size."
+        )
+    return min(queue, num_samples) // batch_size * batch_size
+
+
+def params_for(method: str, preset: str, **overrides: Any) -> MethodParams:
+    """Make the parameters of a run from a preset.
+
+    Args:
+        method: A key of `PRESETS`.
+        preset: "paper", "single_gpu" or "smoke".
+        **overrides: Fields to change. Where `epochs` is changed alone, the epochs at which something happens
+            (`milestones`, `queue_start_epoch`) move with it in proportion: a milestone at 120 of 200 comes at 12 of 20.
+
+    Returns:
+        Frozen parameters.
+
+    Raises:
+        ValueError: A name is not known, or a value makes no sense (all such values are named).
+    """
+    if method not in PRESETS:
+        raise ValueError(f"method {method!r} is not known; expected one of {', '.join(PRESETS)}.")
+    if preset not in PRESETS[method]:
+        raise ValueError(f"preset {preset!r} is not known; expected one of {', '.join(PRESETS[method])}.")
+    values = PRESETS[method][preset] | overrides
+    if isinstance(epochs := overrides.get("epochs"), int):
+        share = epochs / PRESETS[method][preset]["epochs"]
+        if "milestones" in values and "milestones" not in overrides:
+            values["milestones"] = tuple(sorted({max(1, round(epoch * share)) for epoch in values["milestones"]}))
+        if "queue_start_epoch" in values and "queue_start_epoch" not in overrides:
+            values["queue_start_epoch"] = round(values["queue_start_epoch"] * share)
+    return PARAMS[method](**values)

@@ -1,0 +1,79 @@
+"""One process of a training that several share, on one machine or many.
+
+The asset starts it on its own machine; by hand, or on several nodes, the same words do it, once `cem-assets weights plan`
+has written the plan:
+
+    python -m torch.distributed.run --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \
+        -m cem_assets.pretraining.training.worker --root s3://bucket/prefix --plan pretraining/weights/NAME/_runs/RUN/plan.json
+
+The processes train, keep checkpoints in the store and track; the finished checkpoint becomes weights when the partition
+is materialized. It ends well when all epochs are done, or a stop was asked for (a signal, or `cem-assets weights stop`).
+"""
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+from cem_assets.execution.interruptions import signals_as_wish
+from cem_assets.execution.stage import logged_progress, no_progress
+from cem_assets.pretraining.training.plan import read_plan
+from cem_assets.pretraining.training.stage import LoopParams, epoch_line, train_weights
+from cem_assets.store.store import open_store
+
+logger = logging.getLogger(__name__)
+_PIPES_VARIABLE = "DAGSTER_PIPES_CONTEXT"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as one of the processes that torchrun started, or alone.
+
+    Args:
+        arguments: Words after the module's name; None takes the process's own.
+
+    Returns:
+        0 when the training is finished or was stopped in good order.
+    """
+    parser = argparse.ArgumentParser(prog="cem_assets.pretraining.training.worker", description="One process of a training.")
+    parser.add_argument("--root", help="the store (default: CEM_ASSETS_ROOT)")
+    parser.add_argument("--plan", required=True, help="key of the plan in the store")
+    parser.add_argument("--loop", default="{}", help="how it runs, JSON of LoopParams")
+    parser.add_argument("--tags", default="{}", help="tags of the MLflow run, JSON")
+    call = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    store = open_store(call.root)
+    plan = read_plan(store, call.plan)
+    loop = LoopParams.model_validate_json(call.loop)
+
+    from cem_assets.pretraining.training.distributed import is_main_process, process_group
+
+    with signals_as_wish() as wish, process_group(loop.device) as device:
+        tell = _teller() if is_main_process() else logger.info
+        outcome = train_weights(
+            store,
+            plan,
+            loop,
+            device,
+            progress=logged_progress(tell, f"{plan.name} steps") if is_main_process() else no_progress,
+            on_epoch=lambda result: tell(epoch_line(plan, result)),
+            should_stop=wish,
+            tags=json.loads(call.tags),
+        )
+        if is_main_process():
+            tell("all epochs are done" if outcome.is_finished else "stopped; its state is kept")
+    return 0
+
+
+def _teller() -> Callable[[str], None]:
+    """Log to Dagster where it started us, else to standard error."""
+    if _PIPES_VARIABLE not in os.environ:
+        return logger.info
+    import dagster_pipes
+
+    log: Callable[[str], None] = dagster_pipes.open_dagster_pipes().log.info
+    return log
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Views: augmentations and their parameters."""

@@ -1,0 +1,130 @@
+"""Reading encoder weights, without Dagster; part of `cem_assets.readers`, which has all of it by name."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from cem_assets.catalog.weights import WeightsRow
+from cem_assets.pretraining.weights.stored import SIDECAR, availability, load_encoder_weights, stored_weights_rows
+from cem_assets.store.assets import WEIGHTS
+from cem_assets.store.manifests import Manifest, committed_partitions, current_manifest, require_manifest
+from cem_assets.store.store import Store, open_store
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def list_weights(root: str | None = None) -> pd.DataFrame:
+    """List the encoder weights: those of the catalogue, and those that are committed without a row any more.
+
+    Args:
+        root: The store; default CEM_ASSETS_ROOT.
+
+    Returns:
+        One row each: name, kind ("trained" or "imported"), arch, method, is_committed, norms ((mean, std) of pixels, or
+        None), epoch (None where not known), num_parameters and digest (of what is committed), and reason (why they are
+        not in the store; empty where they are).
+
+    Raises:
+        ValueError: `settings/weights.toml` of the store has problems.
+    """
+    store = open_store(root)
+    rows = stored_weights_rows(store)
+    names = [*rows, *(name for name in committed_partitions(store, WEIGHTS) if name not in rows)]
+    found = [_weights_entry(store, name, rows.get(name)) for name in names]
+    frame = pd.DataFrame(found).astype({"num_parameters": "Int64"})
+    frame["norms"] = pd.Series([entry["norms"] for entry in found], dtype=object)
+    frame["epoch"] = pd.Series([entry["epoch"] for entry in found], dtype="Int64")
+    return frame
+
+
+def _weights_entry(store: Store, name: str, row: WeightsRow | None) -> dict[str, Any]:
+    manifest = current_manifest(store, WEIGHTS, name)
+    details = manifest.details if manifest else {}
+    norms = details.get("norms")
+    return {
+        "name": name,
+        "kind": row.kind if row else details.get("provenance", {}).get("kind", ""),
+        "arch": details.get("arch", row.arch if row else ""),
+        "method": details.get("method", row.method if row else ""),
+        "is_committed": manifest is not None,
+        "norms": (norms["mean"], norms["std"]) if norms else None,
+        "epoch": details.get("epoch"),
+        "num_parameters": manifest.counts["parameters"] if manifest else None,
+        "digest": manifest.digest if manifest else "",
+        "reason": "" if manifest or row is None else availability(store, row).reason,
+    }
+
+
+def read_weights_info(name: str, root: str | None = None) -> dict[str, Any]:
+    """Read what is said of committed weights: network, method, norms, files with digests, provenance.
+
+    Args:
+        name: A name of `list_weights`.
+        root: The store; default CEM_ASSETS_ROOT.
+
+    Raises:
+        ValueError: The name is not known; the error lists those that are.
+        FileNotFoundError: They are not in the store yet.
+    """
+    store = open_store(root)
+    manifest = _weights_manifest(store, name)
+    info: dict[str, Any] = json.loads(store.read(f"{manifest.folder}/{SIDECAR}"))
+    return info
+
+
+def load_weights(name: str, arch: str | None = None, *, root: str | None = None, form: str = "torchvision") -> "nn.Module":
+    """Load committed weights as an encoder.
+
+    Pixels are to be normalised first: (value / 255 - mean) / std, with the norms of `list_weights`.
+
+    Args:
+        name: A name of `list_weights`.
+        arch: The network they must be for; None takes what they are for.
+        root: The store; default CEM_ASSETS_ROOT.
+        form: "torchvision": features (n, d) of images (n, 1, height, width); "smp": an encoder of
+            segmentation_models_pytorch, which gives a list of feature maps. The latter is for ResNets alone: its
+            EfficientNetB0 pads and normalises otherwise than torchvision's, so that weights of the one give other
+            features in the other.
+
+    Returns:
+        The module, in evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: The name or the form is not known, they are for another network, or there is no such form of them.
+        FileNotFoundError: They are not in the store yet; the error says what to materialize.
+    """
+    if form not in ("torchvision", "smp"):
+        raise ValueError(f'form {form!r} is not known; expected "torchvision" or "smp".')
+    store = open_store(root)
+    weights, _ = load_encoder_weights(store, name, _weights_manifest(store, name).digest)
+    if arch is not None and arch != weights.arch:
+        raise ValueError(
+            f"weights {name!r} are for {weights.arch}, not {arch!r}. Ask for {weights.arch}, or choose other weights."
+        )
+    if form == "torchvision":
+        return weights.build()
+    if not weights.arch.startswith("resnet"):
+        raise ValueError(
+            f"weights {name!r} are for torchvision's {weights.arch}; that of segmentation_models_pytorch pads and normalises "
+            'otherwise, so they would give other features there. Use form = "torchvision", or weights of a ResNet.'
+        )
+    import segmentation_models_pytorch as smp  # type: ignore[import-untyped,unused-ignore]
+
+    encoder: nn.Module = smp.encoders.get_encoder(weights.arch, in_channels=1, weights=None)
+    encoder.load_state_dict(weights.state)
+    return encoder.eval()
+
+
+def _weights_manifest(store: Store, name: str) -> Manifest:
+    """Find committed weights; what is said where there are none depends on whether the name is one at all."""
+    if name in (committed := committed_partitions(store, WEIGHTS)):
+        return require_manifest(store, WEIGHTS, name)
+    rows = stored_weights_rows(store)
+    if name not in rows:
+        raise ValueError(f"weights {name!r:.80} are not known; expected one of {', '.join(sorted({*rows, *committed}))}.")
+    raise FileNotFoundError(
+        f"weights {name!r} are not in {store.url} yet: {availability(store, rows[name]).reason}. Materialize {WEIGHTS}, "
+        f"partition {name!r}. In the store are: {', '.join(committed) or 'none'}."
+    )

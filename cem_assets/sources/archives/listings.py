@@ -1,0 +1,191 @@
+"""Answers of archives about their files: small JSON documents and HTML listings of folders, bounded and untrusted.
+
+What the answers of one archive mean is its module in `cem_assets.sources.archives`; files themselves come by
+`cem_assets.sources.files.transfer`.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import quote, unquote, urljoin, urlsplit
+
+from cem_assets.sources.files.description import check_file_path
+from cem_assets.sources.files.origins import open_origin
+
+MAX_FILES = 100_000
+
+_MAX_ANSWER_BYTES = 64 << 20
+_MAX_FOLDERS = 2000
+_NUM_ATTEMPTS = 4
+_TIMEOUT_S = 30.0
+_BACKOFF_S = 0.5
+_MAX_ANSWER_S = 300.0
+
+
+def read_answer(url: str, max_bytes: int = _MAX_ANSWER_BYTES) -> bytes:
+    """Ask for a document, a few times where the server is in trouble.
+
+    Raises:
+        ConnectionError: It could not be had.
+        FileNotFoundError: It is not there.
+        PermissionError: It is not public.
+        ValueError: It is larger than allowed, or the address is malformed.
+    """
+    for attempt in range(_NUM_ATTEMPTS):
+        try:
+            return _read_once(url, max_bytes)
+        except ConnectionError as error:
+            if attempt + 1 == _NUM_ATTEMPTS:
+                raise ConnectionError(f"{url} could not be asked in {_NUM_ATTEMPTS} tries: {error}. Try later.") from error
+            time.sleep(_BACKOFF_S * 2**attempt)
+        except (FileNotFoundError, PermissionError) as error:
+            raise type(error)(f"{url}: {error}. Check the accession.") from error
+    raise AssertionError("the last try returns or raises")
+
+
+def _read_once(url: str, max_bytes: int) -> bytes:
+    found = bytearray()
+    deadline = time.monotonic() + _MAX_ANSWER_S
+    with open_origin(url, 0, "", _TIMEOUT_S) as opened:
+        for block in opened.blocks:
+            found += block
+            if len(found) > max_bytes:
+                raise ValueError(f"{url} answers with more than {max_bytes:,} bytes; expected a list of files.")
+            if time.monotonic() > deadline:
+                raise ConnectionError(f"it took more than {_MAX_ANSWER_S:.0f} s")
+        if opened.num_bytes is not None and len(found) != opened.num_bytes:
+            raise ConnectionError(f"it broke off after {len(found):,} of {opened.num_bytes:,} bytes")
+    return bytes(found)
+
+
+def read_json(url: str, kind: type[dict[str, Any]] | type[list[Any]] = dict) -> Any:
+    """Ask for a JSON document.
+
+    Args:
+        url: Address.
+        kind: Of its top level.
+
+    Raises:
+        ValueError: It is no JSON of that kind.
+        ConnectionError, FileNotFoundError, PermissionError: As `read_answer`.
+    """
+    data = read_answer(url)
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{url} answers with no JSON: {type(error).__name__}: {error}. The archive may have changed."
+        ) from error
+    if not isinstance(found, kind):
+        raise ValueError(
+            f"{url} answers with a {type(found).__name__}; expected a {kind.__name__}. The archive may have changed."
+        )
+    return found
+
+
+def listed(answer: dict[str, Any], key: str, url: str) -> list[dict[str, Any]]:
+    """Return a list of objects of an answer.
+
+    Raises:
+        ValueError: It is not there, no list of objects, or too long.
+    """
+    found = answer.get(key)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found) or len(found) > MAX_FILES:
+        raise ValueError(f"{url}: {key!r} is no list of at most {MAX_FILES:,} objects. The archive may have changed.")
+    return found
+
+
+def size_of(value: object, what: str) -> int | None:
+    """Return a size of an answer, or None where it says none.
+
+    Raises:
+        ValueError: It is no size.
+    """
+    if value is None:
+        return None
+    text = str(value)
+    if isinstance(value, bool) or not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{what} has size {text[:40]!r}; expected a number of bytes.")
+    return int(text)
+
+
+def chosen(names: Sequence[str] | None, there: dict[str, Any], what: str) -> list[str]:
+    """Return the wanted names in the order given, or all in order of name.
+
+    Raises:
+        FileNotFoundError: Some are not there; all of them are named.
+    """
+    if names is None:
+        return sorted(there)
+    if absent := [name for name in names if name not in there]:
+        raise FileNotFoundError(
+            f"{what} has no {', '.join(absent[:20])}; it has {', '.join(sorted(there)[:20]) or 'no files'}"
+            f"{' and more' if len(there) > 20 else ''}."
+        )
+    return list(names)
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value for name, value in attrs if tag == "a" and name == "href" and value]
+
+
+def links_below(url: str, html: str) -> list[str]:
+    """Return what an HTML listing of a folder names directly in it, in order of name; folders end with '/'.
+
+    Links to the folder itself, its parents, other hosts, deeper files and sorted views are passed over.
+
+    Args:
+        url: Of the folder, with '/' at its end.
+        html: The listing.
+    """
+    links = _Links()
+    links.feed(html)
+    base = urlsplit(url)
+    found = set()
+    for link in links.found:
+        try:
+            parts = urlsplit(urljoin(url, link))
+        except ValueError:  # a malformed link names no file
+            continue
+        if parts.query or (parts.scheme, parts.netloc) != (base.scheme, base.netloc) or not parts.path.startswith(base.path):
+            continue
+        rest = unquote(parts.path[len(base.path) :])
+        if rest and "/" not in rest.removesuffix("/"):
+            check_file_path(rest.removesuffix("/"))
+            found.add(rest)
+    return sorted(found)
+
+
+def walk_listing(url: str, read: Callable[[str], bytes] = read_answer) -> list[str]:
+    """List all files below a folder that is served as HTML listings, relative to it, in order of name.
+
+    Args:
+        url: Of the folder, with '/' at its end.
+        read: Gives the bytes of an address.
+
+    Raises:
+        ValueError: It has too many files or folders, or a name that is not allowed.
+        ConnectionError, FileNotFoundError, PermissionError: As `read_answer`.
+    """
+    files: list[str] = []
+    folders, num_folders = [""], 0
+    while folders:
+        folder = folders.pop()
+        num_folders += 1
+        if num_folders > _MAX_FOLDERS or len(files) > MAX_FILES:
+            raise ValueError(
+                f"{url} has more than {_MAX_FOLDERS:,} folders or {MAX_FILES:,} files; name the files you want instead of all."
+            )
+        address = f"{url}{quote(folder)}"
+        for name in links_below(address, read(address).decode("utf-8", "replace")):
+            (folders if name.endswith("/") else files).append(f"{folder}{name}")
+    for name in files:
+        check_file_path(name)
+    return sorted(files)

@@ -1,0 +1,1 @@
+"""Downloads: single files and whole lists, mirrors, digests, unpacking."""

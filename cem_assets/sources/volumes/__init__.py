@@ -1,0 +1,1 @@
+"""Remote volumes: Zarr, N5 and precomputed, read chunk by chunk."""

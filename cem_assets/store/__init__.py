@@ -1,0 +1,1 @@
+"""The store: keys and bytes, manifests, commits."""

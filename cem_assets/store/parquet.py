@@ -1,0 +1,143 @@
+"""Parquet tables of the store: schemas with the features that HF datasets reads, and deterministic writing.
+
+Pixels lie in an `image` column (struct of `bytes` and `path`) as HF datasets understands it, so
+`datasets.load_dataset("parquet", ...)`, pandas, DuckDB and polars read it without this package.
+"""
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cem_assets.store.manifests import Manifest
+from cem_assets.store.store import Store
+
+TABLE_ROW_GROUP = 1 << 17
+"""Rows in a row group of tables without pixels."""
+
+
+IMAGE_ROW_GROUP = 256
+"""Rows in a row group of tables with patches: about 12 MiB."""
+
+
+SHARD_BYTES = 128 * 10**6
+
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""An image column as HF datasets reads it."""
+
+
+_HF_TYPES = {
+    pa.string(): "string",
+    pa.int8(): "int8",
+    pa.int32(): "int32",
+    pa.int64(): "int64",
+    pa.uint8(): "uint8",
+    pa.uint64(): "uint64",
+    pa.float32(): "float32",
+    pa.float64(): "float64",
+    pa.bool_(): "bool",
+}
+
+
+def schema_of(*fields: tuple[str, pa.DataType]) -> pa.Schema:
+    """Make a schema that HF datasets reads with the right features, `image` as an Image."""
+    features: dict[str, Any] = {}
+    for name, kind in fields:
+        is_image = kind == IMAGE
+        features[name] = {"_type": "Image"} if is_image else {"dtype": _HF_TYPES[kind], "_type": "Value"}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}}, sort_keys=True)}
+    return pa.schema([pa.field(name, kind) for name, kind in fields], metadata=metadata)
+
+
+def parquet_bytes(
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    row_group: int = TABLE_ROW_GROUP,
+    dictionary: Sequence[str] = ("dataset", "volume", "reason"),
+) -> bytes:
+    """Write tables one after the other into one Parquet file; equal rows give equal bytes.
+
+    Args:
+        tables: Pieces in order, of any length.
+        schema: Their schema.
+        row_group: Rows in a row group, whatever the pieces' lengths; 0 makes every piece a row group.
+        dictionary: Columns with few values, which are stored once each.
+
+    Returns:
+        The file.
+    """
+    sink = io.BytesIO()
+    has_pixels = "image" in schema.names
+    writer = pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=[name for name in dictionary if name in schema.names],
+        write_statistics=[name for name in schema.names if name != "image"] if has_pixels else True,
+        write_page_index=True,
+    )
+    with writer:
+        for group in rechunk(tables, row_group) if row_group else tables:
+            writer.write_table(group.cast(schema), row_group_size=row_group or max(len(group), 1))
+    return sink.getvalue()
+
+
+def rechunk(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+    """Cut a stream of tables into tables of exactly `num_rows`, the last one shorter."""
+    held: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        while len(table):
+            piece = table.slice(0, num_rows - count)
+            held.append(piece)
+            count += len(piece)
+            table = table.slice(len(piece))
+            if count == num_rows:
+                yield pa.concat_tables(held).combine_chunks()
+                held, count = [], 0
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+def part_name(number: int) -> str:
+    """Name the n-th file of a table's content."""
+    return f"part-{number:05d}.parquet"
+
+
+def read_parts(
+    store: Store, manifest: Manifest, columns: list[str] | None = None, batch_rows: int | None = None
+) -> Iterator[pa.Table]:
+    """Read the parts of a table in order, one piece at a time.
+
+    Args:
+        store: Where.
+        manifest: The committed table.
+        columns: Columns to read; None for all.
+        batch_rows: Rows in a piece; None gives one piece for each part.
+
+    Yields:
+        Tables in row order.
+    """
+    for item in manifest.find(".parquet"):
+        with store.open(f"{manifest.folder}/{item.name}") as handle:
+            file = pq.ParquetFile(handle)
+            if batch_rows is None:
+                yield file.read(columns=columns)
+            else:
+                for batch in file.iter_batches(batch_rows, columns=columns):
+                    yield pa.Table.from_batches([batch])
+
+
+def read_side_table(store: Store, manifest: Manifest, name: str, schema: pa.Schema) -> pa.Table:
+    """Read a table that lies beside the main one, such as `_duplicates`; empty where there is none."""
+    tables = []
+    for item in manifest.objects:
+        if item.name.startswith(f"{name}/") and item.name.endswith(".parquet"):
+            with store.open(f"{manifest.folder}/{item.name}") as handle:
+                tables.append(pq.ParquetFile(handle).read())
+    return pa.concat_tables(tables) if tables else schema.empty_table()

@@ -1,0 +1,24 @@
+"""Names of releases."""
+
+import re
+from collections.abc import Sequence
+
+VERSION_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}", re.ASCII)
+
+
+def check_version(version: str) -> None:
+    """Refuse a version that cannot be a folder's name.
+
+    Raises:
+        ValueError: Says what is allowed.
+    """
+    if not VERSION_PATTERN.fullmatch(version) or ".." in version:
+        raise ValueError(
+            f"release version {version[:60]!r} is not allowed; expected 1 to 40 of a-z, 0-9, '.', '_', '-', such as v3."
+        )
+
+
+def next_version(taken: Sequence[str]) -> str:
+    """Return the next version of the form v1, v2, ...; other names are passed over."""
+    numbers = [int(name[1:]) for name in taken if re.fullmatch(r"v[0-9]{1,9}", name)]
+    return f"v{max(numbers, default=0) + 1}"

@@ -1,0 +1,1 @@
+"""MLflow: runs, the outbox that waits for it, the one client."""

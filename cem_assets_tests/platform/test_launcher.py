@@ -1,0 +1,38 @@
+"""The launcher tells dead runs from living ones."""
+
+import time
+
+import dagster as dg
+import pytest
+from dagster._core.launcher import WorkerStatus
+from dagster._core.storage.tags import GRPC_INFO_TAG
+
+from cem_assets.definitions import defs
+from cem_assets.platform import launcher
+from cem_assets.platform.launcher import WatchedRunLauncher
+
+OVERRIDES = {"run_launcher": {"module": "cem_assets.platform.launcher", "class": "WatchedRunLauncher"}}
+NOWHERE = '{"host": "127.0.0.1", "port": 9}'
+
+
+@pytest.mark.parametrize("tags", [{}, {GRPC_INFO_TAG: NOWHERE}])
+def test_a_run_without_a_server_is_dead_once_it_is_silent(tags, monkeypatch):
+    with dg.instance_for_test(overrides=OVERRIDES) as instance:
+        assert isinstance(instance.run_launcher, WatchedRunLauncher) and instance.run_launcher.supports_check_run_worker_health
+        job = defs.resolve_job_def("cem_release")
+        run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=tags)
+        instance.report_engine_event("working", run)
+        assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
+        later = time.time() + 200
+        monkeypatch.setattr(launcher.time, "time", lambda: later)
+        result = instance.run_launcher.check_run_worker_health(run)
+        assert result.status == WorkerStatus.FAILED and "its process died" in str(result.msg)
+
+
+def test_a_run_its_server_knows_is_alive_however_silent(monkeypatch):
+    with dg.instance_for_test(overrides=OVERRIDES) as instance:
+        run = instance.create_run_for_job(defs.resolve_job_def("cem_release"), status=dg.DagsterRunStatus.STARTED)
+        monkeypatch.setattr(WatchedRunLauncher, "_is_known_to_its_server", lambda self, run: True)
+        later = time.time() + 10_000
+        monkeypatch.setattr(launcher.time, "time", lambda: later)
+        assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
