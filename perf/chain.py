@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from cem_assets import environment
 from cem_assets.cem.patches.dedup import DedupParams
 from cem_assets.cem.patches.stage import PatchifyParams, choose_exemplars, cut_and_hash
 from cem_assets.cem.phantom import em_phantom
 from cem_assets.cem.volumes.stage import standardize_dataset
-from cem_assets.execution.local import WORKERS_VARIABLE
 from cem_assets.store.manifests import Manifest
 from cem_assets.store.store import Store, open_store
 from perf.raw_table import DESCRIPTION
@@ -137,7 +137,7 @@ def score_some(
 def measure(is_quick: bool = False) -> list[Measured]:
     shape = QUICK_SHAPE if is_quick else SHAPE
     num_datasets = QUICK_NUM_DATASETS if is_quick else NUM_DATASETS
-    os.environ[WORKERS_VARIABLE] = str(NUM_WORKERS)
+    os.environ[environment.WORKERS.name] = str(NUM_WORKERS)
     seconds = dict.fromkeys(("volumes", "raw patches", "deduplicated"), 0.0)
     num_done = num_exemplars = num_stored = num_read = num_written = 0
     began = time.monotonic()

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import dagster as dg
 
+from cem_assets import environment
 from cem_assets.cem.assets import CHAIN
 from cem_assets.cem.phantom import em_phantom
-from cem_assets.cli.runs import HOME_VARIABLE, chain_until, run_job
+from cem_assets.cli.runs import chain_until, run_job
 from cem_assets.platform.partitions import em_datasets
 from cem_assets.platform.resources import StoreResource
-from cem_assets.store.store import ROOT_VARIABLE, Store, open_store
+from cem_assets.store.store import Store, open_store
 from perf.raw_table import DESCRIPTION
 from perf.timing import Measured, best_seconds
 
@@ -97,7 +98,7 @@ def launched_row(store: Store, folder: Path, num_repeats: int) -> Measured:
         for name, command in commands.items():
             home = folder / f"home-{name}"
             home.mkdir(exist_ok=True)
-            spent = cpu_seconds(command, {HOME_VARIABLE: str(home), ROOT_VARIABLE: store.url})
+            spent = cpu_seconds(command, {environment.DAGSTER_HOME.name: str(home), environment.ROOT.name: store.url})
             best[name] = min(best[name], spent)
     note = f"five assets that are up to date; an empty asset takes {best['empty']:.1f} CPU s; user and system, imports included"
     return Measured("one run in a process of its own", "CPU s", best["ours"], 0, "-", 0, note)

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cem_assets.errors import DataError
+
 Norms = tuple[Any, Any]
 """Mean and deviation of pixels on a scale of 0 to 1: a number each, or one for each channel of the encoder."""
 
@@ -29,19 +31,19 @@ class ActivationReader:
             layer: Name of the module whose output is read, such as "layer3"; empty for what the encoder returns.
 
         Raises:
-            ValueError: There is no such layer, or norms do not fit the encoder.
+            DataError: There is no such layer, or norms do not fit the encoder.
         """
         names = [name for name, _ in encoder.named_modules()]
         if layer not in names:
             known = ", ".join(name for name in names if name and "." not in name)
-            raise ValueError(f"the encoder has no layer {layer!r}; expected one of {known}, or a module inside one")
+            raise DataError(f"the encoder has no layer {layer!r}; expected one of {known}, or a module inside one")
         parameter = next(encoder.parameters(), None)
         self.device = torch.device("cpu") if parameter is None else parameter.device
         mean, std = (np.asarray(norm, np.float32).reshape(-1) for norm in norms)
         first = next((module for module in encoder.modules() if isinstance(module, nn.Conv2d)), None)
         self._num_inputs = first.in_channels if first is not None else max(len(mean), len(std))
         if {len(mean), len(std)} - {1, self._num_inputs} or not (std > 0).all():
-            raise ValueError(
+            raise DataError(
                 f"norms are {norms} for {self._num_inputs} channels; expected one positive deviation, or one for each"
             )
         self._shift, self._scale = (torch.from_numpy(norm).to(self.device).view(1, -1, 1, 1) for norm in (mean, std))
@@ -79,7 +81,7 @@ class ActivationReader:
             float32 (n, c, ...) on the encoder's device.
 
         Raises:
-            ValueError: The layer was not run once, gives no batch of numbers, or values that are not finite.
+            DataError: The layer was not run once, gives no batch of numbers, or values that are not finite.
         """
         self._caught.clear()
         with torch.inference_mode():
@@ -89,12 +91,12 @@ class ActivationReader:
         self._caught.clear()
         if num_runs != 1 or not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(pixels):
             what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(
+            raise DataError(
                 f"{self._what} ran {num_runs} times and gave {what} for {len(pixels)} images; expected one run and a tensor "
                 "(n, c, ...). Choose another layer."
             )
         if not bool(torch.isfinite(found).all()):
-            raise ValueError(f"{self._what} gives NaN or infinite values; check the weights and norms")
+            raise DataError(f"{self._what} gives NaN or infinite values; check the weights and norms")
         return found.float()
 
     def units(self, pixels: Tensor) -> Tensor:
@@ -120,8 +122,8 @@ def pixels_of_images(images: NDArray[np.uint8]) -> Tensor:
         float32 (n, 1, height, width) on the CPU.
 
     Raises:
-        ValueError: They are no such images.
+        DataError: They are no such images.
     """
     if images.ndim != 3 or images.dtype != np.uint8 or not images.size:
-        raise ValueError(f"images are {images.dtype} of shape {images.shape}; expected uint8, (n, height, width), n > 0")
+        raise DataError(f"images are {images.dtype} of shape {images.shape}; expected uint8, (n, height, width), n > 0")
     return torch.from_numpy(np.array(images, order="C")).unsqueeze(1).to(torch.float32).div_(255.0)

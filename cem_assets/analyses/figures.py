@@ -20,6 +20,7 @@ from cem_assets.analyses.invariance.transformations import TRANSFORMATIONS
 from cem_assets.analyses.occlusion.maps import OcclusionMap
 from cem_assets.analyses.organelles.consensus import Consensus
 from cem_assets.analyses.organelles.correlation import MaskAgreement, enlarged
+from cem_assets.errors import DataError
 from cem_assets.imaging.gallery import MAX_BYTES, figure_png
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd")
@@ -31,17 +32,16 @@ def firing_rates_png(results: Mapping[str, Mapping[str, FiringRates]], title: st
 
     Args:
         results: By name of the weights, what `measure_invariance` gave.
-        title: Above all.
 
     Returns:
         A PNG of at most `MAX_BYTES`. A dashed line is the rate that chance would give, a dotted one the unchanged image.
 
     Raises:
-        ValueError: There is no result.
+        DataError: There is no result.
     """
     names = [name for name in TRANSFORMATIONS if any(name in rates for rates in results.values())]
     if not names:
-        raise ValueError("there are no firing rates to draw; expected those of one encoder at least")
+        raise DataError("there are no firing rates to draw; expected those of one encoder at least")
     num_columns = min(3, len(names))
     num_rows = math.ceil(len(names) / num_columns)
     figure = small_figure(2.7 * num_columns, 0.8 + 1.9 * num_rows)
@@ -88,21 +88,20 @@ def occlusion_png(
     Args:
         images: uint8 (height, width) each.
         maps: By name of the weights, one for each image.
-        title: Above all.
         num: Images shown, the first.
 
     Returns:
         A PNG of at most `MAX_BYTES`; dark red is each map's own largest drop, which is told above it.
 
     Raises:
-        ValueError: There is no image, or maps are not as many as images or of another size.
+        DataError: There is no image, or maps are not as many as images or of another size.
     """
     problems = [] if images and maps and num > 0 else ["expected one image and one encoder at least"]
     for name, found in maps.items():
         if [item.pixel_drops.shape for item in found] != [image.shape for image in images]:
             problems.append(f"{name} has {len(found)} maps for {len(images)} images, or of other sizes")
     if problems:
-        raise ValueError(f"these maps cannot be drawn: {'; '.join(problems)}.")
+        raise DataError(f"these maps cannot be drawn: {'; '.join(problems)}.")
     shown = images[:num]
     figure = small_figure(max(4.0, 1.6 * (1 + len(maps)) + 0.2), 0.6 + 1.75 * len(shown))
     figure.suptitle(plain_name(title, 80), fontsize=9)
@@ -136,7 +135,6 @@ def agreement_png(
         maps: float32 (channels, rows, columns) of each, as `layer_maps` gives them.
         agreement: What `measure_agreement` found of all of these.
         consensus: What `measure_consensus` found.
-        title: Above all.
         num: Images shown, the first.
 
     Returns:
@@ -144,15 +142,15 @@ def agreement_png(
         each with its correlation with the mask.
 
     Raises:
-        ValueError: Numbers or sizes differ.
+        DataError: Numbers or sizes differ.
     """
     num_correlated = len(agreement.correlations)
     if not len(images) == len(masks) == len(maps) == num_correlated or num < 1:
-        raise ValueError(
+        raise DataError(
             f"{len(images)} images, {len(masks)} masks, {len(maps)} maps and correlations of {num_correlated}; expected as many"
         )
     if any(image.shape != mask.shape for image, mask in zip(images, masks, strict=True)):
-        raise ValueError("an image and its mask differ in size; expected masks of the images' own sizes")
+        raise DataError("an image and its mask differ in size; expected masks of the images' own sizes")
     num_shown, best = min(num, len(images)), agreement.best_channel
     figure = small_figure(0.7 + 1.5 * max(num_shown, 2), 5.4)
     rows = [

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cem_assets.benchmarks.data.files import BenchmarkFiles, FolderFiles, StoreFiles
 from cem_assets.catalog.description import DatasetDescription
 from cem_assets.cem.releases.stage import LISTING, list_releases
+from cem_assets.errors import DataError
 from cem_assets.formats import kind_of
 from cem_assets.formats.stacks import read_plane
 from cem_assets.imaging.intensity import default_policy, mapping_for
@@ -132,7 +133,7 @@ class ImagePlan:
                 datasets lack is taken from larger ones.
 
         Raises:
-            ValueError: There are fewer than two images, or one cannot be read.
+            DataError: There are fewer than two images, or one cannot be read.
         """
         named = [self._names(part) for part in self._parts]
         sizes = [len(names) for names in named]
@@ -147,7 +148,7 @@ class ImagePlan:
             datasets += [part.dataset] * len(chosen)
             images += found
         if len(images) < 2:
-            raise ValueError(f"{self.source} has {len(images)} image(s); expected two or more. Give more images.")
+            raise DataError(f"{self.source} has {len(images)} image(s); expected two or more. Give more images.")
         return ImageSet(tuple(names), tuple(datasets), tuple(images))
 
     def _names(self, part: _Part) -> list[str]:
@@ -167,22 +168,18 @@ class ImagePlan:
 def plan_images(store: Store, params: ImageParams) -> ImagePlan:
     """Find the images that parameters name, without reading one.
 
-    Args:
-        store: Where.
-        params: Which.
-
     Raises:
-        ValueError: More than one source is named, a dataset twice, or the folder has no pictures.
+        DataError: More than one source is named, a dataset twice, or the folder has no pictures.
         FileNotFoundError: A dataset or release is not there; the error lists those that are.
     """
     given = [name for name in ("datasets", "release", "folder") if getattr(params, name)]
     if len(given) > 1:
-        raise ValueError(f"images are asked for from {' and from '.join(given)}; expected one of datasets, release, folder.")
+        raise DataError(f"images are asked for from {' and from '.join(given)}; expected one of datasets, release, folder.")
     if params.folder:
         return _folder_plan(store, params)
     if params.datasets:
         if len(set(params.datasets)) < len(params.datasets):
-            raise ValueError(f"datasets are {', '.join(params.datasets)}; expected each of them once.")
+            raise DataError(f"datasets are {', '.join(params.datasets)}; expected each of them once.")
         manifests = [require_manifest(store, FILTERED, name) for name in sorted(params.datasets)]
         parts = tuple(
             _Part(one.inputs.partition, tuple(f"{one.folder}/{item.name}" for item in one.find(".parquet")))
@@ -215,7 +212,7 @@ def open_folder(store: Store, folder: str) -> BenchmarkFiles:
 
     Raises:
         FileNotFoundError: It is not there, or empty.
-        ValueError: The key is not allowed.
+        DataError: The key is not allowed.
     """
     if folder.startswith("/"):
         if not Path(folder).is_dir():
@@ -233,14 +230,14 @@ def picture_paths(files: BenchmarkFiles, folder: str) -> list[str]:
     """List the paths of pictures, in order; files of no known format are passed over.
 
     Raises:
-        ValueError: A name is not allowed, or there are too many files.
+        DataError: A name is not allowed, or there are too many files.
     """
     paths, rejections = files.listed()
     if rejections:
         told = "; ".join(f"{one.what} {one.reason}" for one in rejections[:5])
-        raise ValueError(f"{folder!r:.200} holds names that are not allowed: {told}")
+        raise DataError(f"{folder!r:.200} holds names that are not allowed: {told}")
     if len(paths) > MAX_FILES:
-        raise ValueError(
+        raise DataError(
             f"{folder!r:.200} holds {len(paths):,} files; expected at most {MAX_FILES:,}. Take it in as a dataset "
             "(`cem-assets ingest`), and name that."
         )
@@ -254,26 +251,26 @@ def read_picture(files: BenchmarkFiles, path: str) -> NDArray[np.uint8]:
     """Read one picture as uint8 (height, width); deeper ones are mapped by their 0.1 and 99.9 percentiles.
 
     Raises:
-        ValueError: It cannot be read, is a stack, too large, or has no contrast to map.
+        DataError: It cannot be read, is a stack, too large, or has no contrast to map.
     """
     plane = read_plain(files, path)
     policy = default_policy(plane.dtype)
     try:
         return np.ascontiguousarray(mapping_for(policy, plane.dtype, plane).apply(plane))
     except ValueError as error:
-        raise ValueError(f"{shown_path(path)}: {error}") from error
+        raise DataError(f"{shown_path(path)}: {error}") from error
 
 
 def read_plain(files: BenchmarkFiles, path: str) -> "NDArray[np.generic]":
     """Read one picture as it is, (height, width).
 
     Raises:
-        ValueError: It cannot be read, is a stack, or too large.
+        DataError: It cannot be read, is a stack, or too large.
     """
     with files.local(path) as local, scratch_folder("analysis-picture") as scratch:
         plane, _ = read_plane(local, scratch, _DESCRIPTION)
     if max(plane.shape) > MAX_SIDE_PX:
-        raise ValueError(
+        raise DataError(
             f"{shown_path(path)} has {plane.shape[0]} x {plane.shape[1]} px; expected sides of at most {MAX_SIDE_PX}. Cut it, "
             "or take it in as a dataset."
         )
@@ -286,7 +283,7 @@ def _folder_plan(store: Store, params: ImageParams) -> ImagePlan:
     if any(path.startswith(f"{IMAGES_FOLDER}/") for path in paths):  # beside them are masks
         paths = [path for path in paths if path.startswith(f"{IMAGES_FOLDER}/")]
     if not paths:
-        raise ValueError(f"{params.folder!r:.200} holds no pictures; expected TIFF, PNG or JPEG files, or other known formats.")
+        raise DataError(f"{params.folder!r:.200} holds no pictures; expected TIFF, PNG or JPEG files, or other known formats.")
     groups: dict[str, list[str]] = {}
     for path in paths:
         groups.setdefault(path.split("/", 1)[0] if "/" in path else PurePosixPath(params.folder).name, []).append(path)

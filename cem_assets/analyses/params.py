@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cem_assets.errors import DataError
+
 LOWEST_STRENGTHS = {"rotation": -360.0, "blur": 0.0, "noise": 0.0, "brightness": 0.0, "contrast": 0.0, "scale": 0.05}
 """Transformations by name, and the smallest strength of each that is allowed."""
 
@@ -49,7 +51,7 @@ class InvarianceParams(BaseModel):
             elif not values or not all(math.isfinite(value) and value >= LOWEST_STRENGTHS[name] for value in values):
                 problems.append(f"strengths of {name} are {values}, expected numbers from {LOWEST_STRENGTHS[name]:g}")
         if problems:
-            raise ValueError(f"these changes cannot be measured: {'; '.join(problems)}.")
+            raise DataError(f"these changes cannot be measured: {'; '.join(problems)}.")
         return self
 
 
@@ -75,7 +77,7 @@ class OcclusionParams(BaseModel):
     @model_validator(mode="after")
     def _check_stride(self) -> "OcclusionParams":
         if self.stride_px > self.square_px:
-            raise ValueError(
+            raise DataError(
                 f"square {self.square_px} px, stride {self.stride_px} px; expected a stride from 1 to the square, or pixels "
                 "between two places are never covered"
             )
@@ -107,7 +109,7 @@ class MaskParams(BaseModel):
     @model_validator(mode="after")
     def _check_downsampling(self) -> "MaskParams":
         if self.downsampling not in (None, 0, *DOWNSAMPLINGS):
-            raise ValueError(f"downsampling is {self.downsampling}; expected one of {', '.join(map(str, DOWNSAMPLINGS))}, or 0")
+            raise DataError(f"downsampling is {self.downsampling}; expected one of {', '.join(map(str, DOWNSAMPLINGS))}, or 0")
         return self
 
 

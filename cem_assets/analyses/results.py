@@ -22,6 +22,7 @@ from cem_assets.benchmarks.scores.inputs import ScoredWeights, find_weights, fin
 from cem_assets.benchmarks.scores.stored import parameters_digest
 from cem_assets.benchmarks.transfer.features_stage import FALLBACK_NORMS
 from cem_assets.benchmarks.transfer.stage import flattened
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import StageResult
 from cem_assets.pretraining.weights.stored import load_encoder_weights, stored_weights_rows
 from cem_assets.store.assets import CODE_VERSIONS, DATASET_DISTANCES, DATASET_MAPS, INVARIANCE, OCCLUSION, ORGANELLES, WEIGHTS
@@ -103,13 +104,13 @@ def analysed_weights(store: Store, name: str) -> ScoredWeights:
     """Look up the weights of an analysis.
 
     Raises:
-        ValueError: There are no weights of that name; the error lists those there are.
+        DataError: There are no weights of that name; the error lists those there are.
         FileNotFoundError: They are a row of the catalogue, and not in the store yet.
     """
     if name not in (committed := committed_partitions(store, WEIGHTS)):
         rows = stored_weights_rows(store)
         if name not in rows:
-            raise ValueError(f"weights {name!r:.80} are not known; expected one of {', '.join(sorted({*rows, *committed}))}.")
+            raise DataError(f"weights {name!r:.80} are not known; expected one of {', '.join(sorted({*rows, *committed}))}.")
         raise FileNotFoundError(
             f"weights {name!r} are not in {store.url} yet; materialize {WEIGHTS}, partition {name!r} (`cem-assets weights "
             f"train {name}`). In the store are: {', '.join(committed) or 'none'}."
@@ -129,9 +130,6 @@ def commit_analysis(store: Store, plan: AnalysisPlan, run_id: str, find: Callabl
     """Do an analysis where it was not done yet, commit it, and tell MLflow.
 
     Args:
-        store: Where.
-        plan: What.
-        run_id: Recorded in the manifest.
         find: Does it.
 
     Returns:
@@ -198,7 +196,6 @@ def read_table(store: Store, manifest: Manifest, name: str) -> pa.Table:
     """Read a table of a result.
 
     Args:
-        store: Where.
         manifest: Of the result.
         name: Without suffix.
     """

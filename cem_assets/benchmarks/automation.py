@@ -1,14 +1,14 @@
 """What runs by itself for benchmarks: rows of the catalogue become partitions, and new scores a new leaderboard."""
 
-import os
 from typing import Any
 
 import dagster as dg
 
+from cem_assets import environment
 from cem_assets.benchmarks.data.rows import known_benchmarks
 from cem_assets.benchmarks.jobs import benchmark_leaderboard, benchmark_scoring
 from cem_assets.platform.attempts import UNFINISHED
-from cem_assets.platform.partitions import benchmark_rows
+from cem_assets.platform.partitions import benchmark_rows, missing_partitions
 from cem_assets.platform.resources import StoreResource
 from cem_assets.store.assets import BENCHMARK_SCORES, LEADERBOARD
 
@@ -16,14 +16,14 @@ from cem_assets.store.assets import BENCHMARK_SCORES, LEADERBOARD
 @dg.sensor(
     name="benchmarks",
     job=benchmark_leaderboard,
-    minimum_interval_seconds=int(os.environ.get("CEM_ASSETS_RECONCILIATION_SECONDS", "60")),
+    minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Offers every row of the catalogue of benchmarks as a partition, and asks for a leaderboard after new scores.",
 )
 def benchmarks_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SensorResult:
     """Add the partitions that are missing; ask for a leaderboard where scores are newer and none are being made."""
-    known = set(context.instance.get_dynamic_partitions(str(benchmark_rows.name)))
-    added = [name for name in known_benchmarks(store.open()) if name not in known]
+    missing = missing_partitions(context.instance, benchmark_rows, known_benchmarks(store.open()))
+    added = [key for request in missing for key in request.partition_keys]
     newest = _last(context.instance, BENCHMARK_SCORES)
     is_due = newest > _last(context.instance, LEADERBOARD)
     for job in (benchmark_scoring.name, benchmark_leaderboard.name):
@@ -34,7 +34,7 @@ def benchmarks_sensor(context: dg.SensorEvaluationContext, store: StoreResource)
     return dg.SensorResult(
         run_requests=[dg.RunRequest(run_key=f"leaderboard:{newest}")] if is_due else [],
         skip_reason=None if is_due else told,
-        dynamic_partitions_requests=[benchmark_rows.build_add_request(added)] if added else [],
+        dynamic_partitions_requests=missing,
     )
 
 

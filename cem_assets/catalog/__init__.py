@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 
+from cem_assets.errors import DataError
+
 REMOTE_FORMATS = ("zarr2", "zarr3", "ome-zarr", "n5", "precomputed")
 _COLUMNS = (
     "name", "enabled", "kind", "z_nm", "y_nm", "x_nm", "licence", "citation", "organism", "tissue", "technique", "source_url",
@@ -93,11 +95,11 @@ class EmDataset:
             voxel_size_nm: (z, y, x) of what was fetched, where it is not the row's.
 
         Raises:
-            ValueError: The voxel size is not known.
+            DataError: The voxel size is not known.
         """
         size = voxel_size_nm or self.voxel_size_nm
         if size is None:
-            raise ValueError(f"the catalogue does not know the voxel size of {self.name!r}; expected it from its metadata.")
+            raise DataError(f"the catalogue does not know the voxel size of {self.name!r}; expected it from its metadata.")
         texts = ("licence", "citation", "organism", "tissue", "technique", "source_url")
         lines = [f'name = "{self.name}"', f'kind = "{self.kind}"']
         # Images have no depth: their description asks for the size of a pixel.
@@ -128,56 +130,56 @@ def parse_em_datasets(text: str, registry: Callable[[str], str]) -> dict[str, Em
         The rows by name.
 
     Raises:
-        ValueError: Columns or cells break rules; all problems are named at once.
+        DataError: Columns or cells break rules; all problems are named at once.
     """
     reader = csv.DictReader(text.splitlines())
     columns = tuple(reader.fieldnames or ())
     if columns not in (_COLUMNS, _COLUMNS + _ARCHIVE_COLUMNS):
-        raise ValueError(f"em_datasets.csv has columns {reader.fieldnames}; expected {list(_COLUMNS)}.")
+        raise DataError(f"em_datasets.csv has columns {reader.fieldnames}; expected {list(_COLUMNS)}.")
     found: dict[str, EmDataset] = {}
     problems: list[str] = []
     for row in reader:
         cells = dict.fromkeys(_ARCHIVE_COLUMNS, "") | {key: value or "" for key, value in row.items() if key is not None}
         try:
             if None in row or None in row.values():
-                raise ValueError(f"expected {len(columns)} cells")
+                raise DataError(f"expected {len(columns)} cells")
             dataset = _dataset(cells, registry)
             if dataset.name in found:
-                raise ValueError("its name is there twice")
+                raise DataError("its name is there twice")
             found[dataset.name] = dataset
         except ValueError as error:
             problems.append(f"line {reader.line_num} ({cells.get('name')}): {error}")
     if problems:
-        raise ValueError(f"em_datasets.csv has {len(problems)} problem(s):\n" + "\n".join(f"  - {line}" for line in problems))
+        raise DataError(f"em_datasets.csv has {len(problems)} problem(s):\n" + "\n".join(f"  - {line}" for line in problems))
     return found
 
 
 def _dataset(cells: dict[str, str], registry: Callable[[str], str]) -> EmDataset:
     if not _NAME.fullmatch(cells["name"]):
-        raise ValueError(f"name is {cells['name']!r}; expected a-z, 0-9, '_', '-', '.', at most 63 characters")
+        raise DataError(f"name is {cells['name']!r}; expected a-z, 0-9, '_', '-', '.', at most 63 characters")
     if cells["kind"] not in ("volume", "images", "video"):
-        raise ValueError(f"kind is {cells['kind']!r}; expected volume, images or video")
+        raise DataError(f"kind is {cells['kind']!r}; expected volume, images or video")
     if not cells["licence"] or not cells["citation"]:
-        raise ValueError("licence and citation must be given; write 'see source' where a licence is not known for sure")
+        raise DataError("licence and citation must be given; write 'see source' where a licence is not known for sure")
     remote = _remote(cells)
     listed: dict[str, str] = {}
     if remote is None:
         if left := [name for name in _REMOTE_COLUMNS if cells[name]]:
-            raise ValueError(f"{', '.join(left)} only have a meaning with remote_url")
+            raise DataError(f"{', '.join(left)} only have a meaning with remote_url")
         lines = [] if cells["archive"] and not cells["registry"] else registry(cells["registry"]).splitlines()
         listed = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
     elif cells["base_url"] or cells["registry"]:
-        raise ValueError("it has both remote_url and base_url or registry; expected one of them")
+        raise DataError("it has both remote_url and base_url or registry; expected one of them")
     elif cells["archive"] or cells["mirrors"]:
-        raise ValueError("archive and mirrors only have a meaning without remote_url")
+        raise DataError("archive and mirrors only have a meaning without remote_url")
     if bool(cells["archive"]) != bool(cells["accession"]) or (cells["archive"] and cells["base_url"]):
-        raise ValueError("archive and accession must be given together, and instead of base_url")
+        raise DataError("archive and accession must be given together, and instead of base_url")
     mirrors = tuple(cells["mirrors"].split())
     if bad := [url for url in mirrors if "://" not in url or not url.endswith("/")]:
-        raise ValueError(f"mirrors are {', '.join(bad)}; expected addresses of folders, with a slash at their end")
+        raise DataError(f"mirrors are {', '.join(bad)}; expected addresses of folders, with a slash at their end")
     sizes = [cells[name] for name in ("z_nm", "y_nm", "x_nm")]
     if remote is None and not all(sizes):
-        raise ValueError("z_nm, y_nm and x_nm must be given for datasets made of files")
+        raise DataError("z_nm, y_nm and x_nm must be given for datasets made of files")
     numbers = [_number(name, cells[name]) for name in ("z_nm", "y_nm", "x_nm") if cells[name]]
     return EmDataset(
         name=cells["name"],
@@ -205,12 +207,12 @@ def _remote(cells: dict[str, str]) -> RemoteSource | None:
     if not url:
         return None
     if not url.startswith(("s3://", "gs://", "https://", "http://")) or url.endswith("/"):
-        raise ValueError(f"remote_url is {url!r}; expected s3://, gs:// or https://, without a slash at its end")
+        raise DataError(f"remote_url is {url!r}; expected s3://, gs:// or https://, without a slash at its end")
     if cells["remote_format"] not in REMOTE_FORMATS:
-        raise ValueError(f"remote_format is {cells['remote_format']!r}; expected one of {', '.join(REMOTE_FORMATS)}")
+        raise DataError(f"remote_format is {cells['remote_format']!r}; expected one of {', '.join(REMOTE_FORMATS)}")
     for name in ("scale", "cube_px", "padding_value"):
         if not cells[name].isdecimal():
-            raise ValueError(f"{name} is {cells[name]!r}; expected a whole number")
+            raise DataError(f"{name} is {cells[name]!r}; expected a whole number")
     return RemoteSource(
         url=url,
         format=cells["remote_format"],
@@ -225,7 +227,7 @@ def _remote(cells: dict[str, str]) -> RemoteSource | None:
 
 def _yes(cells: dict[str, str], name: str) -> bool:
     if cells[name] not in ("yes", "no"):
-        raise ValueError(f"{name} is {cells[name]!r}; expected yes or no")
+        raise DataError(f"{name} is {cells[name]!r}; expected yes or no")
     return cells[name] == "yes"
 
 
@@ -235,5 +237,5 @@ def _number(name: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {text!r}; expected a positive number")
+        raise DataError(f"{name} is {text!r}; expected a positive number")
     return value

@@ -16,6 +16,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
+from cem_assets.errors import DataError
+
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 MAX_TOML_BYTES = 1 << 20
 Split = Literal["train", "valid", "test"]
@@ -172,7 +174,7 @@ class Benchmark:
     @classmethod
     def _name_is_safe(cls, name: str) -> str:
         if not NAME_PATTERN.fullmatch(name):
-            raise ValueError(f"the name {name!r:.80} is not allowed; expected 1 to 63 of a-z, 0-9, '_' and '-'")
+            raise DataError(f"the name {name!r:.80} is not allowed; expected 1 to 63 of a-z, 0-9, '_' and '-'")
         return name
 
 
@@ -197,7 +199,7 @@ class SegmentationBenchmark(Benchmark):
     @classmethod
     def _classes_fit(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
         if not 2 <= len(classes) <= 256:
-            raise ValueError("expected the names of 2 to 256 classes, the first of them the background")
+            raise DataError("expected the names of 2 to 256 classes, the first of them the background")
         return classes
 
 
@@ -254,7 +256,7 @@ class TransferBenchmark(Benchmark):
         if self.kind != "folders" and (not self.tables or "label" not in self.columns):
             problems.append("a table needs tables = [...] and columns = {label = ...}")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise DataError("; ".join(problems))
         return self
 
 
@@ -278,17 +280,17 @@ def benchmark_tables(text: str | None = None, where: str = "benchmarks.toml") ->
         where: How to name it in errors.
 
     Raises:
-        ValueError: It is no TOML, too large, or has something else than tables.
+        DataError: It is no TOML, too large, or has something else than tables.
     """
     text = _shipped_text() if text is None else text
     if len(text.encode()) > MAX_TOML_BYTES:
-        raise ValueError(f"{where} has {len(text.encode())} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
+        raise DataError(f"{where} has {len(text.encode())} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where} is not valid TOML: {error}.") from error
+        raise DataError(f"{where} is not valid TOML: {error}.") from error
     if wrong := [key for key, table in tables.items() if not isinstance(table, dict)]:
-        raise ValueError(f"{where} has {', '.join(wrong)} where one table per benchmark was expected, such as [my_cells].")
+        raise DataError(f"{where} has {', '.join(wrong)} where one table per benchmark was expected, such as [my_cells].")
     return tables
 
 
@@ -306,7 +308,7 @@ def benchmark_rows(
         Rows by name, in the order of the text.
 
     Raises:
-        ValueError: It breaks rules; all problems are told at once.
+        DataError: It breaks rules; all problems are told at once.
     """
     rows: dict[str, AnyBenchmark] = {}
     problems: list[str] = []
@@ -327,7 +329,7 @@ def benchmark_rows(
         problems += _union_problems(row, rows)
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise ValueError(f"{where} has {len(problems)} problem(s):\n{listing}")
+        raise DataError(f"{where} has {len(problems)} problem(s):\n{listing}")
     return rows
 
 

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from cem_assets.errors import DataError
 from cem_assets.imaging.intensity import Policy
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}", re.ASCII)
@@ -122,7 +123,7 @@ class DatasetDescription(BaseModel):
     @classmethod
     def _name_is_safe(cls, name: str) -> str:
         if problem := check_dataset_name(name):
-            raise ValueError(problem)
+            raise DataError(problem)
         return name
 
     @model_validator(mode="after")
@@ -151,7 +152,7 @@ class DatasetDescription(BaseModel):
         if self.sampling is not None and self.kind != "volume":
             problems.append(f'[sampling] takes cubes of volumes; kind = "{self.kind}" has none')
         if problems:
-            raise ValueError("; ".join(problems))
+            raise DataError("; ".join(problems))
         return self
 
     @model_serializer(mode="wrap")
@@ -179,20 +180,20 @@ def parse_description(text: bytes, where: str) -> DatasetDescription:
         The validated description.
 
     Raises:
-        ValueError: The file is not TOML in UTF-8, or breaks rules; all problems are named at once.
+        DataError: The file is not TOML in UTF-8, or breaks rules; all problems are named at once.
     """
     if len(text) > MAX_TOML_BYTES:
-        raise ValueError(f"{where} has {len(text)} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
+        raise DataError(f"{where} has {len(text)} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
     try:
         data = tomllib.loads(text.decode("utf-8-sig"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{where} is not valid TOML in UTF-8: {error}. An example:\n{EXAMPLE}") from error
+        raise DataError(f"{where} is not valid TOML in UTF-8: {error}. An example:\n{EXAMPLE}") from error
     try:
         return DatasetDescription.model_validate(data)
     except ValidationError as error:
         lines = [_in_words(problem, data) for problem in error.errors()]
         listing = "\n".join(f"  - {line}" for line in lines)
-        raise ValueError(f"{where} has {len(lines)} problem(s):\n{listing}\nAn example:\n{EXAMPLE}") from error
+        raise DataError(f"{where} has {len(lines)} problem(s):\n{listing}\nAn example:\n{EXAMPLE}") from error
 
 
 def _in_words(problem: Any, data: dict[str, Any]) -> str:

@@ -13,6 +13,8 @@ from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
+from cem_assets.errors import UnknownNameError
+
 
 @dataclass(frozen=True)
 class MicroscopySource:
@@ -101,7 +103,7 @@ def recipe_text(name: str) -> bytes:
     """
     known = microscopy_sources()
     if name not in known:
-        raise KeyError(f"the catalogue has no recipe {name!r}; it has {', '.join(sorted(known))}.")
+        raise UnknownNameError(f"the catalogue has no recipe {name!r}; it has {', '.join(sorted(known))}.")
     return _folder().joinpath("microscopy", f"{name}.toml").read_bytes()
 
 

@@ -14,6 +14,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any, ClassVar
 
+from cem_assets.errors import DataError
+
 ARCHS = ("efficientnet_b0", "resnet18", "resnet34", "resnet50")
 """Networks, as `cem_assets.encoders.ENCODERS` has them; written out here because that imports torch."""
 METHODS = ("moco", "supervised", "swav")
@@ -137,12 +139,12 @@ def weights_rows(text: str | None = None, what: str = "weights.toml") -> dict[st
         Rows by name, in the order of the file.
 
     Raises:
-        ValueError: It is not TOML, or rows make no sense: every problem is named, with the row it is in.
+        DataError: It is not TOML, or rows make no sense: every problem is named, with the row it is in.
     """
     try:
         data = tomllib.loads(_package_text() if text is None else text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ValueError(f"{what} is not valid TOML: {error}. An example of a row:\n{_EXAMPLE}") from error
+        raise DataError(f"{what} is not valid TOML: {error}. An example of a row:\n{_EXAMPLE}") from error
     rows: dict[str, WeightsRow] = {}
     problems: list[str] = []
     for name, table in data.items():
@@ -154,7 +156,7 @@ def weights_rows(text: str | None = None, what: str = "weights.toml") -> dict[st
         problems += [f"{name[:80]}: {problem}" for problem in found]
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise ValueError(f"{what} has {len(problems)} problem(s):\n{listing}\nAn example of a row:\n{_EXAMPLE}")
+        raise DataError(f"{what} has {len(problems)} problem(s):\n{listing}\nAn example of a row:\n{_EXAMPLE}")
     return rows
 
 

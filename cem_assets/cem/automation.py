@@ -5,13 +5,13 @@ tell only what is already being done about it. Every tick is bounded in time, an
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
 import dagster as dg
 
+from cem_assets import environment
 from cem_assets.cem.jobs import cem_chain, cem_release
 from cem_assets.cem.reconciliation import (
     DatasetState,
@@ -25,8 +25,8 @@ from cem_assets.cem.reconciliation import (
 from cem_assets.cem.settings import Settings, read_settings
 from cem_assets.inbox.datasets import Arrival, Rejection, arrivals, read_description
 from cem_assets.inbox.quarantine import report_key, write_report
-from cem_assets.platform.attempts import MAX_REQUESTS, TICK_SECONDS, UNFINISHED, WORK_TAG, attempt_at
-from cem_assets.platform.partitions import em_datasets
+from cem_assets.platform.attempts import MAX_REQUESTS, TICK_SECONDS, UNFINISHED, WORK_TAG, Attempt, attempt_at
+from cem_assets.platform.partitions import em_datasets, missing_partitions
 from cem_assets.platform.resources import StoreResource
 from cem_assets.store.assets import RELEASES, VOLUMES
 from cem_assets.store.store import Store
@@ -37,17 +37,16 @@ GRACE_SECONDS = 120.0
 """So long after it arrived, a dataset without any run is left to the inbox sensor."""
 
 
-def run_request(work: Work, settings: Settings, attempt: int = 0) -> dg.RunRequest:
+def run_request(work: Work, settings: Settings, attempt: Attempt) -> dg.RunRequest:
     """Ask for the run that does some work.
 
     Args:
         work: From `needed_work`.
-        settings: Whose parameters to use.
         attempt: How often it was tried before.
     """
     config = {asset: settings.config(work.dataset, asset) for asset in work.assets}
     return dg.RunRequest(
-        run_key=f"{work.dataset}:{work.key}:{attempt}",
+        run_key=f"{work.dataset}:{work.key}:{attempt.number}",
         job_name=cem_chain.name,
         partition_key=work.dataset,
         asset_selection=[dg.AssetKey(asset.split("/")) for asset in work.assets],
@@ -55,6 +54,7 @@ def run_request(work: Work, settings: Settings, attempt: int = 0) -> dg.RunReque
         tags={
             WORK_TAG: work.key,
             "cem_assets/reason": "; ".join(f"{asset.removeprefix('cem/')}: {text}" for asset, text in work.reasons.items()),
+            **attempt.tags,
         },
     )
 
@@ -62,7 +62,7 @@ def run_request(work: Work, settings: Settings, attempt: int = 0) -> dg.RunReque
 @dg.sensor(
     name="inbox",
     job=cem_chain,
-    minimum_interval_seconds=int(os.environ.get("CEM_ASSETS_INBOX_SECONDS", "30")),
+    minimum_interval_seconds=environment.whole_number(environment.INBOX_SECONDS),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Takes in what arrives in inbox/<dataset>/: a new or changed dataset.toml, written last, asks for the chain.",
 )
@@ -88,7 +88,7 @@ def inbox_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> d
                 observations.append(_refused(opened, arrival.dataset, problem))
             else:
                 partitions.append(arrival.dataset)
-                requests += [run_request(work, settings) for work in works]
+                requests += [run_request(work, settings, Attempt()) for work in works]
             seen[arrival.dataset] = arrival.fingerprint[:8]
         if len(requests) >= MAX_REQUESTS or time.monotonic() - started > TICK_SECONDS:
             break
@@ -98,7 +98,7 @@ def inbox_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> d
         run_requests=requests,
         skip_reason=None if requests else f"nothing new among {len(seen):,} datasets of the inbox",
         cursor=json.dumps({"after": after, "seen": seen}, separators=(",", ":")),
-        dynamic_partitions_requests=_additions(context.instance, partitions),
+        dynamic_partitions_requests=missing_partitions(context.instance, em_datasets, partitions),
         asset_events=observations,
     )
 
@@ -111,13 +111,6 @@ def _looked_at(store: Store, seen: Mapping[str, str], after: str) -> Iterator[tu
         states = {state.dataset: state for state in look_at_these(store, news, after, len(step))}
         after = step[-1].dataset
         yield from ((arrival, states.get(arrival.dataset)) for arrival in step)
-
-
-def _additions(instance: dg.DagsterInstance, names: list[str]) -> list[dg.AddDynamicPartitionsRequest]:
-    """Ask for those partitions that Dagster does not know yet."""
-    known = set(instance.get_dynamic_partitions(str(em_datasets.name)))
-    added = [name for name in names if name not in known]
-    return [em_datasets.build_add_request(added)] if added else []
 
 
 def _problem(store: Store, arrival: Arrival) -> str | None:
@@ -144,7 +137,7 @@ def _refused(store: Store, dataset: str, problem: str) -> dg.AssetObservation:
 @dg.sensor(
     name="reconciliation",
     job=cem_chain,
-    minimum_interval_seconds=int(os.environ.get("CEM_ASSETS_RECONCILIATION_SECONDS", "60")),
+    minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Compares what the store holds with what should be there, and asks for exactly what is missing or stale.",
 )
@@ -167,11 +160,11 @@ def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResou
         elif works and (arrival is None or _is_described(opened, dataset)):
             partitions.append(dataset)
             for work in works:
-                attempt, why_not = _attempt(context.instance, work, arrival)
-                if why_not is None:
+                attempt = _attempt(context.instance, work, arrival)
+                if attempt.why_not is None:
                     requests.append(run_request(work, settings, attempt))
                 else:
-                    waiting.append(f"{dataset} ({why_not})")
+                    waiting.append(f"{dataset} ({attempt.why_not})")
         if len(requests) >= MAX_REQUESTS or time.monotonic() - started > TICK_SECONDS:
             break
     else:
@@ -184,7 +177,7 @@ def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResou
         skip_reason=None if requests else told,
         # Never an empty text, which Dagster takes for no cursor: it would keep the last one, and the look end there for ever.
         cursor=json.dumps({"after": after}),
-        dynamic_partitions_requests=_additions(context.instance, partitions),
+        dynamic_partitions_requests=missing_partitions(context.instance, em_datasets, partitions),
     )
 
 
@@ -201,21 +194,21 @@ def _is_described(store: Store, dataset: str) -> bool:
     return True
 
 
-def _attempt(instance: dg.DagsterInstance, work: Work, arrival: Arrival | None) -> tuple[int, str | None]:
+def _attempt(instance: dg.DagsterInstance, work: Work, arrival: Arrival | None) -> Attempt:
     """Tell which attempt at some work this would be, and why not now, if so."""
     of_dataset = {"dagster/partition": work.dataset}
     if instance.get_run_records(dg.RunsFilter(job_name=cem_chain.name, tags=of_dataset, statuses=UNFINISHED), limit=1):
-        return 0, "a run is under way"
+        return Attempt(why_not="a run is under way")
     is_new = arrival is not None and time.time() - arrival.modified < GRACE_SECONDS
     if is_new and not instance.get_run_records(dg.RunsFilter(job_name=cem_chain.name, tags=of_dataset), limit=1):
-        return 0, "it just arrived; the inbox sensor takes it in"
+        return Attempt(why_not="it just arrived; the inbox sensor takes it in")
     return attempt_at(instance, cem_chain.name, work.dataset, work.key, work.is_look_only)
 
 
 @dg.schedule(
     name="releases",
     job=cem_release,
-    cron_schedule=os.environ.get("CEM_ASSETS_RELEASE_CRON", "0 3 * * *"),
+    cron_schedule=environment.text(environment.RELEASE_CRON),
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Makes a release when filtered partitions changed since the last one (CEM_ASSETS_RELEASE_CRON).",
 )

@@ -90,7 +90,6 @@ def duplicate_rows(store: Store, manifest: Manifest, wanted: int = _COLUMNS // 2
     """Make a row of dropped duplicates, each beside the exemplar that stands for it.
 
     Args:
-        store: Where.
         manifest: Of `cem/deduplicated_patches`.
         wanted: Number of pairs.
     """
@@ -172,7 +171,6 @@ def subvolume_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
     """Play some subvolumes, slice by slice; nothing where there are none.
 
     Args:
-        store: Where.
         manifest: Of `cem/subvolumes`.
 
     Returns:

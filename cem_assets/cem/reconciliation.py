@@ -199,8 +199,6 @@ def look_at(store: Store, dataset: str, arrival: Arrival | None) -> DatasetState
     """Look at what the store holds of a dataset: five listings, and five small reads of what is not remembered.
 
     Args:
-        store: Where.
-        dataset: Its name.
         arrival: Its place in the inbox, or None.
 
     Returns:
@@ -214,7 +212,6 @@ def look_at_these(store: Store, arrived: Sequence[Arrival], after: str, num_pass
     """Look at some datasets of the inbox: by listings of many where they lie close together, else each by itself.
 
     Args:
-        store: Where.
         arrived: The datasets, in order of `place`.
         after: A name before the first of them, such as where a look at the inbox began; empty for its beginning.
         num_passed: Datasets from there to the last of them, these included.
@@ -247,7 +244,6 @@ def look_at_all(store: Store, after: str = "") -> Iterator[DatasetState]:
     """Look at all datasets: one listing of the inbox and of each asset, merged, and reads of what is not remembered.
 
     Args:
-        store: Where.
         after: Begin behind this dataset.
 
     Yields:

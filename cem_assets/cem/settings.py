@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from cem_assets.cem.filter.params import FilterParams, ScoreParams
 from cem_assets.cem.patches.dedup import DedupParams
 from cem_assets.cem.patches.stage import PatchifyParams
+from cem_assets.errors import DataError
 from cem_assets.store.assets import DEDUPLICATED, FILTERED, RAW, SCORES
 from cem_assets.store.store import Store
 
@@ -69,14 +70,14 @@ def read_settings(store: Store) -> Settings:
     """Read the settings of a store; the defaults where there is no file.
 
     Raises:
-        ValueError: The file is not TOML, or names assets, parameters or values that there are not; all at once.
+        DataError: The file is not TOML, or names assets, parameters or values that there are not; all at once.
     """
     try:
         data = tomllib.loads(store.read(SETTINGS).decode("utf-8-sig"))
     except FileNotFoundError:
         return Settings()
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{SETTINGS} is not valid TOML in UTF-8: {error}. An example:\n{_EXAMPLE}") from error
+        raise DataError(f"{SETTINGS} is not valid TOML in UTF-8: {error}. An example:\n{_EXAMPLE}") from error
     problems = [f"unknown key {key!r}" for key in data if key not in ("relaunch_gpu", "parameters", "datasets")]
     relaunch_gpu = data.get("relaunch_gpu", False)
     if not isinstance(relaunch_gpu, bool):
@@ -94,7 +95,7 @@ def read_settings(store: Store) -> Settings:
             overrides[dataset, asset] = dict(values)
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise ValueError(f"{SETTINGS} has {len(problems)} problem(s):\n{listing}\nAn example:\n{_EXAMPLE}")
+        raise DataError(f"{SETTINGS} has {len(problems)} problem(s):\n{listing}\nAn example:\n{_EXAMPLE}")
     return Settings(relaunch_gpu, overrides)
 
 

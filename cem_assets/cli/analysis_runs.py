@@ -7,6 +7,7 @@ from typing import Any
 from cem_assets.analyses.comparisons.stage import FIGURE
 from cem_assets.analyses.results import ANALYSES, analysed_weights, results_of
 from cem_assets.cli.runs import Listener, failures, open_instance, run_job
+from cem_assets.errors import DataError
 from cem_assets.store.assets import COMPARISONS
 from cem_assets.store.manifests import Manifest, current_manifest, require_manifest
 from cem_assets.store.store import Store
@@ -18,21 +19,19 @@ def analyse_all(
     """Analyse several weights in the same way, then set them side by side.
 
     Args:
-        store: Where.
         analysis: A key of `ANALYSES`.
         weights: Names.
         config: Of the asset, the same for all.
-        listener: Called with progress.
 
     Yields:
         For each: lines to print, and what failed. One failure does not end it.
 
     Raises:
-        ValueError: A name is there twice, or there are no weights of it.
+        DataError: A name is there twice, or there are no weights of it.
         FileNotFoundError: Weights are not in the store yet.
     """
     if len(set(weights)) < len(weights):
-        raise ValueError(f"weights are {', '.join(weights)}; expected each of them once.")
+        raise DataError(f"weights are {', '.join(weights)}; expected each of them once.")
     for name in weights:
         analysed_weights(store, name)
     asset = ANALYSES[analysis]

@@ -67,10 +67,8 @@ def score_all(
     """Score every combination of a sweep, then make the leaderboard; one failure does not end it.
 
     Args:
-        store: Where.
         sweep: What is wanted.
         more: Further config of the scores, such as {"device": "cpu"}.
-        listener: Called with progress.
 
     Yields:
         For each: lines about the score, and what failed.

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from cem_assets import environment
 from cem_assets.cli.runs import dagster_home
 from cem_assets.store.store import open_store
-from cem_assets.tracking.mlflow import URI_VARIABLE, tracking_uri
+from cem_assets.tracking.mlflow import tracking_uri
 
 
 def serve(port: int, mlflow_port: int, say: Callable[[str], None]) -> int:
@@ -24,7 +25,7 @@ def serve(port: int, mlflow_port: int, say: Callable[[str], None]) -> int:
         Exit status.
     """
     home = dagster_home()
-    environment = {**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    variables = {**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     processes = []
     uri = tracking_uri()
     if not uri.startswith("http"):
@@ -35,9 +36,9 @@ def serve(port: int, mlflow_port: int, say: Callable[[str], None]) -> int:
             "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1",
         ]  # fmt: skip
         # Job workers of MLflow's generative features would take 2 GB for nothing.
-        quiet = {**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        quiet = {**variables, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         processes.append(subprocess.Popen(command, env=quiet, start_new_session=True))
-        environment[URI_VARIABLE] = address
+        variables[environment.MLFLOW_TRACKING_URI.name] = address
         say(f"MLflow:  {address}")
     else:
         say(f"MLflow:  {uri}")
@@ -45,7 +46,7 @@ def serve(port: int, mlflow_port: int, say: Callable[[str], None]) -> int:
     command = [
         sys.executable, "-m", "dagster", "dev", "-m", "cem_assets.definitions", "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
-    processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    processes.append(subprocess.Popen(command, env=variables, start_new_session=True))
     try:
         return processes[-1].wait()
     except KeyboardInterrupt:

@@ -11,15 +11,14 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from cem_assets import __version__
+from cem_assets import __version__, environment
 from cem_assets.execution.choice import unfit_nodes
-from cem_assets.execution.local import ENGINE_VARIABLE, EngineChoice, default_num_workers, engine_choice
+from cem_assets.execution.local import EngineChoice, default_num_workers, engine_choice
 from cem_assets.execution.ray import RayEngine, nodes_of_cluster, stall_seconds
 from cem_assets.imaging.dhash import self_test
 from cem_assets.store.commits import installed_versions
-from cem_assets.store.scratch import SCRATCH_VARIABLE
-from cem_assets.store.store import ROOT_VARIABLE, Store, open_store
-from cem_assets.tracking.mlflow import URI_VARIABLE, tracking_uri
+from cem_assets.store.store import Store, open_store
+from cem_assets.tracking.mlflow import tracking_uri
 
 _LOW_DISK = 5 << 30
 
@@ -67,7 +66,7 @@ def _examine_store() -> list[Finding]:
     try:
         return [Finding("store", *_probe(store)), *_free(store)]
     except Exception as error:  # noqa: BLE001  every store has its own errors; all of them are the finding
-        text = f"{store.url} cannot be used: {type(error).__name__}: {error}. Check {ROOT_VARIABLE} and the AWS_* variables"
+        text = f"{store.url} cannot be used: {type(error).__name__}: {error}. Check {environment.ROOT} and the AWS_* variables"
         return [Finding("store", False, text)]
 
 
@@ -97,7 +96,7 @@ def _examine_engine() -> Finding:
     try:
         if engine_choice() == EngineChoice.local:
             return Finding(
-                "engine", None, f"local, {default_num_workers()} process(es); {ENGINE_VARIABLE}=ray takes a Ray cluster"
+                "engine", None, f"local, {default_num_workers()} process(es); {environment.ENGINE}=ray takes a Ray cluster"
             )
         problems = unfit_nodes(RayEngine(stall_seconds=stall_seconds()), open_store())
         nodes = nodes_of_cluster()
@@ -120,10 +119,10 @@ def _free(store: Store) -> list[Finding]:
 
 
 def _examine_disk() -> Finding:
-    folder = os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir()
+    folder = environment.text(environment.SCRATCH) or tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     text = f"{folder}: {free / 2**30:.0f} GiB free"
-    return Finding("scratch", free > _LOW_DISK, text + _remedy(free, f"point {SCRATCH_VARIABLE} to a larger disk"))
+    return Finding("scratch", free > _LOW_DISK, text + _remedy(free, f"point {environment.SCRATCH} to a larger disk"))
 
 
 def _remedy(free: int, text: str) -> str:
@@ -150,7 +149,9 @@ def _examine_gpu() -> Finding:
 def _examine_mlflow() -> Finding:
     uri = tracking_uri()
     if not uri.startswith("http"):
-        return Finding("MLflow", True, f"{uri.split('@')[-1]} (a local file; set {URI_VARIABLE} to share it)")
+        return Finding(
+            "MLflow", True, f"{uri.split('@')[-1]} (a local file; set {environment.MLFLOW_TRACKING_URI} to share it)"
+        )
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as answer:  # noqa: S310  http, checked above
             return Finding("MLflow", answer.status == 200, f"{uri} answers")

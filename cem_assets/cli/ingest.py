@@ -36,12 +36,10 @@ def ingest_folder(
     """Register a folder and run the chain on it.
 
     Args:
-        store: Where.
         folder: A folder of files with a `dataset.toml`.
         name: Name of the dataset instead of the one in `dataset.toml`.
         until: Last stage; "releases" makes a release as well.
         is_replaced: Whether another dataset of that name becomes an older version.
-        listener: Called with progress.
 
     Returns:
         The dataset and what failed.
@@ -88,11 +86,9 @@ def ingest_source(
     """Register a microscopy source and make its metadata; labels, crops and releases are over all sources and follow by sensor.
 
     Args:
-        store: Where.
         folder: Tables and images with a `source.toml`.
         name: Name of the source instead of the one in `source.toml`.
         is_replaced: Whether another source of that name becomes an older version.
-        listener: Called with progress.
 
     Raises:
         ValueError: The folder's description breaks rules.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cem_assets import __version__
+from cem_assets import __version__, environment
 from cem_assets.cli.analyses import add_analysis_commands
 from cem_assets.cli.classifier import add_classifier_commands
 from cem_assets.cli.pages import add_page_commands
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     call = parser.parse_args(arguments)
     if call.root:
-        os.environ["CEM_ASSETS_ROOT"] = call.root
+        environment.export(environment.ROOT, call.root)
     logging.basicConfig(level=logging.INFO if call.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     try:
         return int(call.run(call))
@@ -110,10 +110,9 @@ def _ingest(call: Any) -> int:
 
 def _demo(call: Any) -> int:
     from cem_assets.cli.demo.run import run_demo
-    from cem_assets.store.store import DEFAULT_ROOT
 
     with StageBars() as bars:
-        for line in run_demo(call.root or DEFAULT_ROOT, bars):
+        for line in run_demo(call.root or environment.ROOT.default, bars):
             bars.close()
             print(line, flush=True)
     return 0

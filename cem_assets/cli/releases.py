@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cem_assets.cli.progress import StageBars
+from cem_assets.errors import DataError
 
 _SHOWN_NAMES = 5
 
@@ -73,7 +74,7 @@ def _export(call: Any) -> int:
         )
         return 0
     if call.format:
-        raise ValueError("--format is for cem; CytoImageNet is exported as a folder of PNG files.")
+        raise DataError("--format is for cem; CytoImageNet is exported as a folder of PNG files.")
     with StageBars() as bars:
         num = export_cytoimagenet(
             open_store(), Path(call.target), call.release, lambda done, total: bars("images", "", done, total)

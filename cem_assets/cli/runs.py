@@ -3,7 +3,6 @@
 For the command line and the demo. The UI and the sensors launch the same jobs through Dagster itself.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 
 import dagster as dg
 
+from cem_assets import environment
 from cem_assets.definitions import build_definitions
 from cem_assets.platform.partitions import benchmark_rows, cyto_labels, em_datasets, microscopy_sources, weights_rows
 from cem_assets.platform.steps import progress_listener
 from cem_assets.store.assets import FILTERED, RELEASES, STAGES, asset_of
 
-HOME_VARIABLE = "DAGSTER_HOME"
-DEFAULT_HOME = ".cem_assets/dagster"
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 Listener = Callable[[str, str, int, int], None]
@@ -38,12 +36,12 @@ UNTIL = (*STAGES, "releases")
 
 def dagster_home() -> Path:
     """Return DAGSTER_HOME, made where it is missing; default `./.cem_assets/dagster`."""
-    home = Path(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME).resolve()
+    home = Path(environment.text(environment.DAGSTER_HOME)).resolve()
     home.mkdir(parents=True, exist_ok=True)
     settings = home / "dagster.yaml"
     if not settings.exists():
         settings.write_bytes(files("cem_assets").joinpath("dagster.yaml").read_bytes())
-    os.environ[HOME_VARIABLE] = str(home)
+    environment.export(environment.DAGSTER_HOME, str(home))
     return home
 
 

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from cem_assets.cli.progress import StageBars
+from cem_assets.errors import DataError
 
 
 def add_training_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -89,7 +90,7 @@ def _benchmark(call: Any) -> int:
         print("\n".join(benchmark_lines(store)))
         return 0
     if not (call.weights and call.benchmarks):
-        raise ValueError("--weights and --benchmarks belong together; expected names of both.")
+        raise DataError("--weights and --benchmarks belong together; expected names of both.")
     sweep = Sweep(call.benchmarks, call.weights, call.iterations, call.finetune, call.seeds)
     has_failed = False
     with StageBars() as bars:

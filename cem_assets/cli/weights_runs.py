@@ -6,6 +6,7 @@ from typing import Any
 
 from cem_assets.catalog.weights import TrainedWeights
 from cem_assets.cli.runs import Listener, failures, open_instance, run_job
+from cem_assets.errors import DataError
 from cem_assets.pretraining.training.plan import RUNS
 from cem_assets.pretraining.training.runs import read_status, request_stop
 from cem_assets.pretraining.weights.importing import availability
@@ -41,13 +42,13 @@ def parsed_settings(words: Sequence[str]) -> dict[str, Any]:
     """Read `name=value` words; values are JSON, or else plain text.
 
     Raises:
-        ValueError: A word has no name or no "=".
+        DataError: A word has no name or no "=".
     """
     found: dict[str, Any] = {}
     for word in words:
         name, separator, text = word.partition("=")
         if not separator or not name:
-            raise ValueError(f"{word!r} sets nothing; expected name=value, such as epochs=300 or dtype=bfloat16.")
+            raise DataError(f"{word!r} sets nothing; expected name=value, such as epochs=300 or dtype=bfloat16.")
         try:
             found[name] = json.loads(text)
         except json.JSONDecodeError:
@@ -59,17 +60,15 @@ def train_weights_row(store: Store, name: str, config: dict[str, Any], listener:
     """Materialize weights here and now; an interrupt keeps their state.
 
     Args:
-        store: Where.
         name: Row of the catalogue.
         config: Of the asset, such as {"params": {"epochs": 300}, "num_processes": 2}.
-        listener: Called with progress.
 
     Returns:
         What failed, in words; empty when all went well.
     """
     rows = known_weights(store)
     if name not in rows:
-        raise ValueError(f"weights {name!r} are no row of the catalogue; expected one of {', '.join(rows)}.")
+        raise DataError(f"weights {name!r} are no row of the catalogue; expected one of {', '.join(rows)}.")
     with open_instance() as instance:
         result = run_job(
             instance, store.url, "pretraining_weights", partition=name, config={WEIGHTS: config}, listener=listener
@@ -81,14 +80,13 @@ def stop_training(store: Store, name: str) -> list[str]:
     """Ask the training of some weights to keep its state and end, on whatever machine it runs.
 
     Args:
-        store: Where.
         name: Of the weights.
 
     Returns:
         The runs that were asked.
 
     Raises:
-        ValueError: Nothing of that name is being trained.
+        DataError: Nothing of that name is being trained.
     """
     asked = []
     for run in store.children(f"{WEIGHTS}/{name}/{RUNS}"):
@@ -98,5 +96,5 @@ def stop_training(store: Store, name: str) -> list[str]:
             request_stop(store, folder, "cem-assets weights stop")
             asked.append(f"{name}: asked to stop after epoch {status.epoch} of {status.num_epochs}; seen within seconds")
     if not asked:
-        raise ValueError(f"no training of {name!r} is under way in {store.url}; cem-assets weights lists what there is.")
+        raise DataError(f"no training of {name!r} is under way in {store.url}; cem-assets weights lists what there is.")
     return asked

@@ -5,11 +5,11 @@ stale; what is needed is decided by `cem_assets.cytoimagenet.reconciliation`.
 """
 
 import json
-import os
 import time
 
 import dagster as dg
 
+from cem_assets import environment
 from cem_assets.cytoimagenet.jobs import cyto_crops, cyto_label_table, cyto_release, cyto_sources, cyto_test_images
 from cem_assets.cytoimagenet.reconciliation import (
     CytoSettings,
@@ -21,8 +21,8 @@ from cem_assets.cytoimagenet.reconciliation import (
     test_images_work,
 )
 from cem_assets.cytoimagenet.releases.stage import is_cyto_release_due
-from cem_assets.platform.attempts import MAX_REQUESTS, TICK_SECONDS, UNFINISHED, WORK_TAG, attempt_at
-from cem_assets.platform.partitions import cyto_labels, microscopy_sources
+from cem_assets.platform.attempts import MAX_REQUESTS, TICK_SECONDS, UNFINISHED, WORK_TAG, Attempt, attempt_at
+from cem_assets.platform.partitions import cyto_labels, microscopy_sources, missing_partitions
 from cem_assets.platform.resources import StoreResource
 from cem_assets.store.assets import CROPS, CYTO_RELEASES, LABEL_TABLE, SOURCE_METADATA, TEST_IMAGES
 
@@ -34,21 +34,15 @@ JOBS = {
 }
 
 
-def cyto_run_request(work: CytoWork, settings: CytoSettings, attempt: int = 0) -> dg.RunRequest:
-    """Ask for the run that does some work.
-
-    Args:
-        work: What.
-        settings: Whose parameters to use.
-        attempt: How often it was tried before.
-    """
+def cyto_run_request(work: CytoWork, settings: CytoSettings, attempt: Attempt) -> dg.RunRequest:
+    """Ask for the run that does some work."""
     config = settings.config.get(work.asset, {})
     return dg.RunRequest(
-        run_key=f"{work.asset}:{work.partition}:{work.key}:{attempt}",
+        run_key=f"{work.asset}:{work.partition}:{work.key}:{attempt.number}",
         job_name=JOBS[work.asset],
         partition_key=work.partition or None,
         run_config={"ops": {work.asset.replace("/", "__"): {"config": config}}} if config else {},
-        tags={WORK_TAG: work.key, "cem_assets/reason": work.reason},
+        tags={WORK_TAG: work.key, "cem_assets/reason": work.reason, **attempt.tags},
     )
 
 
@@ -61,11 +55,11 @@ class _Tick:
         self.waiting: list[str] = []
 
     def ask(self, work: CytoWork) -> None:
-        attempt, why_not = attempt_at(self._instance, JOBS[work.asset], work.partition, work.key, work.is_look_only)
-        if why_not is None:
+        attempt = attempt_at(self._instance, JOBS[work.asset], work.partition, work.key, work.is_look_only)
+        if attempt.why_not is None:
             self.requests.append(cyto_run_request(work, self._settings, attempt))
         else:
-            self.waiting.append(f"{work.partition or work.asset} ({why_not})")
+            self.waiting.append(f"{work.partition or work.asset} ({attempt.why_not})")
 
     @property
     def is_over(self) -> bool:
@@ -78,7 +72,7 @@ class _Tick:
 @dg.sensor(
     name="cytoimagenet",
     jobs=[cyto_sources, cyto_test_images, cyto_label_table, cyto_crops],
-    minimum_interval_seconds=int(os.environ.get("CEM_ASSETS_RECONCILIATION_SECONDS", "60")),
+    minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Takes in microscopy sources (inbox/<source>/source.toml), and asks for metadata, labels and crops that are "
     "missing or stale.",
@@ -128,24 +122,16 @@ def cytoimagenet_sensor(context: dg.SensorEvaluationContext, store: StoreResourc
         skip_reason=None if tick.requests else told,
         cursor=json.dumps({"source": after, "label": label}),
         dynamic_partitions_requests=[
-            *_additions(context.instance, microscopy_sources, sources),
-            *_additions(context.instance, cyto_labels, labels),
+            *missing_partitions(context.instance, microscopy_sources, sources),
+            *missing_partitions(context.instance, cyto_labels, labels),
         ],
     )
-
-
-def _additions(
-    instance: dg.DagsterInstance, partitions: dg.DynamicPartitionsDefinition, names: list[str]
-) -> list[dg.AddDynamicPartitionsRequest]:
-    known = set(instance.get_dynamic_partitions(str(partitions.name)))
-    added = [name for name in names if name not in known]
-    return [partitions.build_add_request(added)] if added else []
 
 
 @dg.schedule(
     name="cytoimagenet_releases",
     job=cyto_release,
-    cron_schedule=os.environ.get("CEM_ASSETS_RELEASE_CRON", "0 3 * * *"),
+    cron_schedule=environment.text(environment.RELEASE_CRON),
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Makes a release of CytoImageNet when crops changed since the last one (CEM_ASSETS_RELEASE_CRON).",
 )

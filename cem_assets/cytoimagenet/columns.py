@@ -6,6 +6,8 @@ become these columns is `cem_assets.cytoimagenet.sources.recipe`; Parquet schema
 
 import pandas as pd
 
+from cem_assets.errors import DataError
+
 LABEL_COLUMNS = ("organism", "cell_type", "cell_visible", "phenotype", "compound", "gene", "sirna")
 """Columns that labels are taken from, in the order that settles equal counts (that of the published README)."""
 
@@ -45,11 +47,11 @@ def check_columns(table: pd.DataFrame, required: tuple[str, ...], what: str) -> 
     """Refuse a table that lacks columns.
 
     Raises:
-        ValueError: Names the missing columns and those there are.
+        DataError: Names the missing columns and those there are.
     """
     missing = [name for name in required if name not in table.columns]
     if missing:
-        raise ValueError(
+        raise DataError(
             f"{what} lacks column(s) {', '.join(missing)}; found {', '.join(map(str, table.columns))}. Take it from "
             "cytoimagenet/source_metadata, or rename its columns."
         )

@@ -21,6 +21,7 @@ from cem_assets.cytoimagenet.held_out.guard import load_rules
 from cem_assets.cytoimagenet.held_out.stage import test_images_upstream
 from cem_assets.cytoimagenet.labels.stage import LabelTableParams, label_entries, source_digests
 from cem_assets.cytoimagenet.sources.inbox import SOURCE_TOML
+from cem_assets.errors import DataError
 from cem_assets.inbox.datasets import Arrival, arrivals
 from cem_assets.store.assets import CODE_VERSIONS, CROPS, LABEL_TABLE, SOURCE_METADATA, TEST_IMAGES
 from cem_assets.store.manifest_facts import ManifestFacts, committed_facts, current_fact, is_whole
@@ -77,14 +78,14 @@ def read_cyto_settings(store: Store) -> CytoSettings:
     """Read the settings of a store; the defaults where there is no file.
 
     Raises:
-        ValueError: The file is not TOML, or names parameters or values that there are not.
+        DataError: The file is not TOML, or names parameters or values that there are not.
     """
     try:
         data = tomllib.loads(store.read(SETTINGS).decode("utf-8-sig"))
     except FileNotFoundError:
         return CytoSettings()
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{SETTINGS} is not valid TOML in UTF-8: {error}. An example:\n{_EXAMPLE}") from error
+        raise DataError(f"{SETTINGS} is not valid TOML in UTF-8: {error}. An example:\n{_EXAMPLE}") from error
     models: dict[str, type[BaseModel]] = {"label_table": LabelTableParams, "crops": CropStageParams}
     problems = [f"unknown table {name!r}; expected {' or '.join(models)}" for name in data if name not in models]
     checked: dict[str, Any] = {}
@@ -98,7 +99,7 @@ def read_cyto_settings(store: Store) -> CytoSettings:
             problems += [f"{name}.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise ValueError(f"{SETTINGS} has {len(problems)} problem(s):\n{listing}\nAn example:\n{_EXAMPLE}")
+        raise DataError(f"{SETTINGS} has {len(problems)} problem(s):\n{listing}\nAn example:\n{_EXAMPLE}")
     config = {LABEL_TABLE: dict(data.get("label_table", {})), CROPS: dict(data.get("crops", {}))}
     return CytoSettings(checked["label_table"], checked["crops"], config)
 

@@ -6,6 +6,7 @@ What an engine is, is in `cem_assets.execution.local`; the cluster's is `cem_ass
 import uuid
 from dataclasses import dataclass
 
+from cem_assets.errors import MachineError
 from cem_assets.execution.local import Engine, EngineChoice, engine_choice
 from cem_assets.execution.ray import RayEngine, nodes_of_cluster, stall_seconds
 from cem_assets.store.store import Store
@@ -36,7 +37,7 @@ def chosen_engine(store: Store, choice: EngineChoice = EngineChoice.default, may
     engine = RayEngine(num_gpus=int(has_gpu), stall_seconds=stall_seconds())
     if problems := unfit_nodes(engine, store):
         listing = "\n".join(f"  - {address}: {text}" for address, text in problems.items())
-        raise RuntimeError(f"{len(problems)} node(s) of the Ray cluster cannot take part:\n{listing}\n{_remedy(store)}")
+        raise MachineError(f"{len(problems)} node(s) of the Ray cluster cannot take part:\n{listing}\n{_remedy(store)}")
     return engine
 
 

@@ -15,18 +15,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from multiprocessing.util import Finalize
 from typing import Protocol, TypeVar
+
+from cem_assets import environment
+from cem_assets.errors import DataError, OutOfMemoryError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
-ENGINE_VARIABLE = "CEM_ASSETS_ENGINE"
-WORKERS_VARIABLE = "CEM_ASSETS_WORKERS"
 _IN_FLIGHT_PER_WORKER = 2
 
 
@@ -46,9 +49,9 @@ def engine_choice(choice: EngineChoice = EngineChoice.default) -> EngineChoice:
     """
     if choice != EngineChoice.default:
         return choice
-    text = os.environ.get(ENGINE_VARIABLE) or EngineChoice.local
+    text = environment.text(environment.ENGINE) or EngineChoice.local
     if text not in (EngineChoice.local, EngineChoice.ray):
-        raise ValueError(f"{ENGINE_VARIABLE} is {text!r}; expected local or ray.")
+        raise DataError(f"{environment.ENGINE} is {text!r}; expected local or ray.")
     return EngineChoice(text)
 
 
@@ -67,14 +70,25 @@ class Engine(Protocol):
         ...
 
 
+_divisor: ContextVar[int] = ContextVar("workers_divided_by", default=1)
+
+
+@contextmanager
+def fewer_workers(divisor: int) -> Iterator[None]:
+    """Let `default_num_workers` return that many times fewer, at least one: for work that ran out of memory before."""
+    token = _divisor.set(_divisor.get() * divisor)
+    try:
+        yield
+    finally:
+        _divisor.reset(token)
+
+
 def default_num_workers() -> int:
-    """Return CEM_ASSETS_WORKERS, else the number of cores this process may use, at most 16."""
-    text = os.environ.get(WORKERS_VARIABLE, "")
-    if text:
-        if not text.isdecimal() or int(text) < 1:
-            raise ValueError(f"{WORKERS_VARIABLE} is {text!r}; expected a whole number of at least 1.")
-        return int(text)
-    return min(16, len(os.sched_getaffinity(0)))
+    """Return CEM_ASSETS_WORKERS, else the number of cores this process may use, at most 16; fewer in `fewer_workers`."""
+    wanted = environment.whole_number(environment.WORKERS)
+    if not wanted:
+        wanted = min(16, len(os.sched_getaffinity(0)))
+    return max(1, wanted // _divisor.get())
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,7 @@ class LocalEngine:
             Results in the order of the items.
 
         Raises:
-            RuntimeError: A worker was killed, most often for memory.
+            OutOfMemoryError: A worker was killed, most often for memory.
             Exception: Whatever `function` raised, at the item's turn.
         """
         if self.num_workers <= 1:
@@ -123,9 +137,9 @@ class LocalEngine:
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise OutOfMemoryError(
                 f"one of {self.num_workers} worker processes was killed, most often because memory ran out. Run again with "
-                f"fewer workers ({WORKERS_VARIABLE}=1); finished pieces are not computed twice."
+                f"fewer workers ({environment.WORKERS}=1); finished pieces are not computed twice."
             ) from error
         finally:
             shut_down()

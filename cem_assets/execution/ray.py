@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from cem_assets import environment
+from cem_assets.errors import DataError, MachineError
 from cem_assets.execution.local import Item, Result
 
 logger = logging.getLogger(__name__)
 
-ADDRESS_VARIABLE = "RAY_ADDRESS"
 """Ray's own: `auto` or `host:port` on a node of the cluster, `ray://host:10001` from elsewhere."""
-STALL_VARIABLE = "CEM_ASSETS_RAY_STALL_SECONDS"
 DEFAULT_STALL_SECONDS = 600.0
 """Longer than any single item takes; what a cluster without a living node costs before the run is tried again."""
 
@@ -139,8 +139,8 @@ class RayEngine:
         nodes = "; ".join(f"{node.address}: {node.num_cpus} CPU(s), {node.num_gpus} GPU(s)" for node in nodes_of_cluster())
         raise TimeoutError(
             f"the Ray cluster finished none of {len(references)} item(s) in {time.monotonic() - started:.0f} s. Nodes alive: "
-            f"{nodes or 'none'}. Look at `ray status`; add nodes, or raise {STALL_VARIABLE} where one item may take longer. "
-            "Run again: finished pieces are not computed twice."
+            f"{nodes or 'none'}. Look at `ray status`; add nodes, or raise {environment.RAY_STALL_SECONDS} "
+            "where one item may take longer. Run again: finished pieces are not computed twice."
         )
 
     def on_every_node(self, function: Callable[[], Result]) -> "dict[str, Result | Exception]":
@@ -207,15 +207,15 @@ def stall_seconds() -> float:
     """Return CEM_ASSETS_RAY_STALL_SECONDS, else the default.
 
     Raises:
-        ValueError: It is no positive number.
+        DataError: It is no positive number.
     """
-    text = os.environ.get(STALL_VARIABLE, "")
+    text = environment.text(environment.RAY_STALL_SECONDS)
     try:
         seconds = float(text) if text else DEFAULT_STALL_SECONDS
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"{STALL_VARIABLE} is {text!r}; expected a number of seconds above 0.")
+        raise DataError(f"{environment.RAY_STALL_SECONDS} is {text!r}; expected a number of seconds above 0.")
     return seconds
 
 
@@ -273,7 +273,7 @@ def _connected() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise RuntimeError(
+        raise MachineError(
             "Ray is not installed here. Install the extra `ray` (make install-ray; in the image the build argument "
             "LOCK=requirements-ray.lock), or set CEM_ASSETS_ENGINE=local."
         ) from error
@@ -282,13 +282,13 @@ def _connected() -> Any:
     # Ray takes SIGTERM for itself; whoever runs us has handlers of their own.
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if is_main else None
-    address = os.environ.get(ADDRESS_VARIABLE) or "auto"
+    address = environment.text(environment.RAY_ADDRESS)
     try:
         ray.init(address=address, namespace="cem_assets", logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConnectionError(
             f"no Ray cluster can be reached at {address!r} ({type(error).__name__}: {error}). Start one (ray start --head), "
-            f"and set {ADDRESS_VARIABLE}: auto or host:port on one of its nodes, ray://host:10001 from elsewhere."
+            f"and set {environment.RAY_ADDRESS}: auto or host:port on one of its nodes, ray://host:10001 from elsewhere."
         ) from error
     finally:
         if is_main and handler is not None:
@@ -325,7 +325,7 @@ def _check_versions(expected: dict[str, str]) -> None:
     differing = "; ".join(
         f"{name} is {found.get(name)}, expected {wanted}" for name, wanted in expected.items() if found.get(name) != wanted
     )
-    raise RuntimeError(
+    raise MachineError(
         f"node {os.uname().nodename} of the Ray cluster does not have what the run has, so results could differ: {differing}. "
         "Run one image everywhere."
     )

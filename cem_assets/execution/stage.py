@@ -1,11 +1,14 @@
-"""What every stage returns and reports: its manifest, and progress on long work."""
+"""What every stage shares: how it begins and ends, what it returns, and how it reports progress."""
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from cem_assets.store.manifests import Manifest
+from cem_assets.store.commits import Commit
+from cem_assets.store.manifests import Inputs, Manifest
+from cem_assets.store.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +25,53 @@ class StageResult:
     Attributes:
         manifest: The partition's manifest, new or old.
         is_new: False where the partition was up to date and nothing was computed.
-        seconds: Time it took.
+        seconds: How long the stage took.
     """
 
     manifest: Manifest
     is_new: bool
     seconds: float
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A stage that has begun: ask `up_to_date` first, write through `commit`, and end with `finish`.
+
+    Attributes:
+        commit: Takes the objects of the new content.
+        started: `time.monotonic()` at the beginning.
+    """
+
+    commit: Commit
+    started: float
+
+    @property
+    def up_to_date(self) -> StageResult | None:
+        """The result to return at once, where the partition was made from the same inputs and is whole."""
+        manifest = self.commit.up_to_date
+        return None if manifest is None else StageResult(manifest, False, time.monotonic() - self.started)
+
+    def finish(
+        self,
+        counts: Mapping[str, int],
+        details: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
+        is_final: bool = False,
+    ) -> StageResult:
+        """Make the content visible, and return the stage's result; the arguments are those of `Commit.finish`."""
+        manifest = self.commit.finish(counts, details, versions, is_final)
+        return StageResult(manifest, True, time.monotonic() - self.started)
+
+
+def begin(store: Store, inputs: Inputs, run_id: str = "") -> Beginning:
+    """Begin a stage: look whether its partition is up to date, before anything heavy is loaded.
+
+    Args:
+        inputs: What the content is made from: the asset, the partition, parameters, and digests of the manifests above it.
+        run_id: Of the Dagster run; recorded in the manifest, outside its digest.
+    """
+    started = time.monotonic()
+    return Beginning(Commit(store, inputs, run_id), started)
 
 
 def no_progress(done: int, total: int) -> None:
@@ -39,7 +83,7 @@ def logged_progress(log: Callable[[str], None], what: str) -> Progress:
     """Report progress as log lines, at most one every ten seconds.
 
     Args:
-        log: Where lines go, such as `context.log.info`.
+        log: Takes the lines, such as `context.log.info`.
         what: What is counted, such as "bricks hashed".
     """
     started = last = time.monotonic()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cem_assets.catalog.description import DatasetDescription
+from cem_assets.errors import DataError
 from cem_assets.formats.arrays import Opened, shown, spool
 from cem_assets.formats.hdf5 import open_hdf5
 from cem_assets.formats.headers import decompress_file, open_mrc, open_nifti, open_nrrd
@@ -131,15 +132,15 @@ def open_file(path: Path, scratch: Path, description: DatasetDescription) -> Ope
         The opened file.
 
     Raises:
-        ValueError: The file is empty, of another format than its suffix says, damaged, or unsupported.
+        DataError: The file is empty, of another format than its suffix says, damaged, or unsupported.
         OSError: The scratch disk is too small.
     """
     what = shown(path)
     kind = kind_of(path.name)
     if kind is None:
-        raise ValueError(f"{what} has no suffix of a known format; expected one of {expected_suffixes()}. Rename or remove it.")
+        raise DataError(f"{what} has no suffix of a known format; expected one of {expected_suffixes()}. Rename or remove it.")
     if path.stat().st_size == 0:
-        raise ValueError(f"{what} is empty (0 bytes); expected {kind.format}. Copy it again from its source.")
+        raise DataError(f"{what} is empty (0 bytes); expected {kind.format}. Copy it again from its source.")
     if kind.compression:
         _check_contents(path, kind.compression, what)
         path = decompress_file(path, scratch, kind.compression)
@@ -150,9 +151,9 @@ def open_file(path: Path, scratch: Path, description: DatasetDescription) -> Ope
     except Exception as error:
         raise _in_words(error, path, kind.format) from error
     if min(shape) < 1:
-        raise ValueError(f"{what} has sizes {shape}; expected none of them 0. Copy it again from its source.")
+        raise DataError(f"{what} has sizes {shape}; expected none of them 0. Copy it again from its source.")
     if dtype.kind not in "iuf" or dtype == np.dtype(np.longdouble):
-        raise ValueError(f"{what} holds {dtype}; expected integers or floats of 8 to 64 bits. Convert it.")
+        raise DataError(f"{what} holds {dtype}; expected integers or floats of 8 to 64 bits. Convert it.")
     return opened
 
 
@@ -172,4 +173,4 @@ def _in_words(error: Exception, path: Path, expected: str) -> Exception:
 def _check_contents(path: Path, expected: str, what: str) -> None:
     found = sniff(path)
     if found is not None and found != expected and not (expected in ("MRC", "NIfTI") and found == "DM"):
-        raise ValueError(f"{what} is {found}; expected {expected} by its name. Rename it, or copy the right file.")
+        raise DataError(f"{what} is {found}; expected {expected} by its name. Rename it, or copy the right file.")

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
+
 Box = tuple[slice, slice, slice]
 Shape = tuple[int, int, int]
 
@@ -55,7 +57,7 @@ class ArraySource(Protocol):
         """Return the voxels of a box, (z, y, x).
 
         Raises:
-            ValueError: The file is damaged there.
+            DataError: The file is damaged there.
         """
         ...
 
@@ -91,17 +93,17 @@ def check_decoded_size(what: str, decoded_bytes: int, stored_bytes: int, is_plan
         is_plane: Whether the limit for one plane applies.
 
     Raises:
-        ValueError: The claim is above `MAX_PLANE_BYTES` or `MAX_EXPANSION`.
+        DataError: The claim is above `MAX_PLANE_BYTES` or `MAX_EXPANSION`.
     """
     if is_plane and decoded_bytes > MAX_PLANE_BYTES:
-        raise ValueError(
+        raise DataError(
             f"{what} decodes to {decoded_bytes / 2**30:.1f} GiB; expected at most {MAX_PLANE_BYTES / 2**30:.0f} GiB for "
             "one image. Cut it into tiles, or store it as OME-Zarr."
         )
     if decoded_bytes > (_PLANE_EXPANSION_FROM if is_plane else _FILE_EXPANSION_FROM) and decoded_bytes > MAX_EXPANSION * max(
         stored_bytes, 1
     ):
-        raise ValueError(
+        raise DataError(
             f"{what} claims {decoded_bytes} bytes of pixels in {stored_bytes} bytes of file, more than "
             f"{MAX_EXPANSION} times its size; it is taken for a decompression bomb. If it is real, save it uncompressed."
         )
@@ -148,16 +150,16 @@ class RawFile:
         """Return itself, or refuse a file that ends before its voxels do.
 
         Raises:
-            ValueError: The file is truncated, or its header makes no sense.
+            DataError: The file is truncated, or its header makes no sense.
         """
         if self.offset < 0 or min(self.disk_shape) < 1:
-            raise ValueError(
+            raise DataError(
                 f"{what} has a header that makes no sense: voxels of sizes {self.disk_shape} from byte {self.offset}; expected "
                 "none of them 0 or negative. Copy the file again from its source."
             )
         available = self.path.stat().st_size - self.offset
         if available < self.num_bytes:
-            raise ValueError(
+            raise DataError(
                 f"{what} is truncated: its header announces {self.num_bytes} bytes of voxels {self.disk_shape} after byte "
                 f"{self.offset}, found {max(available, 0)}. Copy the file again from its source."
             )
@@ -202,7 +204,7 @@ class RawFile:
         while len(buffer):
             found = os.preadv(descriptor, [buffer], start)
             if not found:
-                raise ValueError(
+                raise DataError(
                     f"{shown(self.path)} ended at byte {start} while it was read, and was longer when it was opened. Copy it "
                     "again from its source, and leave it alone meanwhile."
                 )
@@ -249,7 +251,7 @@ def spool(planes: Iterable[NDArray[Any]], shape: Shape, dtype: np.dtype[Any], sc
         The scratch file as an array.
 
     Raises:
-        ValueError: A plane has another size or type than announced, or there are too few.
+        DataError: A plane has another size or type than announced, or there are too few.
         OSError: The scratch disk is too small; the message says how much is needed.
     """
     native = dtype.newbyteorder("=")
@@ -259,14 +261,14 @@ def spool(planes: Iterable[NDArray[Any]], shape: Shape, dtype: np.dtype[Any], sc
         nonlocal count
         for plane in planes:
             if plane.shape != shape[1:] or plane.dtype.newbyteorder("=") != native:
-                raise ValueError(
+                raise DataError(
                     f"{what}: slice {count} is {plane.dtype} {plane.shape}, expected {native} {shape[1:]} like the first. "
                     "Remove or repair that slice."
                 )
             yield plane
             count += 1
         if count != shape[0]:
-            raise ValueError(f"{what} has {count} slices; its header announces {shape[0]}. Copy it again from its source.")
+            raise DataError(f"{what} has {count} slices; its header announces {shape[0]}. Copy it again from its source.")
 
     return spool_rows(checked(), shape, dtype, scratch, what)
 
@@ -285,7 +287,7 @@ def spool_rows(pieces: Iterable[NDArray[Any]], shape: Shape, dtype: np.dtype[Any
         The scratch file as an array.
 
     Raises:
-        ValueError: There are more or fewer values than announced.
+        DataError: There are more or fewer values than announced.
         OSError: The scratch disk is too small.
     """
     expected = int(np.prod(shape, dtype=object))
@@ -301,7 +303,7 @@ def spool_rows(pieces: Iterable[NDArray[Any]], shape: Shape, dtype: np.dtype[Any
             handle.write(np.ascontiguousarray(piece, dtype=native).data)
     if count != expected:
         found = "more" if count > expected else str(count)
-        raise ValueError(f"{what} holds {found} numbers; its header announces {expected}. Copy it again from its source.")
+        raise DataError(f"{what} holds {found} numbers; its header announces {expected}. Copy it again from its source.")
     return RawFile(path, 0, shape, native.str)
 
 
@@ -313,10 +315,10 @@ def check_whole_in_memory(what: str, num_bytes: int) -> None:
         num_bytes: Its decoded size.
 
     Raises:
-        ValueError: It is above `MAX_PLANE_BYTES`.
+        DataError: It is above `MAX_PLANE_BYTES`.
     """
     if num_bytes > MAX_PLANE_BYTES:
-        raise ValueError(
+        raise DataError(
             f"{what} has {num_bytes / 2**30:.1f} GiB decoded and can only be held in memory whole; expected at most "
             f"{MAX_PLANE_BYTES / 2**30:.0f} GiB. Save it in smaller pieces, for example as OME-Zarr."
         )

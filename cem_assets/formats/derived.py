@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.catalog.description import LocalSampling
+from cem_assets.errors import DataError
 from cem_assets.formats.arrays import ArraySource, Shape
 from cem_assets.imaging.binning import Factors, bin_any, bin_mean, binned_shape
 from cem_assets.imaging.boxes import Box
@@ -145,14 +146,13 @@ def drawn_cubes(source: ArraySource, sampling: LocalSampling) -> DrawnCubes:
     the rest of the file is not read. A larger budget only adds cubes.
 
     Args:
-        source: The volume.
         sampling: The grid, the share of content, the budget and the seed.
 
     Returns:
         The cubes.
 
     Raises:
-        ValueError: Not one cube could be had.
+        DataError: Not one cube could be had.
     """
     params = SamplingParams(
         cube_px=sampling.cube_px,
@@ -185,7 +185,7 @@ def drawn_cubes(source: ArraySource, sampling: LocalSampling) -> DrawnCubes:
         f"{sampling.padding_value}), {num_missing} touch missing data; {ended}"
     )
     if not taken:
-        raise ValueError(
+        raise DataError(
             f"no cube of it could be taken: {told}. Check [sampling] in dataset.toml: padding_value, min_content, cube_px and "
             "gigabytes."
         )

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.formats.arrays import Box, Opened, Shape, check_whole_in_memory, shown
 
 _MAX_LISTED = 20
@@ -61,7 +62,7 @@ class Hdf5Array:
         try:
             values = _dataset(self.path, self.name)[self._stored_box(box)]
         except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(
+            raise DataError(
                 f"{shown(self.path)}: array {self.name!r} is damaged, or packed with a filter h5py lacks: {error}. "
                 "Repack the file with gzip or without compression."
             ) from error
@@ -113,7 +114,6 @@ def open_hdf5(path: Path, name: str | None, channel: int | None = None) -> Opene
     """Open one array of an HDF5 file.
 
     Args:
-        path: The file.
         name: Path of the array inside it; None takes the only one that has two axes or more.
         channel: Index on the first of four axes, for arrays of several channels.
 
@@ -121,7 +121,7 @@ def open_hdf5(path: Path, name: str | None, channel: int | None = None) -> Opene
         The opened array; axes of length 1 in front are dropped.
 
     Raises:
-        ValueError: The file is damaged; there is no such array, or several and none was named; the array
+        DataError: The file is damaged; there is no such array, or several and none was named; the array
             lies in other files; or it cannot be one volume.
     """
     what = shown(path)
@@ -130,22 +130,22 @@ def open_hdf5(path: Path, name: str | None, channel: int | None = None) -> Opene
             arrays = _find_arrays(file)
             chosen = name.strip("/") if name is not None else _only(arrays, what)
             if chosen not in arrays:
-                raise ValueError(f"{what} has no array {name!r}; it has: {_listing(arrays)}. Set hdf5_dataset in dataset.toml.")
+                raise DataError(f"{what} has no array {name!r}; it has: {_listing(arrays)}. Set hdf5_dataset in dataset.toml.")
             dataset = file[chosen]
             if dataset.external or dataset.is_virtual:
-                raise ValueError(f"{what}: array {chosen!r} keeps its voxels in other files. Repack it into one file.")
+                raise DataError(f"{what}: array {chosen!r} keeps its voxels in other files. Repack it into one file.")
             shape, dtype = tuple(int(size) for size in dataset.shape), dataset.dtype
             if dataset.chunks is not None:
                 num_bytes = int(np.prod(dataset.chunks, dtype=object)) * dtype.itemsize
                 check_whole_in_memory(f"{what}: a chunk of array {chosen!r}", num_bytes)
             if dataset.id.get_storage_size() == 0:
-                raise ValueError(f"{what}: array {chosen!r} was never written. Copy the file again from its source.")
+                raise DataError(f"{what}: array {chosen!r} was never written. Copy the file again from its source.")
     except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{what} cannot be read as HDF5: {error}. Copy it again from its source.") from error
+        raise DataError(f"{what} cannot be read as HDF5: {error}. Copy it again from its source.") from error
     axes, fixed = place_axes(shape, channel, f"{what}: array {chosen!r}")
     name_of_type = dtype.newbyteorder("=").name if dtype.kind in "iufb" else str(dtype)
     if dtype.kind not in "iuf":
-        raise ValueError(f"{what}: array {chosen!r} holds {name_of_type}; expected integers or floats. Convert it.")
+        raise DataError(f"{what}: array {chosen!r} holds {name_of_type}; expected integers or floats. Convert it.")
     array = Hdf5Array(path, chosen, shape, axes, fixed, name_of_type)
     return Opened(array, array.axes[0] < 0)
 
@@ -164,16 +164,16 @@ def place_axes(
         (axes of z, y, x with -1 where there is no z, (axis, index) of the others).
 
     Raises:
-        ValueError: There are fewer than two axes, no voxels, or earlier axes that need a choice.
+        DataError: There are fewer than two axes, no voxels, or earlier axes that need a choice.
     """
     if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"{what} has sizes {shape}; expected at least (y, x), none of them 0.")
+        raise DataError(f"{what} has sizes {shape}; expected at least (y, x), none of them 0.")
     if len(shape) == 2:
         return (-1, 0, 1), ()
     leading = range(len(shape) - 3)
     long = [axis for axis in leading if shape[axis] > 1]
     if long and (channel is None or len(long) > 1 or channel >= shape[long[0]]):
-        raise ValueError(
+        raise DataError(
             f"{what} has sizes {shape}; expected (z, y, x). Give channel = N in dataset.toml (found {channel}) to take one "
             "of several channels; save one time point."
         )
@@ -208,8 +208,8 @@ def _only(arrays: dict[str, tuple[int, ...]], what: str) -> str:
     if len(arrays) == 1:
         return next(iter(arrays))
     if not arrays:
-        raise ValueError(f"{what} holds no array of two axes or more. Check that it is the right file.")
-    raise ValueError(
+        raise DataError(f"{what} holds no array of two axes or more. Check that it is the right file.")
+    raise DataError(
         f"{what} holds {len(arrays)} arrays: {_listing(arrays)}. Set hdf5_dataset in dataset.toml to the one to take."
     )
 

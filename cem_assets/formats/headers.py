@@ -22,6 +22,7 @@ import numpy as np
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.formats.arrays import Opened, RawFile, Shape, check_decoded_size, require_disk, shown, spool_rows
 
 _BLOCK = 1 << 22
@@ -45,7 +46,7 @@ def decompress_file(path: Path, scratch: Path, kind: str) -> Path:
         The unpacked file, named without the last suffix.
 
     Raises:
-        ValueError: The file is damaged, or expands like a decompression bomb.
+        DataError: The file is damaged, or expands like a decompression bomb.
         OSError: The scratch disk is too small.
     """
     what = shown(path)
@@ -63,10 +64,10 @@ def decompress_file(path: Path, scratch: Path, kind: str) -> Path:
                     require_disk(scratch, 0, what)
                 out.write(block)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{what} is damaged or truncated ({kind}): {error}. Copy it again from its source.") from error
+        raise DataError(f"{what} is damaged or truncated ({kind}): {error}. Copy it again from its source.") from error
     except OSError as error:
         if error.errno is None:  # bz2 reports bad data so
-            raise ValueError(f"{what} is damaged ({kind}): {error}. Copy it again from its source.") from error
+            raise DataError(f"{what} is damaged ({kind}): {error}. Copy it again from its source.") from error
         raise
     return target
 
@@ -84,23 +85,23 @@ def open_mrc(path: Path) -> Opened:
         The opened file; one section means a 2D image.
 
     Raises:
-        ValueError: The header makes no sense, the mode is not supported, or the file is truncated.
+        DataError: The header makes no sense, the mode is not supported, or the file is truncated.
     """
     what = shown(path)
     size = path.stat().st_size
     with open(path, "rb") as handle:
         block = handle.read(1024)
     if len(block) < 1024:
-        raise ValueError(f"{what} has {size} bytes; expected an MRC header of 1024. Copy it again from its source.")
+        raise DataError(f"{what} has {size} bytes; expected an MRC header of 1024. Copy it again from its source.")
     header, order = _mrc_header(block)
     if header is None:
-        raise ValueError(
+        raise DataError(
             f"{what} is not an MRC file: neither byte order gives a sensible header. Check the file's type and suffix."
         )
     mode = int(header["mode"])
     types = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
     if mode not in types:
-        raise ValueError(f"{what} has MRC mode {mode}; expected one of {_MRC_SUPPORTED}. Convert it to one of these.")
+        raise DataError(f"{what} has MRC mode {mode}; expected one of {_MRC_SUPPORTED}. Convert it to one of these.")
     notes = []
     dtype = types[mode]
     extra = block[152:160] if order == "<" else block[152:156][::-1] + block[156:160][::-1]
@@ -146,14 +147,13 @@ def open_nrrd(path: Path, scratch: Path) -> Opened:
     """Open an NRRD file (.nrrd, or .nhdr with its data beside it), raw, gzip, bzip2 or ascii.
 
     Args:
-        path: The file.
         scratch: Folder for decompressed voxels.
 
     Returns:
         The opened file; NRRD's first axis is the fastest, so sizes are reversed to (z, y, x).
 
     Raises:
-        ValueError: The header is broken, names data outside its own folder, or the data is truncated.
+        DataError: The header is broken, names data outside its own folder, or the data is truncated.
     """
     what = shown(path)
     try:
@@ -161,25 +161,25 @@ def open_nrrd(path: Path, scratch: Path) -> Opened:
             header = nrrd.read_header(handle)
             offset = handle.tell()
     except (nrrd.NRRDError, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"{what} has no valid NRRD header: {error}. Save it again as NRRD.") from error
+        raise DataError(f"{what} has no valid NRRD header: {error}. Save it again as NRRD.") from error
     sizes = [int(size) for size in header["sizes"]]
     data = path
     detached = header.get("data file", header.get("datafile"))
     if detached is not None:
         if isinstance(detached, list) or not re.fullmatch(r"[^/\\\0]{1,200}", str(detached)) or "%" in str(detached):
-            raise ValueError(
+            raise DataError(
                 f"{what} keeps its voxels in {str(detached)!r:.80}; expected one file in the same folder. Save it as one .nrrd."
             )
         data, offset = path.parent / str(detached), 0
         if detached in (".", "..") or not data.is_file():
-            raise ValueError(f"{what} keeps its voxels in {detached!r}, which is not beside it. Copy that file too.")
+            raise DataError(f"{what} keeps its voxels in {detached!r}, which is not beside it. Copy that file too.")
     try:
         dtype = np.dtype(nrrd.reader._TYPEMAP_NRRD2NUMPY[header["type"]])
     except KeyError as error:
-        raise ValueError(f"{what} has NRRD type {header.get('type')!r}; expected an integer or float type.") from error
+        raise DataError(f"{what} has NRRD type {header.get('type')!r}; expected an integer or float type.") from error
     if dtype.itemsize > 1:
         if "endian" not in header and header["encoding"] != "ascii":
-            raise ValueError(f"{what} has type {header['type']} but no 'endian' field. Save it again as NRRD.")
+            raise DataError(f"{what} has type {header['type']} but no 'endian' field. Save it again as NRRD.")
         dtype = dtype.newbyteorder(">" if header.get("endian") == "big" else "<")
     kinds = list(header.get("kinds", []))
     if len(sizes) == 2:
@@ -187,20 +187,20 @@ def open_nrrd(path: Path, scratch: Path) -> Opened:
     while len(sizes) > 3 and 1 in sizes:
         sizes.remove(1)
     if len(sizes) != 3 or any("color" in str(kind).lower() or kind == "vector" for kind in kinds):
-        raise ValueError(f"{what} has sizes {list(header['sizes'])} of kinds {kinds}; expected 3 axes of space.")
+        raise DataError(f"{what} has sizes {list(header['sizes'])} of kinds {kinds}; expected 3 axes of space.")
     shape: Shape = (sizes[2], sizes[1], sizes[0])
     encoding = str(header["encoding"]).lower()
     raw = RawFile(data, offset + int(header.get("byte skip", header.get("byteskip", 0)) or 0), shape, dtype.str)
     skip_lines = int(header.get("line skip", header.get("lineskip", 0)) or 0)
     if skip_lines or raw.offset < offset:
-        raise ValueError(f"{what} skips lines or counts bytes from the end; expected neither. Save it again as NRRD.")
+        raise DataError(f"{what} skips lines or counts bytes from the end; expected neither. Save it again as NRRD.")
     if encoding in ("gzip", "gz", "bzip2", "bz2"):
         raw = _inflate_nrrd(raw, "gzip" if encoding in ("gzip", "gz") else "bzip2", scratch, what)
     elif encoding in ("ascii", "txt", "text"):
         check_decoded_size(what, raw.num_bytes, data.stat().st_size, is_plane=False)
         raw = spool_rows(_ascii_numbers(raw, dtype), shape, dtype, scratch, what)
     elif encoding != "raw":
-        raise ValueError(f"{what} has NRRD encoding {encoding!r}; expected raw, gzip, bzip2 or ascii.")
+        raise DataError(f"{what} has NRRD encoding {encoding!r}; expected raw, gzip, bzip2 or ascii.")
     return Opened(raw.check_length(what), shape[0] == 1, _nrrd_voxel_size(header))
 
 
@@ -213,7 +213,7 @@ def _ascii_numbers(raw: RawFile, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]
             words = (rest + block).split()
             rest = words.pop() if words and not block[-1:].isspace() else b""
             if len(rest) > _MAX_WORD:
-                raise ValueError(f"{shown(raw.path)} has {len(rest)} characters without a blank; expected numbers.")
+                raise DataError(f"{shown(raw.path)} has {len(rest)} characters without a blank; expected numbers.")
             yield np.array(words, dtype=np.float64).astype(dtype.newbyteorder("="))
         if rest:
             yield np.array([rest], dtype=np.float64).astype(dtype.newbyteorder("="))
@@ -234,10 +234,10 @@ def _inflate_nrrd(raw: RawFile, kind: str, scratch: Path, what: str) -> RawFile:
                 out.write(block)
                 left -= len(block)
     except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
-        raise ValueError(f"{what} is damaged or truncated ({kind}): {error}. Copy it again from its source.") from error
+        raise DataError(f"{what} is damaged or truncated ({kind}): {error}. Copy it again from its source.") from error
     except OSError as error:
         if error.errno is None:
-            raise ValueError(f"{what} is damaged ({kind}): {error}. Copy it again from its source.") from error
+            raise DataError(f"{what} is damaged ({kind}): {error}. Copy it again from its source.") from error
         raise
     return RawFile(target, 0, raw.disk_shape, raw.disk_dtype)
 
@@ -261,15 +261,12 @@ def _nrrd_voxel_size(header: Any) -> tuple[float, float, float] | None:
 def open_nifti(path: Path) -> Opened:
     """Open an uncompressed NIfTI-1 or NIfTI-2 file (.nii); compressed ones are unpacked first.
 
-    Args:
-        path: The file.
-
     Returns:
         The opened file, in storage order reversed to (z, y, x); slope and intercept are applied, the
         affine is not.
 
     Raises:
-        ValueError: The header is broken, has more than three axes, or the file is truncated.
+        DataError: The header is broken, has more than three axes, or the file is truncated.
     """
     what = shown(path)
     with open(path, "rb") as handle:
@@ -278,7 +275,7 @@ def open_nifti(path: Path) -> Opened:
         sizeof = {struct.unpack("<i", start[:4])[0], struct.unpack(">i", start[:4])[0]}
         kind = nibabel.Nifti2Header if 540 in sizeof else nibabel.Nifti1Header
         if not sizeof & {348, 540}:
-            raise ValueError("its first four bytes are neither 348 nor 540")
+            raise DataError("its first four bytes are neither 348 nor 540")
         header = kind(start[: 540 if kind is nibabel.Nifti2Header else 348], check=False)
         dtype = header.get_data_dtype()
         sizes = [int(size) for size in header.get_data_shape()]
@@ -287,14 +284,14 @@ def open_nifti(path: Path) -> Opened:
         units = header.get_xyzt_units()[0]
         zooms = [float(zoom) for zoom in header.get_zooms()]
     except (ValueError, KeyError, struct.error, OverflowError, nibabel.spatialimages.HeaderDataError, WrapStructError) as error:
-        raise ValueError(f"{what} has no valid NIfTI header: {error}. Save it again as NIfTI.") from error
+        raise DataError(f"{what} has no valid NIfTI header: {error}. Save it again as NIfTI.") from error
     if bytes(header["magic"].tobytes()[:2]) == b"ni" and offset == 0:
-        raise ValueError(f"{what} keeps its voxels in a separate .img file. Save it as one .nii file.")
+        raise DataError(f"{what} keeps its voxels in a separate .img file. Save it as one .nii file.")
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes.pop()
     sizes += [1] * (3 - len(sizes))
     if len(sizes) != 3 or min(sizes) < 1 or dtype.fields is not None or dtype.kind not in "iuf":
-        raise ValueError(f"{what} has sizes {sizes} of {dtype}; expected 3 axes of integers or floats.")
+        raise DataError(f"{what} has sizes {sizes} of {dtype}; expected 3 axes of integers or floats.")
     shape: Shape = (sizes[2], sizes[1], sizes[0])
     raw = RawFile(
         path,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cem_assets.errors import DataError
 from cem_assets.formats.arrays import MAX_PLANE_BYTES, Opened, Shape, shown, spool
 
 _NM_PER_UNIT = {"nm": 1.0, "µm": 1e3, "um": 1e3, "μm": 1e3, "mm": 1e6, "Å": 0.1, "A": 0.1}
@@ -33,20 +34,19 @@ def open_dm(path: Path, scratch: Path) -> Opened:
     """Open a DM3 or DM4 file.
 
     Args:
-        path: The file.
         scratch: Folder for the voxels.
 
     Returns:
         The largest image in it, 2D or a 3D stack.
 
     Raises:
-        ValueError: The file is damaged, too large to be parsed in memory, or holds no gray 2D or 3D image.
+        DataError: The file is damaged, too large to be parsed in memory, or holds no gray 2D or 3D image.
     """
     from nionswift_plugin.DM_IO import dm3_image_utils, parse_dm3  # pulls in much of scipy: only where needed
 
     what = shown(path)
     if path.stat().st_size > MAX_PLANE_BYTES:
-        raise ValueError(
+        raise DataError(
             f"{what} has {path.stat().st_size / 2**30:.1f} GiB; DM files are parsed in memory, up to "
             f"{MAX_PLANE_BYTES / 2**30:.0f} GiB. Save it as a TIFF stack or MRC."
         )
@@ -55,11 +55,11 @@ def open_dm(path: Path, scratch: Path) -> Opened:
     images = [entry["ImageData"] for entry in tags["ImageList"]]
     candidates = [image for image in images if image["DataType"] != _RGB and _plain_sizes(image["Dimensions"])]
     if not candidates:
-        raise ValueError(f"{what} holds no gray 2D or 3D image. Export it as TIFF.")
+        raise DataError(f"{what} holds no gray 2D or 3D image. Export it as TIFF.")
     image = max(candidates, key=lambda item: int(np.prod([int(d) for d in item["Dimensions"]], dtype=object)))
     pixels: Any = dm3_image_utils.imagedatadict_to_ndarray(image)
     if pixels.dtype.kind not in "iuf":
-        raise ValueError(f"{what} holds {pixels.dtype} pixels; expected integers or floats. Export it as TIFF.")
+        raise DataError(f"{what} holds {pixels.dtype} pixels; expected integers or floats. Export it as TIFF.")
     sizes = _plain_sizes(image["Dimensions"])
     assert sizes is not None  # candidates have one
     native = np.ascontiguousarray(pixels).astype(pixels.dtype.newbyteorder("="), copy=False).reshape(sizes)

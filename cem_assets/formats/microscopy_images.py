@@ -18,6 +18,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from cem_assets.errors import DataError
 from cem_assets.formats import _in_words, sniff
 from cem_assets.formats.arrays import MAX_PLANE_BYTES, RawFile, check_decoded_size, shown
 from cem_assets.formats.rasters import _BYTES_PER_PIXEL, _is_deep_colour
@@ -75,19 +76,19 @@ def read_microscopy_image(path: Path) -> MicroscopyImage:
         The planes.
 
     Raises:
-        ValueError: The file is empty, of another format than its suffix says, damaged, truncated, an animation,
+        DataError: The file is empty, of another format than its suffix says, damaged, truncated, an animation,
             or decodes to more than `cem_assets.formats.arrays` allows.
     """
     what = shown(path)
     suffix = path.suffix.lower()
     if suffix not in _FORMATS:
-        raise ValueError(f"{what} has no suffix of an image; expected one of {', '.join(IMAGE_SUFFIXES)}. Rename or remove it.")
+        raise DataError(f"{what} has no suffix of an image; expected one of {', '.join(IMAGE_SUFFIXES)}. Rename or remove it.")
     kind, decode = _FORMATS[suffix]
     if path.stat().st_size == 0:
-        raise ValueError(f"{what} is empty (0 bytes); expected {kind}. Copy it again from its source.")
+        raise DataError(f"{what} is empty (0 bytes); expected {kind}. Copy it again from its source.")
     found = _kind_of_contents(path)
     if found != kind:
-        raise ValueError(
+        raise DataError(
             f"{what} is {found or 'of no known format'}; expected {kind} by its name. Rename it, or copy the right file."
         )
     try:
@@ -95,7 +96,7 @@ def read_microscopy_image(path: Path) -> MicroscopyImage:
     except Exception as error:
         raise _in_words(error, path, kind) from error
     if planes[0].dtype.kind not in "iuf" or planes[0].dtype == np.longdouble or min(planes[0].shape) < 1:
-        raise ValueError(
+        raise DataError(
             f"{what} holds {planes[0].dtype} {planes[0].shape}; expected integers or floats of 8 to 64 bits. Convert it."
         )
     native = [np.ascontiguousarray(plane, plane.dtype.newbyteorder("=")) for plane in planes]
@@ -137,10 +138,10 @@ def _read_tiff(path: Path, what: str) -> Decoded:
     # Never follow the names of other files that OME-XML or MicroManager metadata may hold.
     with tifffile.TiffFile(path, _multifile=False) as tif:
         if not tif.pages:
-            raise ValueError(f"{what} has no pages; expected at least one image. Copy it again from its source.")
+            raise DataError(f"{what} has no pages; expected at least one image. Copy it again from its source.")
         _check_chain(tif, what)
         if len(tif.pages) > MAX_PLANES:
-            raise ValueError(f"{what} has {len(tif.pages)} pages; expected at most {MAX_PLANES} in an image. Split it.")
+            raise DataError(f"{what} has {len(tif.pages)} pages; expected at most {MAX_PLANES} in an image. Split it.")
         every = [_full_page(page) for page in tif.pages]
         full = [page for page in every if not page.is_reduced] or every
         pages, left_out = _equal_pages(full, what)
@@ -160,7 +161,7 @@ def _read_tiff(path: Path, what: str) -> Decoded:
             num_pages += 1
             num_colour += is_colour
         if num_colour and num_pages > 1:
-            raise ValueError(f"{what} has {num_pages} pages, {num_colour} of them in colour; expected one picture. Split it.")
+            raise DataError(f"{what} has {num_pages} pages, {num_colour} of them in colour; expected one picture. Split it.")
         return planes, bool(num_colour), notes
 
 
@@ -180,7 +181,7 @@ def _unlisted_planes(tif: tifffile.TiffFile, path: Path, what: str) -> list[NDAr
     if num_planes <= 1:
         return []
     if num_planes > MAX_PLANES or not _is_plain(page) or page.compression != 1 or offset is None:
-        raise ValueError(
+        raise DataError(
             f"{what} names {num_planes} planes and lists one; expected at most {MAX_PLANES}, uncompressed and one after the "
             "other. Save it again as TIFF with a page for each plane."
         )
@@ -198,7 +199,7 @@ def _page_planes(page: Any, pixels: NDArray[Any], what: str) -> Decoded:
     if page.axes == "SYX":
         pixels = np.moveaxis(pixels, 0, -1)
     elif page.axes not in ("YX", "YXS"):
-        raise ValueError(f"{what} has pages of axes {page.axes}; expected rows, columns and channels. Save it as plain TIFF.")
+        raise DataError(f"{what} has pages of axes {page.axes}; expected rows, columns and channels. Save it as plain TIFF.")
     channels = [pixels] if page.axes == "YX" else [pixels[..., channel] for channel in range(pixels.shape[-1])]
     notes: list[str] = []
     if pixels.dtype == np.bool_:
@@ -209,14 +210,14 @@ def _page_planes(page: Any, pixels: NDArray[Any], what: str) -> Decoded:
         return planes, is_colour, notes + found
     if page.photometric == kinds.RGB or (page.photometric == kinds.YCBCR and is_jpeg):
         if len(channels) < 3:
-            raise ValueError(f"{what} is RGB with {len(channels)} channels; expected 3 or more. Save it again as gray.")
+            raise DataError(f"{what} is RGB with {len(channels)} channels; expected 3 or more. Save it again as gray.")
         base, is_colour, found = _split_colour(channels[:3], "RGB")
         extra, more = _further(channels[3:], page.extrasamples, is_rgb=True)
         if extra and is_colour:
             more.append("three colours and further channels: each a plane of its own")
         return base + extra, is_colour and not extra, notes + found + more
     if page.photometric not in (kinds.MINISBLACK, kinds.MINISWHITE):
-        raise ValueError(
+        raise DataError(
             f"{what} has colours of kind {page.photometric!s:.40}; expected gray, RGB or a palette. Save it as RGB."
         )
     extra, more = _further(channels[1:], page.extrasamples, is_rgb=False)
@@ -261,7 +262,7 @@ def _raster_reader(formats: tuple[str, ...]) -> Callable[[Path, str], Decoded]:
                 with Image.open(path, formats=formats) as opened:
                     return _raster_planes(opened, path, what)
         except Image.DecompressionBombError as error:
-            raise ValueError(f"{what} is too large to decode safely: {error}. Cut it into tiles.") from error
+            raise DataError(f"{what} is too large to decode safely: {error}. Cut it into tiles.") from error
 
     return read
 
@@ -275,7 +276,7 @@ def _raster_planes(image: Any, path: Path, what: str) -> Decoded:
     if image.format == "MPO":
         notes.append("previews after the first image left out")
     elif getattr(image, "is_animated", False):
-        raise ValueError(f"{what} is an animation of several frames; expected one image. Save its frames as single files.")
+        raise DataError(f"{what} is an animation of several frames; expected one image. Save its frames as single files.")
     if is_deep:  # Pillow would reduce it to 8 bits
         pixels = np.asarray(imagecodecs.png_decode(path.read_bytes()))
         mode = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[-1]]
@@ -313,7 +314,7 @@ def _read_c01(path: Path, what: str) -> Decoded:
     follow each other.
     """
     if path.stat().st_size > MAX_PLANE_BYTES:
-        raise ValueError(f"{what} has {path.stat().st_size} bytes; expected at most {MAX_PLANE_BYTES}. Cut it into tiles.")
+        raise DataError(f"{what} has {path.stat().st_size} bytes; expected at most {MAX_PLANE_BYTES}. Cut it into tiles.")
     inflater = zlib.decompressobj()
     head = inflater.decompress(path.read_bytes()[4:], _CELLOMICS_HEADER.size)
     shape, dtype, num_bytes = _cellomics_header(head, what)
@@ -321,7 +322,7 @@ def _read_c01(path: Path, what: str) -> Decoded:
     payload = inflater.decompress(inflater.unconsumed_tail, num_bytes + 1)
     if len(payload) != num_bytes or not inflater.eof:
         found = "more" if len(payload) > num_bytes else "no end of them" if len(payload) == num_bytes else len(payload)
-        raise ValueError(
+        raise DataError(
             f"{what} is damaged or truncated: its header announces {num_bytes} bytes of pixels, found {found}. Copy it again."
         )
     return list(np.frombuffer(payload, dtype).reshape(shape)), False, []
@@ -330,10 +331,10 @@ def _read_c01(path: Path, what: str) -> Decoded:
 def _cellomics_header(head: bytes, what: str) -> tuple[tuple[int, int, int], str, int]:
     """Return ((planes, y, x), number type, bytes of pixels)."""
     if len(head) < _CELLOMICS_HEADER.size:
-        raise ValueError(f"{what} ends within its header of {_CELLOMICS_HEADER.size} bytes. Copy it again from its source.")
+        raise DataError(f"{what} ends within its header of {_CELLOMICS_HEADER.size} bytes. Copy it again from its source.")
     size, width, height, num_planes, bits, _ = _CELLOMICS_HEADER.unpack(head[: _CELLOMICS_HEADER.size])
     if size != 40 or min(width, height) < 1 or not 1 <= num_planes <= MAX_PLANES or bits not in _CELLOMICS_TYPES:
-        raise ValueError(
+        raise DataError(
             f"{what} has a header of {size} bytes for {num_planes} planes of {width} x {height} px, {bits} bits; expected 40 "
             "bytes, sizes above 0 and 8, 16 or 32 bits. Copy it again from its source."
         )

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cem_assets.errors import DataError
 from cem_assets.formats.arrays import check_decoded_size, shown
 from cem_assets.imaging.intensity import gray_from_channels
 
@@ -23,14 +24,11 @@ _PNG_HEADER_BYTES = 26
 def read_raster(path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Decode a PNG or JPEG file to one channel.
 
-    Args:
-        path: The file.
-
     Returns:
         (y, x) array of uint8, uint16, int32 or float32, and notes on what was reduced.
 
     Raises:
-        ValueError: The file is damaged, too large, or no PNG or JPEG.
+        DataError: The file is damaged, too large, or no PNG or JPEG.
     """
     what = shown(path)
     try:
@@ -44,15 +42,15 @@ def read_raster(path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
                 if image.format == "PNG" and _is_deep_colour(path):
                     return _gray(np.asarray(imagecodecs.png_decode(path.read_bytes())), "16-bit colour")
                 if getattr(image, "n_frames", 1) > 1:
-                    raise ValueError(f"{what} is an animation of {image.n_frames} frames; expected one image. Save one frame.")
+                    raise DataError(f"{what} is an animation of {image.n_frames} frames; expected one image. Save one frame.")
                 image.load()
                 return _pixels(image)
     except ValueError:
         raise
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{what} is too large to decode safely: {error}. Cut it into tiles.") from error
+        raise DataError(f"{what} is too large to decode safely: {error}. Cut it into tiles.") from error
     except (OSError, SyntaxError, RuntimeError, MemoryError) as error:
-        raise ValueError(
+        raise DataError(
             f"{what} cannot be decoded as PNG or JPEG: {str(error).replace(str(path), what)}. Copy it again from its source."
         ) from error
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.formats.arrays import Box, Opened, RawFile, Shape, check_whole_in_memory, shown
 
 MAGIC = b"II\x97\x01"
@@ -67,30 +68,27 @@ class SeriesFile:
 def open_ser(path: Path) -> Opened:
     """Open a TIA series.
 
-    Args:
-        path: The file.
-
     Returns:
         The opened file; one image means a 2D image, several are slices. Only the size of pixels is calibrated.
 
     Raises:
-        ValueError: It is no series of gray images, they differ in size or type, or the file is truncated.
+        DataError: It is no series of gray images, they differ in size or type, or the file is truncated.
     """
     what = shown(path)
     size = path.stat().st_size
     with open(path, "rb") as handle:
         head = handle.read(30)
         if len(head) < 30 or head[:4] != MAGIC:
-            raise ValueError(f"{what} is not a TIA series (.ser): its first bytes are {head[:4]!r}. Check its type and suffix.")
+            raise DataError(f"{what} is not a TIA series (.ser): its first bytes are {head[:4]!r}. Check its type and suffix.")
         version, kind, _, _, num_images = struct.unpack_from("<HIIII", head, 4)
         if kind != _IMAGES:
             found = "spectra" if kind == _SPECTRA else f"data of type 0x{kind:x}"
-            raise ValueError(f"{what} is a series of {found}; expected images. Remove it from the dataset.")
+            raise DataError(f"{what} is a series of {found}; expected images. Remove it from the dataset.")
         wide = version >= _VERSION_64_BIT
         (table,) = struct.unpack_from("<Q" if wide else "<I", head, 22)
         item = 8 if wide else 4
         if not 1 <= num_images <= _MAX_IMAGES or table + num_images * item > size:
-            raise ValueError(
+            raise DataError(
                 f"{what} is truncated or damaged: its header announces {num_images} image(s) listed at byte {table}, the file "
                 f"has {size} bytes. Copy it again from its source."
             )
@@ -100,7 +98,7 @@ def open_ser(path: Path) -> Opened:
     first = elements[0]
     for number, element in enumerate(elements):
         if element[1:3] != first[1:3]:
-            raise ValueError(
+            raise DataError(
                 f"{what}: image {number} is {element[2]} {element[1]}, expected {first[2]} {first[1]} like the first. Save the "
                 "images as files of their own."
             )
@@ -116,17 +114,17 @@ def _element(descriptor: int, offset: int, number: int, what: str, size: int) ->
     """Read what stands before an image: where its pixels are, (y, x), number type, voxel size in nm where calibrated."""
     block = os.pread(descriptor, _ELEMENT.size, offset) if offset + _ELEMENT.size <= size else b""
     if len(block) < _ELEMENT.size:
-        raise ValueError(
+        raise DataError(
             f"{what} is truncated: image {number} begins at byte {offset} of {size}. Copy it again from its source."
         )
     _, delta_x, _, _, delta_y, _, type_number, width, height = _ELEMENT.unpack(block)
     if type_number not in _DTYPES:
-        raise ValueError(
+        raise DataError(
             f"{what}: image {number} has number type {type_number}; expected one of {sorted(_DTYPES)} (8 to 64 bits, not "
             "complex). Export it as TIFF."
         )
     if width < 1 or height < 1:
-        raise ValueError(
+        raise DataError(
             f"{what}: image {number} has sizes {width} x {height}; expected none of them 0 or negative. Copy it again from its "
             "source."
         )
@@ -135,7 +133,7 @@ def _element(descriptor: int, offset: int, number: int, what: str, size: int) ->
     check_whole_in_memory(f"{what}: image {number}", num_bytes)
     start = offset + _ELEMENT.size
     if start + num_bytes > size:
-        raise ValueError(
+        raise DataError(
             f"{what} is truncated: image {number} needs {num_bytes} bytes after byte {start}, found {max(0, size - start)}. "
             "Copy it again from its source."
         )

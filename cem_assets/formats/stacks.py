@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.catalog.description import DatasetDescription
+from cem_assets.errors import DataError
 from cem_assets.formats import open_file
 from cem_assets.formats.arrays import Opened, check_whole_in_memory, shown, spool
 
@@ -35,13 +36,13 @@ def read_plane(path: Path, scratch: Path, description: DatasetDescription) -> tu
         (y, x) array in native byte order, and notes on what was reduced.
 
     Raises:
-        ValueError: The file is damaged, holds a stack, or does not hold every pixel.
+        DataError: The file is damaged, holds a stack, or does not hold every pixel.
     """
     with TemporaryDirectory(dir=scratch) as folder:
         opened = open_file(path, Path(folder), description)
         source = opened.source
         if source.shape[0] != 1:
-            raise ValueError(
+            raise DataError(
                 f'{shown(path)} is a stack of {source.shape[0]} slices; expected one 2D image. Use kind = "volume", or '
                 "save its slices as single files."
             )
@@ -49,7 +50,7 @@ def read_plane(path: Path, scratch: Path, description: DatasetDescription) -> tu
         box = (slice(0, 1), slice(0, source.shape[1]), slice(0, source.shape[2]))
         plane = np.asarray(source.read(box)[0])
         if source.missing(box) is not None:
-            raise ValueError(f"{shown(path)} lacks pixels (chunks that were never written). Copy it again.")
+            raise DataError(f"{shown(path)} lacks pixels (chunks that were never written). Copy it again.")
     return plane.astype(plane.dtype.newbyteorder("="), copy=False), opened.notes
 
 
@@ -66,7 +67,7 @@ def open_stack(paths: Sequence[Path], scratch: Path, description: DatasetDescrip
         The volume.
 
     Raises:
-        ValueError: A slice is damaged, or has another size or number type than the first.
+        DataError: A slice is damaged, or has another size or number type than the first.
     """
     told = f"{len(paths)} slices in natural order of their names"
     if len(paths) == 1:  # one page may be larger than memory: it is read by boxes, where slices are read whole
@@ -85,7 +86,7 @@ def open_stack(paths: Sequence[Path], scratch: Path, description: DatasetDescrip
                     waiting.append(pool.submit(read_plane, upcoming, scratch, description))
                 plane, _ = waiting.pop(0).result()
                 if plane.shape != first.shape or plane.dtype != first.dtype:
-                    raise ValueError(
+                    raise DataError(
                         f"volume {name!r}: slice {shown(path)} is {plane.dtype} {plane.shape}; expected "
                         f"{first.dtype} {first.shape} like {shown(paths[0])}. Remove or repair that slice."
                     )

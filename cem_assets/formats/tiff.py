@@ -14,6 +14,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.formats.arrays import (
     MAX_PLANE_BYTES,
     Opened,
@@ -42,7 +43,6 @@ def open_tiff(path: Path, scratch: Path, channel: int | None = None) -> Opened:
     """Open a TIFF file as one volume or 2D image.
 
     Args:
-        path: The file.
         scratch: Folder for the decoded planes of compressed stacks.
         channel: Which channel to take where the file has a channel axis.
 
@@ -50,7 +50,7 @@ def open_tiff(path: Path, scratch: Path, channel: int | None = None) -> Opened:
         The opened file; one page means a 2D image.
 
     Raises:
-        ValueError: The file is no TIFF, is damaged or truncated, holds pages of several sizes, or has
+        DataError: The file is no TIFF, is damaged or truncated, holds pages of several sizes, or has
             channel or time axes that cannot be one gray volume.
     """
     # Never follow the names of other files that OME-XML or MicroManager metadata may hold.
@@ -61,7 +61,7 @@ def open_tiff(path: Path, scratch: Path, channel: int | None = None) -> Opened:
 def _open(tif: tifffile.TiffFile, path: Path, scratch: Path, channel: int | None, what: str) -> Opened:
     left_out: tuple[str, ...] = ()
     if not tif.pages:
-        raise ValueError(f"{what} has no pages; expected at least one image. Copy it again from its source.")
+        raise DataError(f"{what} has no pages; expected at least one image. Copy it again from its source.")
     _check_chain(tif, what)
     if tif.is_imagej or tif.is_ome or tif.is_shaped:
         series = tif.series[0]
@@ -74,7 +74,7 @@ def _open(tif: tifffile.TiffFile, path: Path, scratch: Path, channel: int | None
         series = tif.series[0] if len(tif.series) == 1 else None
         axes, shape, dtype = f"I{first.axes}", (len(pages), *first.shape), first.dtype
     if dtype is None:
-        raise ValueError(f"{what} has pixels of no known number type. Save it as 8-, 16- or 32-bit TIFF.")
+        raise DataError(f"{what} has pixels of no known number type. Save it as 8-, 16- or 32-bit TIFF.")
     depth, num_channels, notes = _interpret(axes, shape, what, channel)
     notes += left_out
     head = _full_page(pages[0])
@@ -90,7 +90,7 @@ def _open(tif: tifffile.TiffFile, path: Path, scratch: Path, channel: int | None
     _check_pages(pages, path.stat().st_size, what, in_segments)
     if in_segments:
         if len(pages) != depth:
-            raise ValueError(f"{what} has {len(pages)} pages for {depth} slices; expected one page for each slice.")
+            raise DataError(f"{what} has {len(pages)} pages for {depth} slices; expected one page for each slice.")
         rows = (rows for number, page in enumerate(pages) for rows in _rows(_full_page(page), number, size, dtype, what))
         return Opened(spool_rows(rows, (depth, *size), np.dtype(dtype), scratch, what), depth == 1, voxel_size, notes)
     done: list[str] = list(notes)
@@ -112,7 +112,7 @@ def _check_chain(tif: tifffile.TiffFile, what: str) -> None:
     handle.seek(tif.pages.next_page_offset)
     following = int.from_bytes(handle.read(tif.tiff.offsetsize), "little" if tif.byteorder == "<" else "big")
     if following:
-        raise ValueError(
+        raise DataError(
             f"{what} is truncated: after {num_pages} page(s) it names another at byte {following}, which is not there (it "
             f"has {handle.size}). Copy it again from its source."
         )
@@ -130,7 +130,7 @@ def _equal_pages(pages: list[Any], what: str) -> tuple[list[Any], tuple[str, ...
         pages[n].dtype != first.dtype or pages[n].samplesperpixel != first.samplesperpixel for n in others
     ):  # one image, then something of another nature: a preview, a mask, the camera's own data
         return [first], (f"{len(others)} page(s) left out that are no part of a stack, such as {page.dtype} {page.shape}",)
-    raise ValueError(
+    raise DataError(
         f"{what}: page {number} is {page.dtype} {page.shape}, the first is {first.dtype} {first.shape}; expected "
         "pages of one size. Split the file, or remove that page."
     )
@@ -150,18 +150,18 @@ def _interpret(axes: str, shape: tuple[int, ...], what: str, channel: int | None
     sizes = {name: int(size) for name, size in zip(axes, shape, strict=True)}
     num_channels = max(sizes.get("S", 1), sizes.get("C", 1))
     if sizes.get("S", 1) > 1 and sizes.get("C", 1) > 1:
-        raise ValueError(f"{what} has both colour samples and channels ({axes} {shape}); expected one gray channel.")
+        raise DataError(f"{what} has both colour samples and channels ({axes} {shape}); expected one gray channel.")
     if num_channels > 4 and channel is None:
-        raise ValueError(
+        raise DataError(
             f"{what} has {num_channels} channels ({axes} {shape}); expected 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 "
             "(RGB, alpha). Give channel = N in dataset.toml to take one of them; if they are slices, save them along z."
         )
     if channel is not None and num_channels > 1 and channel >= num_channels:
-        raise ValueError(f"{what} has {num_channels} channels; channel = {channel} in dataset.toml is not one of them.")
+        raise DataError(f"{what} has {num_channels} channels; channel = {channel} in dataset.toml is not one of them.")
     stacked = [name for name in axes if name not in "YXSC" and sizes[name] > 1]
     unknown = [name for name in stacked if name not in _DEPTH_AXES]
     if len(stacked) > 1 or unknown:
-        raise ValueError(
+        raise DataError(
             f"{what} has axes {axes} of sizes {shape}; expected one stack of slices. Save one time point and position."
         )
     depth = sizes[stacked[0]] if stacked else 1
@@ -176,7 +176,7 @@ def _rows(page: Any, number: int, size: tuple[int, int], dtype: Any, what: str) 
     top = 0
     for segment, (*_, y, x, _), _ in page.segments(maxworkers=_DECODE_THREADS, buffersize=_SEGMENT_BUFFER):
         if segment is None or (page.imagelength, page.imagewidth) != size or page.dtype != dtype:
-            raise ValueError(
+            raise DataError(
                 f"{what}: page {number} lacks strips or tiles, or is unlike the first; expected all of them. Copy the file "
                 "again."
             )
@@ -195,12 +195,12 @@ def _check_pages(pages: Sequence[Any], file_bytes: int, what: str, in_segments: 
     for number, frame in enumerate(pages):
         offsets, counts = frame.dataoffsets, frame.databytecounts
         if not len(counts) or min(counts) == 0 or min(offsets) == 0:
-            raise ValueError(
+            raise DataError(
                 f"{what}: page {number} lacks strips or tiles (their length is 0); expected all of them. Copy the file again."
             )
         end = max(offset + count for offset, count in zip(offsets, counts, strict=True))
         if end > file_bytes:
-            raise ValueError(
+            raise DataError(
                 f"{what} is truncated: page {number} reaches to byte {end}, the file has {file_bytes}. Copy it again."
             )
         is_held = not in_segments or int(frame.nbytes) <= MAX_PLANE_BYTES
@@ -233,7 +233,7 @@ def _decoded(
 
     count = depth if separate else len(pages)
     if count != depth:
-        raise ValueError(f"{what} has {len(pages)} pages for {depth} slices; expected one page for each slice.")
+        raise DataError(f"{what} has {len(pages)} pages for {depth} slices; expected one page for each slice.")
     for number in range(depth):  # one after the other: pages share the file's position; strips decode in parallel
         plane, found = decode(number)
         notes.extend(found)

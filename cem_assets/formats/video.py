@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.catalog.description import DatasetDescription
+from cem_assets.errors import DataError
 from cem_assets.formats.arrays import Opened, RawFile, require_disk, shown
 from cem_assets.imaging.intensity import gray_from_channels
 
@@ -50,7 +51,6 @@ def open_video(path: Path, scratch: Path, description: DatasetDescription, conta
     """Decode a video into scratch.
 
     Args:
-        path: The file.
         scratch: Folder for the frames.
         description: The dataset's description, of kind "video".
         container: "MP4" or "AVI".
@@ -60,7 +60,7 @@ def open_video(path: Path, scratch: Path, description: DatasetDescription, conta
         codec, frame rate and duration.
 
     Raises:
-        ValueError: The dataset is of another kind; the file is damaged or truncated, has no or several video streams,
+        DataError: The dataset is of another kind; the file is damaged or truncated, has no or several video streams,
             changes its frame size, is interlaced, too large, or of a codec that is not supported.
         OSError: The scratch disk is too small.
     """
@@ -68,7 +68,7 @@ def open_video(path: Path, scratch: Path, description: DatasetDescription, conta
 
     what = shown(path)
     if description.kind != "video":
-        raise ValueError(
+        raise DataError(
             f'{what} is a video; expected only files for kind = "{description.kind}". Set kind = "video" in dataset.toml, or '
             "put it into a dataset of its own."
         )
@@ -81,7 +81,7 @@ def open_video(path: Path, scratch: Path, description: DatasetDescription, conta
         ):
             return _decode(opened, scratch, what, container)
     except av.FFmpegError as error:
-        raise ValueError(
+        raise DataError(
             f"{what} is damaged, or no {container}: {error.strerror or type(error).__name__}. Copy it again from its source."
         ) from error
 
@@ -129,10 +129,10 @@ def _decode(opened: Any, scratch: Path, what: str, container: str) -> Opened:
             pixel_format = pixel_format or str(frame.format.name)
             writer.add(_gray(frame, seen))
     if not seen.num_frames:
-        raise ValueError(f"{what} holds no frame that can be decoded; expected at least one. Copy it again from its source.")
+        raise DataError(f"{what} holds no frame that can be decoded; expected at least one. Copy it again from its source.")
     num_repeated = seen.num_frames - writer.num_written
     if container == "MP4" and seen.num_frames < announced:
-        raise ValueError(
+        raise DataError(
             f"{what} is truncated: its header announces {announced} frames, found {seen.num_frames}. Copy it again from "
             "its source."
         )
@@ -167,10 +167,10 @@ def _summary(context: Any, pixel_format: str, rate: Fraction | None, stream: Any
 def _only_stream(opened: Any, what: str) -> Any:
     streams = [item for item in opened.streams.video if not int(item.disposition) & _ATTACHED_PICTURE]
     if len(streams) != 1:
-        raise ValueError(f"{what} has {len(streams)} video streams; expected one. Save it as a file with one.")
+        raise DataError(f"{what} has {len(streams)} video streams; expected one. Save it as a file with one.")
     name = streams[0].codec_context.codec.name if streams[0].codec_context is not None else "unknown"
     if name not in CODECS:
-        raise ValueError(
+        raise DataError(
             f"{what} has codec {name!r}; expected one of {', '.join(sorted(CODECS))}. Save it as FFV1 in AVI, or as "
             "a TIFF stack."
         )
@@ -189,26 +189,26 @@ def _check_size(size: tuple[int, int], announced: int, what: str) -> None:
     elif announced * height * width > MAX_VIDEO_BYTES:
         problems.append(f"{announced * height * width / 2**30:.0f} GiB of frames; expected at most {MAX_VIDEO_BYTES >> 30} GiB")
     if problems:
-        raise ValueError(f"{what} has {' and '.join(problems)}. Cut it into shorter or smaller videos.")
+        raise DataError(f"{what} has {' and '.join(problems)}. Cut it into shorter or smaller videos.")
 
 
 def _frames(opened: Any, stream: Any, size: tuple[int, int], what: str, seen: _Progress) -> Iterator[Any]:
     for frame in opened.decode(stream):
         number = seen.num_frames
         if frame.is_corrupt:
-            raise ValueError(f"{what}: frame {number} is damaged. Copy it again from its source.")
+            raise DataError(f"{what}: frame {number} is damaged. Copy it again from its source.")
         if frame.interlaced_frame:
-            raise ValueError(
+            raise DataError(
                 f"{what} is interlaced (frame {number}): its rows are of two points in time; expected whole frames. "
                 'Deinterlace it first, for example with "ffmpeg -vf bwdif", and save it without loss.'
             )
         if (frame.height, frame.width) != size:
-            raise ValueError(
+            raise DataError(
                 f"{what}: frame {number} is {frame.width} x {frame.height} px, the first is {size[1]} x {size[0]} px; expected "
                 "frames of one size. Split the video there."
             )
         if number >= MAX_FRAMES or (number + 1) * size[0] * size[1] > MAX_VIDEO_BYTES:
-            raise ValueError(
+            raise DataError(
                 f"{what} has more than {number} frames of {size[1]} x {size[0]} px; expected at most {MAX_FRAMES} frames and "
                 f"{MAX_VIDEO_BYTES >> 30} GiB in all. Cut it into shorter videos."
             )
@@ -283,7 +283,7 @@ def _check_length(path: Path, container: str, what: str) -> None:
     """Walk the outermost boxes of the file: the library reads what is there, and does not say that the rest is missing.
 
     Raises:
-        ValueError: The file ends before its last box does.
+        DataError: The file ends before its last box does.
     """
     size, position = path.stat().st_size, 0
     with open(path, "rb") as handle:
@@ -304,7 +304,7 @@ def _check_length(path: Path, container: str, what: str) -> None:
                     return
                 is_unfinished = length < 8
             if is_unfinished or position + length > size + 1:
-                raise ValueError(
+                raise DataError(
                     f"{what} is truncated, or was never finished: its part at byte {position} has {length} bytes, the file has "
                     f"{size}. Copy it again from its source."
                 )

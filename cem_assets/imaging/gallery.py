@@ -131,7 +131,6 @@ def histogram_png(
 
     Args:
         values: Numbers, any length.
-        title: Above the chart.
         x_label: Under it, with the unit.
         num_bins: Number of bars.
         mark: Where to draw a vertical line, such as a threshold.

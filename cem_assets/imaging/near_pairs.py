@@ -120,7 +120,6 @@ def pairs_between_groups(
         groups: int32 or int64 (n,). Whom each belongs to.
         max_distance: Largest Hamming distance (0..64) that counts.
         num_threads: Threads that share the buckets; the result does not depend on it.
-        progress: Called with (pieces done, pieces in all).
         cut: From `choose_cut` or `multi_index.bands`; the result does not depend on it.
 
     Returns:

@@ -46,7 +46,6 @@ class SourceCopies:
         """Hash an object, and keep it where it is of a kind that is read from a file, and there is room for it.
 
         Args:
-            key: Of the object.
             num_bytes: Its size as it was listed.
 
         Returns:

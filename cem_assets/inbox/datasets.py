@@ -16,6 +16,7 @@ from pathlib import Path
 import tomlkit
 
 from cem_assets.catalog.description import EXAMPLE, MAX_TOML_BYTES, DatasetDescription, check_dataset_name, parse_description
+from cem_assets.errors import DataError
 from cem_assets.formats import expected_suffixes
 from cem_assets.formats.arrays import shown
 from cem_assets.store.manifests import canonical_json
@@ -101,7 +102,6 @@ def read_description(store: Store, dataset: str) -> DatasetDescription:
     """Read the `dataset.toml` of a dataset in the inbox.
 
     Args:
-        store: Where.
         dataset: Name of its folder, which is its partition key.
 
     Returns:
@@ -109,10 +109,10 @@ def read_description(store: Store, dataset: str) -> DatasetDescription:
 
     Raises:
         FileNotFoundError: The folder has no `dataset.toml`.
-        ValueError: The file breaks rules, or names another dataset than its folder.
+        DataError: The file breaks rules, or names another dataset than its folder.
     """
     if problem := check_dataset_name(dataset):
-        raise ValueError(problem)
+        raise DataError(problem)
     key = dataset_key(dataset, DESCRIPTION)
     size = store.size(key)
     if size is None:
@@ -121,10 +121,10 @@ def read_description(store: Store, dataset: str) -> DatasetDescription:
             f"example:\n{EXAMPLE}"
         )
     if size > MAX_TOML_BYTES:
-        raise ValueError(f"{key} has {size} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
+        raise DataError(f"{key} has {size} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
     description = parse_description(store.read(key), key)
     if description.name != dataset:
-        raise ValueError(
+        raise DataError(
             f"{key} says name = {description.name!r}, but its folder is {dataset!r}; expected the same, so that no two "
             "folders can be one dataset. Rename the folder or the dataset."
         )
@@ -135,7 +135,6 @@ def read_inbox(store: Store, dataset: str, hash_of: HashOf | None = None) -> Inb
     """List and hash the files of a dataset.
 
     Args:
-        store: Where.
         dataset: Name of its folder.
         hash_of: Another way to hash, such as one that keeps copies; as in `listed_files`.
 
@@ -144,12 +143,12 @@ def read_inbox(store: Store, dataset: str, hash_of: HashOf | None = None) -> Inb
 
     Raises:
         FileNotFoundError: There is no such dataset.
-        ValueError: Its description breaks rules, or there is no file beside it.
+        DataError: Its description breaks rules, or there is no file beside it.
     """
     description = read_description(store, dataset)
     files, rejections = listed_files(store, dataset, hash_of)
     if len(files) < 2:
-        raise ValueError(
+        raise DataError(
             f"dataset {dataset!r} has no files beside its {DESCRIPTION}; expected images of type {expected_suffixes()}. "
             "Upload them, and dataset.toml last."
         )
@@ -162,7 +161,6 @@ def listed_files(
     """List and hash the files of a folder of the inbox, in order of path; names that are not allowed are rejected.
 
     Args:
-        store: Where.
         dataset: Name of the folder.
         hash_of: Gives the sha256 of an object by key and size, from several threads; default `Store.sha256`.
     """
@@ -210,7 +208,6 @@ def register_folder(store: Store, folder: Path, name: str | None = None, replace
     """Copy a local folder into the inbox, `dataset.toml` last.
 
     Args:
-        store: Where.
         folder: A folder of files with a `dataset.toml`.
         name: Name to give the dataset instead of the one in `dataset.toml`.
         replace: Whether other files under the same name may be replaced.
@@ -220,7 +217,7 @@ def register_folder(store: Store, folder: Path, name: str | None = None, replace
 
     Raises:
         FileNotFoundError: There is no such folder, or no `dataset.toml` in it.
-        ValueError: The description breaks rules.
+        DataError: The description breaks rules.
         FileExistsError: A dataset of that name with other files is in the inbox already.
     """
     toml = folder / DESCRIPTION
@@ -231,7 +228,7 @@ def register_folder(store: Store, folder: Path, name: str | None = None, replace
     text = toml.read_bytes()
     if name is not None:
         if problem := check_dataset_name(name):
-            raise ValueError(problem)
+            raise DataError(problem)
         text = _renamed(text, name, str(toml))
     description = parse_description(text, str(toml))
     copy_to_inbox(store, folder, description.name, DESCRIPTION, text, replace)
@@ -242,7 +239,6 @@ def copy_to_inbox(store: Store, folder: Path, name: str, marker: str, text: byte
     """Copy a local folder's files into the inbox, the file that marks it as complete last.
 
     Args:
-        store: Where.
         folder: Files.
         name: Of the folder in the inbox.
         marker: File name, such as "dataset.toml".
@@ -250,14 +246,12 @@ def copy_to_inbox(store: Store, folder: Path, name: str, marker: str, text: byte
         replace: Whether other files under the same name may be replaced.
 
     Raises:
-        ValueError: There is no file beside the marker, or a name is not allowed.
+        DataError: There is no file beside the marker, or a name is not allowed.
         FileExistsError: The inbox has other files under that name.
     """
     local = {path: folder / path for path in _local_files(folder, marker)}
     if len(local) < 1:
-        raise ValueError(
-            f"{folder} has no files beside its {marker}; expected images of type {expected_suffixes()}, or tables."
-        )
+        raise DataError(f"{folder} has no files beside its {marker}; expected images of type {expected_suffixes()}, or tables.")
     base = f"{INBOX}/{name}"
     there = {item.key[len(base) + 1 :]: item.num_bytes for item in store.walk(base)}
     wanted = {path: file.stat().st_size for path, file in local.items()}
@@ -298,9 +292,9 @@ def _local_files(folder: Path, marker: str) -> list[str]:
         if not file.is_file() or _JUNK.search(path) or path == marker:
             continue
         if problem := path_problem(path):
-            raise ValueError(f"{shown(file)}: {problem}")
+            raise DataError(f"{shown(file)}: {problem}")
         if not file.resolve().is_relative_to(root):
-            raise ValueError(f"{path} is a link that leads out of {folder}; expected files. Copy the file itself.")
+            raise DataError(f"{path} is a link that leads out of {folder}; expected files. Copy the file itself.")
         found.append(path)
     return found
 
@@ -309,7 +303,7 @@ def _renamed(text: bytes, name: str, where: str) -> bytes:
     try:
         document = tomlkit.parse(text.decode("utf-8-sig"))
     except (UnicodeDecodeError, tomlkit.exceptions.ParseError) as error:
-        raise ValueError(f"{where} is not valid TOML in UTF-8: {error}. An example:\n{EXAMPLE}") from error
+        raise DataError(f"{where} is not valid TOML in UTF-8: {error}. An example:\n{EXAMPLE}") from error
     document["name"] = name
     return tomlkit.dumps(document).encode()
 
@@ -344,7 +338,6 @@ def arrivals(store: Store, after: str = "", marker: str = DESCRIPTION) -> Iterat
     """Look for complete datasets (or, by their marker, microscopy sources), as far as the caller wants to go.
 
     Args:
-        store: Where.
         after: Begin behind this name.
         marker: File that is written last.
 

@@ -45,7 +45,6 @@ def intakes(dataset: InboxDataset, is_single_image: dict[str, bool]) -> tuple[li
     """Sort a dataset's files into volumes or images.
 
     Args:
-        dataset: The dataset.
         is_single_image: For every file that could be a slice, whether it holds one 2D image; see
             `slice_candidates`.
 

@@ -24,7 +24,6 @@ def write_report(store: Store, dataset: str, rejections: Sequence[Rejection], is
     """Write the report of a dataset, in place of an earlier one.
 
     Args:
-        store: Where.
         dataset: Its name; a name that cannot be a folder gets no report.
         rejections: What was refused.
         is_refused: Whether nothing of the dataset could be used.

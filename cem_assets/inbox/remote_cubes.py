@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.catalog import EmDataset, RemoteSource
+from cem_assets.errors import DataError
 from cem_assets.imaging.boxes import Box
 from cem_assets.imaging.cube_choice import (
     SamplingParams,
@@ -69,24 +70,22 @@ def sample_dataset(
     """Sample a remote volume into the inbox.
 
     Args:
-        store: Where.
         row: Of the catalogue, with a remote source.
         scratch: Folder for one cube at a time.
-        progress: Called with (bytes of cubes so far, budget in bytes).
         limits: Rates, retries and timeouts.
 
     Returns:
         The ledger: what was asked for, `cubes`, `left_out` with reasons, `downloaded_bytes` and `cube_bytes`.
 
     Raises:
-        ValueError: The row is not remote, the volume cannot be read, or not one cube could be had.
+        DataError: The row is not remote, the volume cannot be read, or not one cube could be had.
         FileNotFoundError: The volume is not there.
         PermissionError: Access to it is refused.
         ConnectionError: Its server is in trouble; what was done is kept for the next run.
         FileExistsError: The inbox has another dataset, or another sample, under that name.
     """
     if row.remote is None:
-        raise ValueError(f"catalogue row {row.name!r} has no remote volume; expected one. Its files are fetched whole.")
+        raise DataError(f"catalogue row {row.name!r} has no remote volume; expected one. Its files are fetched whole.")
     params = sampling_params(row.remote)
     ledger = _earlier_ledger(store, row, _plan(row.remote, params))
     if ledger["is_complete"] and ledger["gigabytes"] >= params.gigabytes and _is_whole(store, row.name):
@@ -98,7 +97,7 @@ def sample_dataset(
         run = _Run(store, row, params, volume, scratch, ledger, progress or (lambda done, total: None))
         run.draw()
     except BudgetSpentError as error:
-        raise ValueError(
+        raise DataError(
             f"{row.name}: the budget of {params.gigabytes} GB does not suffice for metadata and reference image: {error} Raise "
             "gigabytes in the catalogue row."
         ) from error
@@ -132,7 +131,7 @@ def _earlier_ledger(store: Store, row: EmDataset, plan: dict[str, Any]) -> dict[
             "downloaded_bytes": 0, "cube_bytes": 0, "ended_because": "",
         }  # fmt: skip
     if size > _MAX_LEDGER_BYTES:
-        raise ValueError(f"{key} has {size} bytes; expected at most {_MAX_LEDGER_BYTES}. Remove inbox/{row.name}/.")
+        raise DataError(f"{key} has {size} bytes; expected at most {_MAX_LEDGER_BYTES}. Remove inbox/{row.name}/.")
     ledger: dict[str, Any] = json.loads(store.read(key))
     if ledger.get("plan") != plan:
         differing = sorted(name for name in plan if ledger.get("plan", {}).get(name) != plan[name])
@@ -153,7 +152,7 @@ def _voxel_size(row: EmDataset, volume: RemoteVolume) -> tuple[float, float, flo
         z, y, x = (size * factor for size, factor in zip(row.voxel_size_nm, volume.layout.factor, strict=True))
         return (z, y, x)
     if volume.voxel_size_nm is None:
-        raise ValueError(f"neither the catalogue nor the metadata of {row.name!r} say its voxel size. Add it to the row.")
+        raise DataError(f"neither the catalogue nor the metadata of {row.name!r} say its voxel size. Add it to the row.")
     return volume.voxel_size_nm
 
 
@@ -182,7 +181,7 @@ class _Run:
 
         Raises:
             BudgetSpentError: It does not suffice for the reference image.
-            ValueError: Not one cube could be had.
+            DataError: Not one cube could be had.
         """
         ledger, params, itemsize = self._ledger, self._params, self._volume.dtype.itemsize
         order = self._order()
@@ -235,7 +234,7 @@ class _Run:
         if not ledger["cubes"]:
             self.write_ledger()
             reasons = "; ".join(f"{item['name']}: {item['reason']}" for item in ledger["left_out"][:5])
-            raise ValueError(
+            raise DataError(
                 f"{self._row.name}: no cube could be had within {params.gigabytes} GB: {ended}. {reasons or 'None was tried'}. "
                 "Check the source, its padding value and the budget."
             )
@@ -264,7 +263,7 @@ class _Run:
         a, b, c = (coarse / fine for coarse, fine in zip(reference.layout.factor, volume.layout.factor, strict=True))
         found = candidate_cubes(seen.voxels, (a, b, c), volume.shape, params, seen.is_missing)
         if not found:
-            raise ValueError(
+            raise DataError(
                 f"{self._row.name}: none of its cubes of {params.cube_px} voxels is at least {params.min_content:.0%} content "
                 f"(padding values {params.padding_values}). Check the padding value in the catalogue row."
             )

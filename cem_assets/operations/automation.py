@@ -1,10 +1,10 @@
 """Schedules of the catalogue and of maintenance."""
 
-import os
 from typing import Any
 
 import dagster as dg
 
+from cem_assets import environment
 from cem_assets.operations.catalogue_intake import missing_rows
 from cem_assets.operations.jobs import catalogue_intake, maintenance
 from cem_assets.platform.attempts import UNFINISHED
@@ -16,7 +16,7 @@ CATALOGUE_TAG = "cem_assets/catalogue"
 @dg.schedule(
     name="catalogue",
     job=catalogue_intake,
-    cron_schedule=os.environ.get("CEM_ASSETS_CATALOGUE_CRON", "0 1 * * *"),
+    cron_schedule=environment.text(environment.CATALOGUE_CRON),
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Fetches enabled rows of the catalogue that the store lacks, a few a day (CEM_ASSETS_CATALOGUE_PER_DAY).",
 )
@@ -43,16 +43,13 @@ def catalogue_schedule(context: dg.ScheduleEvaluationContext, store: StoreResour
 
 def per_day() -> int:
     """Return CEM_ASSETS_CATALOGUE_PER_DAY, else 3."""
-    text = os.environ.get("CEM_ASSETS_CATALOGUE_PER_DAY", "3")
-    if not text.isdecimal():
-        raise ValueError(f"CEM_ASSETS_CATALOGUE_PER_DAY is {text!r}; expected a whole number.")
-    return int(text)
+    return environment.whole_number(environment.CATALOGUE_PER_DAY, lowest=0)
 
 
 maintenance_schedule = dg.ScheduleDefinition(
     name="maintenance",
     job=maintenance,
-    cron_schedule=os.environ.get("CEM_ASSETS_MAINTENANCE_CRON", "0 4 * * *"),
+    cron_schedule=environment.text(environment.MAINTENANCE_CRON),
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Sweeps what no manifest and no release names any more, and measures the store.",
 )

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from cem_assets.catalog import EmDataset, em_datasets
 from cem_assets.catalog.microscopy import MicroscopySource, microscopy_sources
 from cem_assets.cytoimagenet.sources.inbox import SOURCE_TOML, register_source
+from cem_assets.errors import DataError, UnknownNameError
 from cem_assets.inbox.datasets import DESCRIPTION, arrival_of, path_problem, register_folder
 from cem_assets.operations.licences import check_licence_accepted
 from cem_assets.operations.source_health import clear_trouble, record_trouble
@@ -45,7 +46,6 @@ def fetch_row(store: Store, name: str) -> str:
     `quarantine/sources/`, also where a mirror stands in, until it works again.
 
     Args:
-        store: Where.
         name: Of the EM dataset or microscopy source.
 
     Returns:
@@ -53,7 +53,7 @@ def fetch_row(store: Store, name: str) -> str:
 
     Raises:
         KeyError: The catalogue has no such row.
-        ValueError: A file has another digest than the catalogue says, or the catalogue does not know the files of the row.
+        DataError: A file has another digest than the catalogue says, or the catalogue does not know the files of the row.
         ConnectionError: A file, or a chunk of a remote volume, could not be fetched; the cubes done so far are kept.
         FileNotFoundError: Its archive has no such accession or file.
         PermissionError: Access is refused, or the row's licence was not accepted in the settings.
@@ -63,7 +63,7 @@ def fetch_row(store: Store, name: str) -> str:
     if name in sources:
         return _fetch_source(store, sources[name])
     if name not in rows:
-        raise KeyError(f"the catalogue has no dataset {name!r}; it has {', '.join(sorted({*rows, *sources}))}.")
+        raise UnknownNameError(f"the catalogue has no dataset {name!r}; it has {', '.join(sorted({*rows, *sources}))}.")
     row = rows[name]
     if row.licence_must_be_accepted:
         check_licence_accepted(store, name, row.licence, row.source_url)
@@ -96,7 +96,7 @@ def _row_files(store: Store, row: EmDataset) -> tuple[list[RemoteFile], bool]:
         # The archive is gone, but what its files were is known, so a mirror can be trusted.
         return [RemoteFile(name, f"{stands_in}{quote(name)}", checksum=checksum) for name, checksum in known.items()], True
     if unchecked := [file.name for file in listed if not known.get(file.name, file.checksum)]:
-        raise ValueError(
+        raise DataError(
             f"{row.archive} gives no checksum for {len(unchecked)} file(s) of {row.name!r}, such as {unchecked[0]!r}; expected "
             "its sha256 in the row's registry. Download them once, check them, and write their sha256 down."
         )
@@ -132,7 +132,7 @@ def _fetch_files(
 
 def _fetch_source(store: Store, row: MicroscopySource) -> str:
     if not row.downloads:
-        raise ValueError(
+        raise DataError(
             f"the catalogue does not know the files of {row.name!r} byte for byte, so it cannot fetch them. Download them "
             f"from {row.images_url or row.source_url}, and drop them with a source.toml (recipe = {row.name!r}) into "
             f"inbox/{row.name}/."
@@ -141,7 +141,7 @@ def _fetch_source(store: Store, row: MicroscopySource) -> str:
         folder = Path(scratch) / row.name
         for _, _, path in row.downloads:
             if problem := path_problem(path):
-                raise ValueError(f"the registry of {row.name!r} names {path!r}: {problem}")
+                raise DataError(f"the registry of {row.name!r} names {path!r}: {problem}")
         files = [RemoteFile(path, address, checksum=f"sha256:{sha256}") for sha256, address, path in row.downloads]
         _fetch_files(store, row.name, [(file, ()) for file in files], folder)
         (folder / SOURCE_TOML).write_bytes(row.source_toml())

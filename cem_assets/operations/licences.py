@@ -5,6 +5,7 @@ Some archives let files be used only by those who agreed to their terms. A progr
 
 import tomllib
 
+from cem_assets.errors import DataError
 from cem_assets.store.store import Store
 
 SETTINGS = "settings/licences.toml"
@@ -17,20 +18,20 @@ def accepted_licences(store: Store) -> frozenset[str]:
     """Return the sources whose licences were accepted; none where there is no such file.
 
     Raises:
-        ValueError: The file is no TOML, or says something else.
+        DataError: The file is no TOML, or says something else.
     """
     size = store.size(SETTINGS)
     if size is None:
         return frozenset()
     if size > _MAX_BYTES:
-        raise ValueError(f"{SETTINGS} has {size} bytes; expected at most {_MAX_BYTES}. Shorten it.")
+        raise DataError(f"{SETTINGS} has {size} bytes; expected at most {_MAX_BYTES}. Shorten it.")
     try:
         data = tomllib.loads(store.read(SETTINGS).decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{SETTINGS} is not valid TOML in UTF-8: {error}. An example:\n{_EXAMPLE}") from error
+        raise DataError(f"{SETTINGS} is not valid TOML in UTF-8: {error}. An example:\n{_EXAMPLE}") from error
     names = data.get("accepted")
     if set(data) != {"accepted"} or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{SETTINGS} has {', '.join(sorted(data)) or 'nothing'}; expected a list of names:\n{_EXAMPLE}")
+        raise DataError(f"{SETTINGS} has {', '.join(sorted(data)) or 'nothing'}; expected a list of names:\n{_EXAMPLE}")
     return frozenset(names)
 
 
@@ -38,14 +39,13 @@ def check_licence_accepted(store: Store, name: str, licence: str, source_url: st
     """Refuse to go on with a source whose licence nobody accepted.
 
     Args:
-        store: Where the settings are.
         name: Of the source.
         licence: In the archive's words.
         source_url: Where its terms can be read.
 
     Raises:
         PermissionError: It is not named in the settings; the message says how.
-        ValueError: The settings are malformed.
+        DataError: The settings are malformed.
     """
     accepted = accepted_licences(store)
     if name not in accepted:

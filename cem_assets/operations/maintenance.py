@@ -72,7 +72,6 @@ def sweep(store: Store, live: Collection[str] = (), min_age_hours: float = MIN_A
     a day, in which another run can take them up.
 
     Args:
-        store: Where.
         live: Partition keys of unfinished runs; "" stands for assets without partitions.
         min_age_hours: Folders with anything younger stay.
 
@@ -183,9 +182,6 @@ def _readable(store: Store, folder: str, number: int) -> Manifest | None:
 
 def measure(store: Store) -> list[PrefixSize]:
     """Count objects and bytes by asset, and of the inbox and the quarantine; one listing of the whole store.
-
-    Args:
-        store: Where.
 
     Returns:
         In order of prefix.

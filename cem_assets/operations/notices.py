@@ -6,22 +6,21 @@ CEM_ASSETS_SMTP_HOST, _PORT, _FROM, and optionally _USER, _PASSWORD (then over S
 """
 
 import json
-import os
 import smtplib
 import ssl
 import urllib.request
 from collections.abc import Mapping
 from email.message import EmailMessage
 
-WEBHOOK_VARIABLE = "CEM_ASSETS_ALERT_WEBHOOK"
-EMAIL_VARIABLE = "CEM_ASSETS_ALERT_EMAIL"
-_SMTP = "CEM_ASSETS_SMTP_"
+from cem_assets import environment
+from cem_assets.errors import DataError
+
 _TIMEOUT_SECONDS = 15
 
 
 def is_configured() -> bool:
     """Tell whether anyone is to be told anything."""
-    return bool(os.environ.get(WEBHOOK_VARIABLE) or os.environ.get(EMAIL_VARIABLE))
+    return bool(environment.text(environment.ALERT_WEBHOOK) or environment.text(environment.ALERT_EMAIL))
 
 
 def deliver(subject: str, text: str, facts: Mapping[str, str]) -> list[str]:
@@ -37,8 +36,8 @@ def deliver(subject: str, text: str, facts: Mapping[str, str]) -> list[str]:
     """
     problems = []
     for name, send, is_on in (
-        ("webhook", _post, bool(os.environ.get(WEBHOOK_VARIABLE))),
-        ("e-mail", _mail, bool(os.environ.get(EMAIL_VARIABLE))),
+        ("webhook", _post, bool(environment.text(environment.ALERT_WEBHOOK))),
+        ("e-mail", _mail, bool(environment.text(environment.ALERT_EMAIL))),
     ):
         if not is_on:
             continue
@@ -50,9 +49,9 @@ def deliver(subject: str, text: str, facts: Mapping[str, str]) -> list[str]:
 
 
 def _post(subject: str, text: str, facts: Mapping[str, str]) -> None:
-    url = os.environ[WEBHOOK_VARIABLE]
+    url = environment.text(environment.ALERT_WEBHOOK)
     if not url.startswith(("https://", "http://")):
-        raise ValueError("expected an https:// address")
+        raise DataError("expected an https:// address")
     body = json.dumps({"text": f"{subject}\n{text}", "subject": subject, **facts}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310  checked above
     with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):  # noqa: S310
@@ -60,15 +59,14 @@ def _post(subject: str, text: str, facts: Mapping[str, str]) -> None:
 
 
 def _mail(subject: str, text: str, facts: Mapping[str, str]) -> None:
-    host = os.environ[f"{_SMTP}HOST"]
-    port = int(os.environ.get(f"{_SMTP}PORT", "587"))
+    host, port = environment.required(environment.SMTP_HOST), environment.whole_number(environment.SMTP_PORT)
     message = EmailMessage()
     message["Subject"] = " ".join(subject.split())
-    message["From"] = os.environ[f"{_SMTP}FROM"]
-    message["To"] = os.environ[EMAIL_VARIABLE]
+    message["From"] = environment.required(environment.SMTP_FROM)
+    message["To"] = environment.text(environment.ALERT_EMAIL)
     message.set_content(text + "\n\n" + "\n".join(f"{name}: {value}" for name, value in facts.items()))
     with smtplib.SMTP(host, port, timeout=_TIMEOUT_SECONDS) as server:
-        if user := os.environ.get(f"{_SMTP}USER"):
+        if user := environment.text(environment.SMTP_USER):
             server.starttls(context=ssl.create_default_context())
-            server.login(user, os.environ[f"{_SMTP}PASSWORD"])
+            server.login(user, environment.required(environment.SMTP_PASSWORD))
         server.send_message(message)

@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
+from cem_assets.errors import DataError
 from cem_assets.inbox.quarantine import QUARANTINE
 from cem_assets.store.manifests import canonical_json
 from cem_assets.store.store import Store, check_key
@@ -50,7 +51,6 @@ def record_trouble(store: Store, name: str, url: str, reason: str, served_by: st
     """Write down that a source's own address failed.
 
     Args:
-        store: Where.
         name: Row of a catalogue.
         url: Address that failed.
         reason: In words.
@@ -85,7 +85,7 @@ def source_health(store: Store) -> list[SourceTrouble]:
     """Return the sources in trouble, in order of name.
 
     Raises:
-        ValueError: A record is damaged; remove it.
+        DataError: A record is damaged; remove it.
     """
     names = [child.removesuffix(".json") for child in store.children(SOURCES) if child.endswith(".json")]
     records = [_read(store, name) for name in names]
@@ -99,9 +99,9 @@ def _read(store: Store, name: str) -> SourceTrouble | None:
         return None
     try:
         if size > _MAX_BYTES:
-            raise ValueError(f"it has {size} bytes")
+            raise DataError(f"it has {size} bytes")
         data = json.loads(store.read(key))
         texts = {field: str(data[field]) for field in ("url", "reason", "date", "since", "served_by")}
         return SourceTrouble(name=name, count=int(data["count"]), **texts)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{key} is damaged: {type(error).__name__}: {error}. Remove it.") from error
+        raise DataError(f"{key} is damaged: {type(error).__name__}: {error}. Remove it.") from error

@@ -29,6 +29,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.pixels.image_cells import SIDE_PX
 from cem_assets.pixels.write_behind import WriteBehind, gather
 
@@ -234,9 +235,9 @@ class DiskCache:
             for inside, place in zip(wanted.inside.tolist(), wanted.places.tolist(), strict=True):
                 target = out[place].data.cast("B")
                 if os.preadv(descriptor, [target], first + inside * PATCH_BYTES) != PATCH_BYTES:
-                    raise ValueError(f"patch {inside} is cut off")
+                    raise DataError(f"patch {inside} is cut off")
                 if zlib.crc32(target) != checksums[inside]:
-                    raise ValueError(f"patch {inside} has another checksum than when it was written")
+                    raise DataError(f"patch {inside} has another checksum than when it was written")
         except (ValueError, OSError) as error:
             self._checksums.pop(wanted.name, None)
             return str(error)
@@ -256,7 +257,7 @@ class DiskCache:
         num_bytes = 4 * wanted.num_patches
         header = os.pread(descriptor, HEADER_BYTES + num_bytes, 0)
         if len(header) != HEADER_BYTES + num_bytes or header[:HEADER_BYTES] != _header(header[HEADER_BYTES:]):
-            raise ValueError("its header is not what was written")
+            raise DataError("its header is not what was written")
         checksums = np.frombuffer(header, "<u4", offset=HEADER_BYTES)
         self._checksums[wanted.name] = checksums
         return checksums

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from cem_assets.errors import DataError
 from cem_assets.imaging.dhash import HASH_SIDE_PX, stretch_to_hash_side
 from cem_assets.store.images import decode_image, encode_tiff
 
@@ -44,13 +45,13 @@ def decode_cells(column: Any, fit: Fit) -> NDArray[np.uint8]:
         uint8 (n, 224, 224), not to be written to. Each image lies in one piece, but there may be gaps between them.
 
     Raises:
-        ValueError: A cell is empty, too large, or no image; the error says which row of the column.
+        DataError: A cell is empty, too large, or no image; the error says which row of the column.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_struct(array.type):
         array = array.field("bytes")
     if array.null_count:
-        raise ValueError(f"row {array.is_null().index(True).as_py()} has no bytes in its image; expected a TIFF or PNG.")
+        raise DataError(f"row {array.is_null().index(True).as_py()} has no bytes in its image; expected a TIFF or PNG.")
     out = np.empty((len(array), SIDE_PX, SIDE_PX), np.uint8)
     if len(array):
         large = array.cast(pa.large_binary())  # its offset need not be that of a sliced array
@@ -104,10 +105,10 @@ def _decode_one(cell: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(data), formats=("TIFF", "PNG")) as image:
             width, height = image.size
         if not 0 < width * height <= MAX_PIXELS:
-            raise ValueError(f"it has {height} x {width} px, expected 1 to {MAX_PIXELS} in all")
+            raise DataError(f"it has {height} x {width} px, expected 1 to {MAX_PIXELS} in all")
         return decode_image(data)
     except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the image of row {row} cannot be read: {error}. Make the shard again.") from error
+        raise DataError(f"the image of row {row} cannot be read: {error}. Make the shard again.") from error
 
 
 def _fitted(images: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
@@ -120,7 +121,7 @@ def _fitted(images: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
         size, bilinear = (SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR
         return np.stack([np.asarray(Image.fromarray(image).resize(size, bilinear)) for image in images])
     if max(height, width) > SIDE_PX:
-        raise ValueError(
+        raise DataError(
             f'an image has {height} x {width} px, but fit "mirror" is for sides up to {SIDE_PX} px. Read it with fit "stretch".'
         )
     return images[:, _mirrored(height)][:, :, _mirrored(width)]

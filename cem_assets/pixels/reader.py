@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.pixels.batch import Batch
 from cem_assets.pixels.cache import PATCH_BYTES, DiskCache, MemoryCache, PixelCache, Wanted
 from cem_assets.pixels.image_cells import SIDE_PX, Fit, decode_cells
@@ -67,7 +68,6 @@ class TrainingSource:
         """Open shards; nothing but their footers (and labels that vary within a row group) is read.
 
         Args:
-            store: Where.
             keys: Of Parquet files with an `image` column, in the order that numbers the rows.
             cache: Folder on a local disk, which may be shared by processes and outlive them; None keeps patches in
                 memory. A cache of `num_rows` x 50 kB holds everything; with less, read in a `streaming_order`.
@@ -77,7 +77,7 @@ class TrainingSource:
 
         Raises:
             FileNotFoundError: Shards are missing; they are named.
-            ValueError: A file is no such shard, or there are no rows; all problems are named.
+            DataError: A file is no such shard, or there are no rows; all problems are named.
         """
         with ThreadPoolExecutor(_OPENING_THREADS) as pool:
             found_shards = list(pool.map(partial(open_shard, store, label_column=label_column), keys))
@@ -94,7 +94,7 @@ class TrainingSource:
         if not problems and not sum(sizes):
             problems = [f"{len(keys)} shards hold no rows"]
         if problems:
-            raise ValueError(f"the shards in {store.url} cannot be trained on: {first_of(problems)}. Choose another release.")
+            raise DataError(f"the shards in {store.url} cannot be trained on: {first_of(problems)}. Choose another release.")
         values = pa.chunked_array([shard.labels for shard in shards], pa.string())
         classes = pc.unique(values).sort()
         default = MEMORY_CACHE_BYTES if cache is None else DISK_CACHE_BYTES
@@ -119,11 +119,11 @@ class TrainingSource:
         """Count the rows of each class in the order of rows, for `sampling.epoch_order`.
 
         Raises:
-            ValueError: The rows of a class do not lie together.
+            DataError: The rows of a class do not lie together.
         """
         ends = np.flatnonzero(np.diff(self.labels)) + 1
         if len(ends) + 1 != len(self.classes):
-            raise ValueError(
+            raise DataError(
                 f"the rows of the {len(self.classes)} classes are mixed; expected those of each class together, as in "
                 "releases. Draw from (num_rows,) with weight_gamma 0 instead."
             )
@@ -142,7 +142,7 @@ class TrainingSource:
         Raises:
             IndexError: There is no such row.
             FileNotFoundError: A shard has vanished since the source was opened.
-            ValueError: A shard is damaged.
+            DataError: A shard is damaged.
             OSError: The store cannot be reached, after its own retries.
         """
         out = np.empty((len(rows), SIDE_PX, SIDE_PX), np.uint8)
@@ -154,13 +154,12 @@ class TrainingSource:
 
         Args:
             num_threads: To do it with.
-            progress: Called with (row groups done, in all).
 
         Raises:
-            ValueError: The cache cannot hold them all.
+            DataError: The cache cannot hold them all.
         """
         if self.num_rows * (PATCH_BYTES + 8) > self._cache.max_bytes:
-            raise ValueError(
+            raise DataError(
                 f"{self.num_rows} patches need {self.num_rows * (PATCH_BYTES + 8)} bytes of cache, and it may hold "
                 f"{self._cache.max_bytes}. Raise cache_bytes, or read in a streaming_order without filling it first."
             )
@@ -217,12 +216,12 @@ class TrainingSource:
         try:
             with opened(self._store, shard.key, shard.num_bytes) as handle:
                 if (found := handle.size()) != shard.num_bytes:
-                    raise ValueError(f"it has {found} bytes, and had {shard.num_bytes} when it was opened")
+                    raise DataError(f"it has {found} bytes, and had {shard.num_bytes} when it was opened")
                 file = pq.ParquetFile(handle, metadata=shard.metadata, pre_buffer=False)
                 column = file.read_row_group(row_group, columns=[shard.image_column], use_threads=False)["image"]
             pixels = decode_cells(column, self._fit)
             if len(pixels) != num_patches:
-                raise ValueError(f"it has {len(pixels)} rows, and its footer says {num_patches}")
+                raise DataError(f"it has {len(pixels)} rows, and its footer says {num_patches}")
             return pixels
         except (FileNotFoundError, PermissionError) as error:
             if self._store.stat(shard.key) is not None:
@@ -234,7 +233,7 @@ class TrainingSource:
         except (ValueError, pa.ArrowException, OSError) as error:
             if not is_damage(error):
                 raise
-            raise ValueError(
+            raise DataError(
                 f"row group {row_group} of shard {self._store.url_of(shard.key)} cannot be read: {as_line(error)}. "
                 "Compare its sha256 with the manifest's, and restore it."
             ) from error

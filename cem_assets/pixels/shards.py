@@ -45,7 +45,6 @@ def open_shard(store: Store, key: str, label_column: str) -> Shard | str | None:
     """Read a shard's footer and labels.
 
     Args:
-        store: Where.
         key: Of the shard.
         label_column: Column of strings or integers.
 

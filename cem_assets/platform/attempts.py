@@ -1,10 +1,14 @@
-"""How often some work was tried, and whether it may be asked for now: what every reconciling sensor asks of Dagster's runs."""
+"""How often some work was tried and whether it may be requested now: every reconciling sensor asks this of Dagster's runs."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import dagster as dg
 
-from cem_assets.platform.steps import FAULT_TAG
+from cem_assets import __version__
+from cem_assets.errors import Fault
+from cem_assets.platform.steps import FAULT_TAG, SHARE_TAG, VERSION_TAG
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -19,6 +23,8 @@ TICK_SECONDS = 5.0
 MAX_REQUESTS = 25
 """Runs a tick asks for at most; creating one costs Dagster up to a tenth of a second."""
 WORK_TAG = "cem_assets/work"
+SECONDS_AFTER_A_BUG = 24 * 3600.0
+"""Work that failed by a bug is left alone so long, unless cem_assets was upgraded."""
 PROMPT_ATTEMPTS = 3
 """Failures of the same work that are repeated at the next tick; later ones wait an hour, two, four, ... a day."""
 
@@ -28,29 +34,50 @@ def seconds_until_again(num_failures: int) -> float:
     return 0.0 if num_failures < PROMPT_ATTEMPTS else min(2 ** (num_failures - PROMPT_ATTEMPTS), 24) * 3600.0
 
 
-def attempt_at(
-    instance: dg.DagsterInstance, job: str, partition: str, key: str, is_look_only: bool = False
-) -> tuple[int, str | None]:
-    """Tell which attempt at some work this would be, and why not now, if so.
+@dataclass(frozen=True)
+class Attempt:
+    """Whether some work may be requested now.
+
+    Attributes:
+        number: How often it was tried before; part of the run key.
+        why_not: Why it must wait; None where it may be requested.
+        tags: For the run that does it.
+    """
+
+    number: int = 0
+    why_not: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def attempt_at(instance: dg.DagsterInstance, job: str, partition: str, key: str, is_look_only: bool = False) -> Attempt:
+    """Decide whether some work may be requested now, by how often it was tried and whose fault it was that it failed.
+
+    Work whose data were refused waits for other data, which give it another key. Work that failed by a bug is repeated after an
+    upgrade, and otherwise once a day. Work that ran out of memory is repeated with fewer worker processes.
 
     Args:
-        instance: Whose runs count.
-        job: Name of the job that does it.
-        partition: Its partition key; empty where there is none.
-        key: Identifies the work; runs carry it as `WORK_TAG`.
+        partition: Partition key; empty for a job without partitions.
+        key: Identifies the work; its runs carry it as `WORK_TAG`.
         is_look_only: Whether one success is enough, though the store looks the same afterwards.
     """
     tags = {"dagster/partition": partition} if partition else {}
     if instance.get_run_records(dg.RunsFilter(job_name=job, tags=tags, statuses=UNFINISHED), limit=1):
-        return 0, "a run is under way"
+        return Attempt(why_not="a run is under way")
     records = instance.get_run_records(dg.RunsFilter(tags={WORK_TAG: key}))
     if is_look_only and any(record.dagster_run.is_success for record in records):
-        return 0, "looked at already, nothing changed"
+        return Attempt(why_not="looked at already, nothing changed")
     failures = [record for record in records if not record.dagster_run.is_success]
-    if any(FAULT_TAG in record.dagster_run.tags for record in failures):
-        return 0, "its data was refused; repair it in the inbox and write dataset.toml (or source.toml) again"
-    if len(failures) >= PROMPT_ATTEMPTS:
-        last = max(record.end_time or 0 for record in failures)
-        if time.time() < last + seconds_until_again(len(failures)):
-            return 0, f"failed {len(failures)} times, tried again later"
-    return len(records), None
+    if not failures:
+        return Attempt(len(records))
+    newest = max(failures, key=lambda record: record.end_time or 0)
+    found = newest.dagster_run.tags
+    if any(record.dagster_run.tags.get(FAULT_TAG) == Fault.data for record in failures):
+        return Attempt(why_not="its data was refused; repair it in the inbox and write dataset.toml (or source.toml) again")
+    waited = time.time() - (newest.end_time or 0)
+    if found.get(FAULT_TAG) == Fault.bug:
+        is_upgraded = found.get(VERSION_TAG) != __version__
+        if not is_upgraded and waited < SECONDS_AFTER_A_BUG:
+            return Attempt(why_not=f"it failed by a bug of cem_assets {__version__}; tried again after an upgrade, or in a day")
+    elif len(failures) >= PROMPT_ATTEMPTS and waited < seconds_until_again(len(failures)):
+        return Attempt(why_not=f"failed {len(failures)} times, tried again later")
+    return Attempt(len(records), tags={SHARE_TAG: found[SHARE_TAG]} if SHARE_TAG in found else {})

@@ -1,5 +1,7 @@
 """Partitions: one key per dataset, source or label, added as they appear."""
 
+from collections.abc import Iterable
+
 import dagster as dg
 
 em_datasets = dg.DynamicPartitionsDefinition(name="em_datasets")
@@ -19,3 +21,12 @@ benchmark_rows = dg.DynamicPartitionsDefinition(name="benchmarks")
 
 scored_pairs = dg.MultiPartitionsDefinition({"benchmark": benchmark_rows, "weights": weights_rows})
 """Weights on benchmarks. Fused features of two weights are a key of their own, such as "a+b"."""
+
+
+def missing_partitions(
+    instance: dg.DagsterInstance, partitions: dg.DynamicPartitionsDefinition, names: Iterable[str]
+) -> list[dg.AddDynamicPartitionsRequest]:
+    """Request the partitions that Dagster does not have yet."""
+    known = set(instance.get_dynamic_partitions(str(partitions.name)))
+    added = [name for name in names if name not in known]
+    return [partitions.build_add_request(added)] if added else []

@@ -13,11 +13,7 @@ _ATTRIBUTE = "interval_to_next_pending_claim_check"
 
 
 def seconds_to_next_claim(context: InstanceConcurrencyContext) -> float:
-    """Return how long a run may sleep until one of its waiting steps may ask for its slot again.
-
-    Args:
-        context: Of the run.
-    """
+    """Return how long a run may sleep until one of its waiting steps may ask for its slot again."""
     now = time.time()
     return max(0.0, min((ready_at - now for ready_at in context._pending_timeouts.values()), default=0.0))
 

@@ -1,4 +1,4 @@
-"""What every asset body shares: explained failures, progress, and metadata that people can look at."""
+"""What every asset body shares: errors by whose fault they are, progress, and metadata that people can look at."""
 
 import base64
 from collections.abc import Iterator, Mapping
@@ -7,48 +7,101 @@ from typing import Any
 
 import dagster as dg
 
+from cem_assets import __version__, environment
+from cem_assets.errors import Fault, fault_of, may_pass
+from cem_assets.execution.local import default_num_workers, fewer_workers
 from cem_assets.execution.stage import Progress, StageResult, logged_progress
-from cem_assets.store.faults import is_transient
 from cem_assets.store.store import Store
 
 MAX_RETRIES = 3
 RETRY_DELAY_SECONDS = 10.0
-"""Before the first retry; doubled for each one after it. For trouble with the store or the network only."""
+"""Before the first retry; doubled for each one after it. For trouble that may pass: the store, the network, memory."""
 
 FAULT_TAG = "cem_assets/fault"
-"""Tag of runs that failed because of their data: the same work is not asked for again until something changed."""
+"""Tag of failed runs that says whose fault it was (`cem_assets.errors.Fault`); `platform.attempts` decides by it what is tried
+again, and when."""
+
+VERSION_TAG = "cem_assets/version"
+"""Tag of runs that failed by a bug: the version of this package, so that they are repeated after an upgrade."""
+
+SHARE_TAG = "cem_assets/workers_divided_by"
+"""Tag of runs that repeat work for which memory ran out: so many times fewer worker processes are started."""
+
+_RETRY_TAG = "dagster/retry_number"
+"""Dagster's own tag of a run that replaces one whose process died, most often because the system ran out of memory."""
 
 _listeners: list[Any] = []
+_divisors: dict[tuple[str, str], int] = {}
+"""By how much workers are divided in later attempts of a step, by run and step. One entry for each step that ran short."""
 
 
 @contextmanager
 def explained(
     context: dg.AssetExecutionContext | dg.OpExecutionContext, metadata: Mapping[str, Any] | None = None
 ) -> Iterator[None]:
-    """Turn errors of the data into failures in words, and trouble with the store into a later retry.
+    """Turn the errors of a step into what should happen next, by whose fault they are.
+
+    - The data's fault fails the step with the error's own words, and the run gets the tag `cem_assets/fault: data`. Automation
+      does not repeat it until the data change.
+    - Trouble with the store or the network is tried again after a delay, and fails the step when it stays.
+    - A lack of memory is tried again with half as many worker processes each time, and the log says so.
+    - Everything else is a bug of ours. It fails with its traceback and the tag `cem_assets/fault: bug`.
 
     Args:
-        context: Of the step.
         metadata: Shown with a failure, such as a link to the quarantine report.
     """
+    divisor = _workers_divided_by(context)
+    if divisor > 1:
+        usual = default_num_workers()
+        context.log.warning(
+            f"an earlier attempt ran out of memory or its process died; this one uses {max(1, usual // divisor)} worker "
+            f"process(es) instead of {usual} ({environment.WORKERS})"
+        )
     try:
-        yield
-    except Exception as error:
-        if is_transient(error):
-            wait = RETRY_DELAY_SECONDS * 2**context.retry_number
-            context.log.warning(f"the store or the network is in trouble ({type(error).__name__}: {error})")
-            raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait) from error
-        if isinstance(error, ValueError | KeyError | OSError | RuntimeError):
-            message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-            if not isinstance(error, OSError):  # a full disk, say, is no fault of the data
-                context.instance.add_run_tags(context.run_id, {FAULT_TAG: "data"})
-            raise dg.Failure(description=message, allow_retries=False, metadata=metadata) from error
+        with fewer_workers(divisor):
+            yield
+    except (dg.Failure, dg.RetryRequested):
         raise
+    except Exception as error:
+        fault = fault_of(error)
+        if may_pass(error) and context.retry_number < MAX_RETRIES:
+            wait = RETRY_DELAY_SECONDS * 2**context.retry_number
+            if fault == Fault.machine:
+                _divisors[_step_of(context)] = divisor * 2
+            where = "this machine" if fault == Fault.machine else "the store or the network"
+            context.log.warning(f"{where} is in trouble; trying again in {wait:.0f} s ({type(error).__name__}: {error})")
+            raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait) from error
+        tags = {FAULT_TAG: str(fault)} | ({SHARE_TAG: str(divisor * 2)} if fault == Fault.machine else {})
+        if fault == Fault.bug:
+            tags[VERSION_TAG] = __version__
+        context.instance.add_run_tags(context.run_id, tags)
+        if fault == Fault.bug:
+            context.log.error(
+                "this is a bug in cem_assets, not a fault of the data: please report it with the traceback below. The work is "
+                "repeated after an upgrade."
+            )
+            raise
+        raise dg.Failure(description=str(error), allow_retries=False, metadata=metadata) from error
+
+
+def _step_of(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> tuple[str, str]:
+    return context.run_id, str(context.op_handle)
+
+
+def _workers_divided_by(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> int:
+    """Return by how much fewer workers are started: for this step's own retries, and for runs that repeat a failed one."""
+    if (divisor := _divisors.get(_step_of(context))) is not None:
+        return divisor
+    tags = context.run.tags
+    asked, died = tags.get(SHARE_TAG, ""), tags.get(_RETRY_TAG, "")
+    by_tag = int(asked) if asked.isdecimal() else 1
+    by_deaths = 1 << min(int(died) if died.isdecimal() else 0, 5)
+    return max(1, by_tag, by_deaths)
 
 
 @contextmanager
 def progress_listener(listener: Any) -> Iterator[None]:
-    """Send progress of steps in this process to a listener `(asset, partition, done, total)` as well."""
+    """Send the progress of steps in this process to a listener `(asset, partition, done, total)` as well."""
     _listeners.append(listener)
     try:
         yield
@@ -60,8 +113,7 @@ def progress_of(context: dg.AssetExecutionContext, what: str) -> Progress:
     """Report progress as log lines, and to whoever listens in this process.
 
     Args:
-        context: Of the asset.
-        what: What is counted.
+        what: What is counted, such as "bricks hashed".
     """
     asset = context.asset_key.to_user_string()
     partition = context.partition_key if context.has_partition_key else ""
@@ -82,16 +134,24 @@ def picture(data: bytes) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![picture](data:image/{kind};base64,{base64.b64encode(data).decode()})")
 
 
+def card(text: str, max_chars: int = 60_000) -> dg.MarkdownMetadataValue:
+    """Make metadata that shows a model or dataset card, without the YAML header that Hugging Face reads."""
+    return dg.MetadataValue.md(text.split("---\n", 2)[-1][:max_chars])
+
+
 def materialized(
-    store: Store, result: StageResult, pictures: Mapping[str, bytes], rate: tuple[str, int] | None = None
+    store: Store,
+    result: StageResult,
+    pictures: Mapping[str, bytes] | None = None,
+    rate: tuple[str, int] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> dg.MaterializeResult[Any]:
     """Describe a stage's result to Dagster.
 
     Args:
-        store: Where it lies.
-        result: Of the stage.
-        pictures: By metadata label.
-        rate: What was worked off and how much, for a throughput.
+        pictures: PNG, JPEG or WebP bytes by metadata label.
+        rate: What was worked through and how much of it, such as ("patches", 1200), for a throughput.
+        extra: Further metadata, shown last.
 
     Returns:
         Counts, bytes, parameters, pictures and links, with the manifest's digest as data version.
@@ -110,5 +170,6 @@ def materialized(
         metadata["parameters"] = dg.MetadataValue.json(dict(manifest.inputs.parameters))
     if result.is_new and rate is not None and result.seconds > 0:
         metadata[f"{rate[0]} per second"] = dg.MetadataValue.float(round(rate[1] / result.seconds, 1))
-    metadata |= {label: picture(data) for label, data in pictures.items()}
+    metadata |= {label: picture(data) for label, data in (pictures or {}).items()}
+    metadata |= extra or {}
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(manifest.digest))

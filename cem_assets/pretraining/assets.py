@@ -9,6 +9,7 @@ from pydantic import Field
 
 from cem_assets.catalog.weights import TrainedWeights
 from cem_assets.cem.assets import GPU_POOL
+from cem_assets.errors import DataError
 from cem_assets.execution.interruptions import signals_as_wish
 from cem_assets.execution.stage import StageResult
 from cem_assets.platform.partitions import weights_rows
@@ -63,7 +64,7 @@ def weights(context: dg.AssetExecutionContext, config: WeightsConfig, store: Sto
     with explained(context):
         rows = known_weights(opened)
         if name not in rows:
-            raise ValueError(f"weights {name!r} are no row of the catalogue; expected one of {', '.join(rows)}.")
+            raise DataError(f"weights {name!r} are no row of the catalogue; expected one of {', '.join(rows)}.")
         row = rows[name]
         if isinstance(row, TrainedWeights):
             result, link = _trained(context, config, opened, row)

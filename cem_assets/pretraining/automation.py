@@ -3,12 +3,12 @@
 Nothing is trained unasked: that takes days of a GPU, so a person materializes a partition.
 """
 
-import os
 from typing import Any
 
 import dagster as dg
 
-from cem_assets.platform.partitions import weights_rows
+from cem_assets import environment
+from cem_assets.platform.partitions import missing_partitions, weights_rows
 from cem_assets.platform.resources import StoreResource
 from cem_assets.pretraining.jobs import pretraining_weights
 from cem_assets.pretraining.weights.rows import known_weights
@@ -20,17 +20,17 @@ _DRAIN_SECONDS = 30.0
 @dg.sensor(
     name="weights",
     job=pretraining_weights,
-    minimum_interval_seconds=int(os.environ.get("CEM_ASSETS_RECONCILIATION_SECONDS", "60")),
+    minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Offers every row of the catalogue of weights as a partition; training is started by people.",
 )
 def weights_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SensorResult:
     """Add the partitions that are missing."""
-    known = set(context.instance.get_dynamic_partitions(str(weights_rows.name)))
-    added = [name for name in known_weights(store.open()) if name not in known]
+    missing = missing_partitions(context.instance, weights_rows, known_weights(store.open()))
+    added = [key for request in missing for key in request.partition_keys]
     return dg.SensorResult(
         skip_reason=f"offered {', '.join(added)}" if added else "every row of the catalogue is a partition",
-        dynamic_partitions_requests=[weights_rows.build_add_request(added)] if added else [],
+        dynamic_partitions_requests=missing,
     )
 
 

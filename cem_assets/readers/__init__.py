@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from cem_assets.cem.patches.pixels import open_pixels, pixels_behind
 from cem_assets.cem.patches.tables import DUPLICATES_SCHEMA
 from cem_assets.cem.volumes.ome_zarr import open_volume_array
+from cem_assets.errors import DataError, UnknownNameError
 from cem_assets.readers.cytoimagenet import CytoRelease, read_cyto_release, read_labels, read_source_metadata
 from cem_assets.readers.scores import read_leaderboard, read_scores
 from cem_assets.readers.weights import list_weights, load_weights, read_weights_info
@@ -119,7 +120,6 @@ def read_patches(dataset: str, stage: str = "filtered", root: str | None = None)
     """Read the patches of a dataset at a stage, without pixels.
 
     Args:
-        dataset: Its name.
         stage: "raw", "deduplicated", "scores" or "filtered", or the asset's full name.
         root: The store; default CEM_ASSETS_ROOT.
 
@@ -128,7 +128,7 @@ def read_patches(dataset: str, stage: str = "filtered", root: str | None = None)
         (uint64); from "deduplicated" on num_duplicates; from "scores" on logit and informative (probability).
 
     Raises:
-        ValueError: The stage is not known, or holds no patches.
+        DataError: The stage is not known, or holds no patches.
         FileNotFoundError: Nothing is committed there.
     """
     store, manifest = _table(dataset, stage, root)
@@ -145,7 +145,6 @@ def read_duplicates(dataset: str, root: str | None = None) -> pd.DataFrame:
     """Read which exemplar stands for every dropped patch of a dataset.
 
     Args:
-        dataset: Its name.
         root: The store; default CEM_ASSETS_ROOT.
 
     Returns:
@@ -163,7 +162,6 @@ def iter_images(dataset: str, stage: str = "filtered", root: str | None = None) 
     Before "filtered" they are cut again out of the standardized volumes, one brick at a time.
 
     Args:
-        dataset: Its name.
         stage: As for `read_patches`.
         root: The store; default CEM_ASSETS_ROOT.
 
@@ -190,7 +188,7 @@ def _images_in(file: pq.ParquetFile) -> Iterator[tuple[str, NDArray[np.uint8]]]:
 def _table(dataset: str, stage: str, root: str | None) -> tuple[Store, Manifest]:
     asset = asset_of(stage)
     if asset == VOLUMES:
-        raise ValueError('stage "volumes" holds no patches; use open_volume(dataset, volume), or stage = "raw".')
+        raise DataError('stage "volumes" holds no patches; use open_volume(dataset, volume), or stage = "raw".')
     store = open_store(root)
     return store, require_manifest(store, asset, dataset)
 
@@ -204,7 +202,6 @@ def open_volume(dataset: str, volume: str | None = None, root: str | None = None
     """Open a standardized volume.
 
     Args:
-        dataset: Its dataset.
         volume: Its name; None where the dataset has only one.
         root: The store; default CEM_ASSETS_ROOT.
 
@@ -219,7 +216,7 @@ def open_volume(dataset: str, volume: str | None = None, root: str | None = None
     if volume is None:
         if len(pixels.volumes) != 1:
             names = ", ".join(item.name for item in pixels.volumes) or "none, it is a set of 2D images"
-            raise KeyError(f"dataset {dataset!r} has {len(pixels.volumes)} volumes; name one of: {names}")
+            raise UnknownNameError(f"dataset {dataset!r} has {len(pixels.volumes)} volumes; name one of: {names}")
         volume = pixels.volumes[0].name
     return open_volume_array(pixels.volume(volume))
 

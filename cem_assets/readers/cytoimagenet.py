@@ -108,7 +108,6 @@ def read_source_metadata(source: str, root: str | None = None) -> pd.DataFrame:
     """Read the standard metadata of a microscopy source: one row per image.
 
     Args:
-        source: Its name.
         root: The store; default CEM_ASSETS_ROOT.
 
     Returns:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from cem_assets.catalog.weights import WeightsRow
+from cem_assets.errors import DataError
 from cem_assets.pretraining.weights.stored import SIDECAR, availability, load_encoder_weights, stored_weights_rows
 from cem_assets.store.assets import WEIGHTS
 from cem_assets.store.manifests import Manifest, committed_partitions, current_manifest, require_manifest
@@ -27,7 +28,7 @@ def list_weights(root: str | None = None) -> pd.DataFrame:
         not in the store; empty where they are).
 
     Raises:
-        ValueError: `settings/weights.toml` of the store has problems.
+        DataError: `settings/weights.toml` of the store has problems.
     """
     store = open_store(root)
     rows = stored_weights_rows(store)
@@ -65,7 +66,7 @@ def read_weights_info(name: str, root: str | None = None) -> dict[str, Any]:
         root: The store; default CEM_ASSETS_ROOT.
 
     Raises:
-        ValueError: The name is not known; the error lists those that are.
+        DataError: The name is not known; the error lists those that are.
         FileNotFoundError: They are not in the store yet.
     """
     store = open_store(root)
@@ -92,21 +93,21 @@ def load_weights(name: str, arch: str | None = None, *, root: str | None = None,
         The module, in evaluation mode, on the CPU.
 
     Raises:
-        ValueError: The name or the form is not known, they are for another network, or there is no such form of them.
+        DataError: The name or the form is not known, they are for another network, or there is no such form of them.
         FileNotFoundError: They are not in the store yet; the error says what to materialize.
     """
     if form not in ("torchvision", "smp"):
-        raise ValueError(f'form {form!r} is not known; expected "torchvision" or "smp".')
+        raise DataError(f'form {form!r} is not known; expected "torchvision" or "smp".')
     store = open_store(root)
     weights, _ = load_encoder_weights(store, name, _weights_manifest(store, name).digest)
     if arch is not None and arch != weights.arch:
-        raise ValueError(
+        raise DataError(
             f"weights {name!r} are for {weights.arch}, not {arch!r}. Ask for {weights.arch}, or choose other weights."
         )
     if form == "torchvision":
         return weights.build()
     if not weights.arch.startswith("resnet"):
-        raise ValueError(
+        raise DataError(
             f"weights {name!r} are for torchvision's {weights.arch}; that of segmentation_models_pytorch pads and normalises "
             'otherwise, so they would give other features there. Use form = "torchvision", or weights of a ResNet.'
         )
@@ -123,7 +124,7 @@ def _weights_manifest(store: Store, name: str) -> Manifest:
         return require_manifest(store, WEIGHTS, name)
     rows = stored_weights_rows(store)
     if name not in rows:
-        raise ValueError(f"weights {name!r:.80} are not known; expected one of {', '.join(sorted({*rows, *committed}))}.")
+        raise DataError(f"weights {name!r:.80} are not known; expected one of {', '.join(sorted({*rows, *committed}))}.")
     raise FileNotFoundError(
         f"weights {name!r} are not in {store.url} yet: {availability(store, rows[name]).reason}. Materialize {WEIGHTS}, "
         f"partition {name!r}. In the store are: {', '.join(committed) or 'none'}."

@@ -4,6 +4,8 @@ Asset `cem/raw_patches`, partition `vnc`, lies at `<root>/cem/raw_patches/vnc/`;
 other. Readers accept the short names of `STAGES` as well.
 """
 
+from cem_assets.errors import DataError
+
 VOLUMES = "cem/volumes"
 RAW = "cem/raw_patches"
 DEDUPLICATED = "cem/deduplicated_patches"
@@ -84,9 +86,9 @@ def asset_of(stage: str) -> str:
         stage: A key of `STAGES`, an asset such as "cem/raw_patches", or its last part.
 
     Raises:
-        ValueError: The name is not known; the error lists those that are.
+        DataError: The name is not known; the error lists those that are.
     """
     for short, asset in STAGES.items():
         if stage in (short, asset, asset.rsplit("/", 1)[-1]):
             return asset
-    raise ValueError(f"stage {stage!r} is not known; expected one of {', '.join(STAGES)}, or the asset's full name.")
+    raise DataError(f"stage {stage!r} is not known; expected one of {', '.join(STAGES)}, or the asset's full name.")

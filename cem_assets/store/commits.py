@@ -69,9 +69,7 @@ class Commit:
         """Look at what is there already.
 
         Args:
-            store: Where.
             inputs: What the content is made from.
-            run_id: Recorded in the manifest, outside its digest.
         """
         self.content = ContentFolder(store, f"{inputs.folder}/{inputs.content}")
         self._store = store

@@ -85,7 +85,6 @@ def facts_of(store: Store, newest: StoredObject) -> ManifestFacts:
     """Read a manifest that a listing showed, or remember it.
 
     Args:
-        store: Where.
         newest: The manifest's file.
 
     Raises:

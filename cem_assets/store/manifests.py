@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cem_assets.errors import DataError
 from cem_assets.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,6 @@ def write_manifest(store: Store, manifest: Manifest, is_final: bool = False) -> 
     """Make a manifest visible under the next free number, exclusively.
 
     Args:
-        store: Where.
         manifest: What to write; its `number` is chosen here.
         is_final: Whether it must be the first and only one, as for releases.
 
@@ -208,7 +208,6 @@ def manifest_numbers(store: Store, folder: str) -> list[int]:
     """List the numbers of a partition's manifests, in order.
 
     Args:
-        store: Where.
         folder: The partition's folder, such as "cem/raw_patches/vnc".
     """
     names = store.children(f"{folder}/{MANIFESTS}")
@@ -220,7 +219,6 @@ def read_manifest(store: Store, folder: str, number: int) -> Manifest:
     """Read one manifest and check it against its own digest.
 
     Args:
-        store: Where.
         folder: The partition's folder.
         number: Which one.
 
@@ -228,7 +226,7 @@ def read_manifest(store: Store, folder: str, number: int) -> Manifest:
         The manifest.
 
     Raises:
-        ValueError: The file was damaged or changed after it was written, or is of a later format; the error names it.
+        DataError: The file was damaged or changed after it was written, or is of a later format; the error names it.
         FileNotFoundError: There is no such manifest.
     """
     key = f"{folder}/{MANIFESTS}/{number}.json"
@@ -239,17 +237,17 @@ def read_manifest(store: Store, folder: str, number: int) -> Manifest:
         manifest = _parsed(store, number, body) if version == FORMAT else None
         written, computed = (str(body["digest"]), manifest.digest) if manifest else ("", "")
     except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise DataError(
             f"manifest {key} is damaged ({type(error).__name__}: {error}): parts of it are missing, or are not what was "
             "written. Restore it from a copy, or materialize the partition again."
         ) from error
     if manifest is None:
-        raise ValueError(
+        raise DataError(
             f"manifest {key} has format {version!r}; this version of cem_assets reads format {FORMAT}. "
             "Read it with the version that wrote it."
         )
     if computed != written:
-        raise ValueError(
+        raise DataError(
             f"manifest {key} does not match its own digest ({computed[:12]} computed, {written[:12]} "
             "written): it was changed after it was committed. Restore it from a copy, or materialize the partition again."
         )
@@ -278,7 +276,6 @@ def current_manifest(store: Store, asset: str, partition: str = "") -> Manifest 
     """Read the manifest that is current, or return None where nothing was committed.
 
     Args:
-        store: Where.
         asset: Such as "cem/raw_patches".
         partition: Partition key; empty for unpartitioned assets.
     """
@@ -333,7 +330,6 @@ def damaged_objects(store: Store, manifest: Manifest, names: Iterable[str] | Non
     """Compare a manifest with the objects it lists.
 
     Args:
-        store: Where.
         manifest: What should be there.
         names: Objects whose bytes are hashed; None for all. Sizes are compared for every object.
 

@@ -115,8 +115,6 @@ def read_parts(
     """Read the parts of a table in order, one piece at a time.
 
     Args:
-        store: Where.
-        manifest: The committed table.
         columns: Columns to read; None for all.
         batch_rows: Rows in a piece; None gives one piece for each part.
 

@@ -55,7 +55,6 @@ def list_partitions(store: Store, asset: str, after: str = "") -> Iterator[Parti
     """List the partitions of an asset, in order of `place`, as far as the caller wants to go.
 
     Args:
-        store: Where.
         asset: Such as "cem/raw_patches".
         after: Begin behind this partition.
     """
@@ -94,7 +93,6 @@ def marked_folders(store: Store, folder: str, marker: str, after: str = "") -> I
     """Look which folders hold a file that marks them as complete, in order of `place`.
 
     Args:
-        store: Where.
         folder: That holds the folders.
         marker: Name of the file, directly in them.
         after: Begin behind this folder.

@@ -4,6 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cem_assets.errors import DataError
 from cem_assets.store.store import Store
 
 
@@ -11,8 +12,6 @@ def opened(store: Store, key: str, num_bytes: int) -> Any:
     """Open an object for reads of exactly what pyarrow asks for, each of them one request, none ahead.
 
     Args:
-        store: Where.
-        key: Of the object.
         num_bytes: Of the object, as it was listed.
     """
     if store.is_local:
@@ -48,7 +47,7 @@ class _Ranges:
             return b""
         data, found = self._store.read_range(self._key, self._place, wanted)
         if found != self._num_bytes:
-            raise ValueError(f"it has {found} bytes, and had {self._num_bytes} when it was opened")
+            raise DataError(f"it has {found} bytes, and had {self._num_bytes} when it was opened")
         self._place += wanted
         return data
 

@@ -8,7 +8,6 @@ every method answers None where s3fs is to be asked.
 import hashlib
 import io
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -25,6 +24,8 @@ from botocore.exceptions import BotoCoreError
 from botocore.session import Session
 from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError
 from obstore.store import S3Store
+
+from cem_assets import environment
 
 PART_BYTES = 16 << 20
 """Objects larger than a single request takes go up in parts of this size, some of them at the same time."""
@@ -90,7 +91,6 @@ class QuickBucket:
         for the same version of it.
 
         Args:
-            key: Of the object.
             take: Called with buffers. After a failure, what it was given is worthless.
 
         Returns:
@@ -260,7 +260,7 @@ def quick_bucket(name: str, endpoint: str, region: str, process: int) -> QuickBu
     config: dict[str, Any] = {"region": region or "us-east-1", "virtual_hosted_style_request": is_amazon}
     if not is_amazon:
         config["endpoint"] = endpoint
-    authority = os.environ.get("AWS_CA_BUNDLE")
+    authority = environment.text(environment.AWS_CA_BUNDLE)
     options: dict[str, Any] = {
         "allow_http": endpoint.startswith("http://"),
         "connect_timeout": timedelta(seconds=10),

@@ -30,7 +30,6 @@ def pages(fs: Any, bucket: str, base: str, delimiter: str, behind: str) -> Itera
 
     Args:
         fs: s3fs.
-        bucket: Where.
         base: The folder, without a slash at its end; empty for the whole bucket.
         delimiter: "/" to list nothing below the folder's own folders, or empty.
         behind: Begin behind this key, or empty.
@@ -55,7 +54,6 @@ def objects(fs: Any, quick: QuickBucket | None, bucket: str, base: str, behind: 
     Args:
         fs: s3fs.
         quick: The same bucket through obstore, where it can be had.
-        bucket: Where.
         base: The folder, without a slash at its end; empty for the whole bucket.
         behind: Begin behind this key, or empty.
     """

@@ -1,12 +1,11 @@
 """Local scratch space for decoding and downloads."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SCRATCH_VARIABLE = "CEM_ASSETS_SCRATCH"
+from cem_assets import environment
 
 
 @contextmanager
@@ -16,7 +15,7 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
     Args:
         purpose: A word for its name, so that leftovers of killed processes can be recognised.
     """
-    base = os.environ.get(SCRATCH_VARIABLE) or None
+    base = environment.text(environment.SCRATCH) or None
     if base is not None:
         Path(base).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"cem_assets-{purpose}-", dir=base, ignore_cleanup_errors=True) as folder:

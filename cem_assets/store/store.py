@@ -18,13 +18,12 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.utils import get_protocol
 
+from cem_assets import environment
+from cem_assets.errors import DataError
 from cem_assets.store.faults import was_refused
 from cem_assets.store.local import STAGING, delete_files, file_sha256, list_files, list_folders, move_into_place, staged
 from cem_assets.store.s3 import QuickBucket, quick_bucket
 from cem_assets.store.s3_listing import behind_folder, described, objects, pages
-
-ROOT_VARIABLE = "CEM_ASSETS_ROOT"
-DEFAULT_ROOT = "./.cem_assets/store"
 
 _BLOCK = 1 << 22
 _SINGLE_PUT = 96 << 20
@@ -58,11 +57,11 @@ def check_key(key: str) -> str:
     """Return a key unchanged, or refuse one that could leave the root.
 
     Raises:
-        ValueError: The key is empty, absolute, or has an empty, `.` or `..` part, a backslash or a NUL.
+        DataError: The key is empty, absolute, or has an empty, `.` or `..` part, a backslash or a NUL.
     """
     parts = key.split("/")
     if not key or any(part in ("", ".", "..") for part in parts) or "\\" in key or "\0" in key:
-        raise ValueError(f"store key {key!r} is not allowed; expected parts joined by '/', none of them '.' or '..'")
+        raise DataError(f"store key {key!r} is not allowed; expected parts joined by '/', none of them '.' or '..'")
     return key
 
 
@@ -77,7 +76,7 @@ def _filesystem(protocol: str, process: int) -> Any:
             "s3",
             use_listings_cache=False,
             config_kwargs={
-                "retries": {"max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "8")), "mode": "standard"},
+                "retries": {"max_attempts": environment.whole_number(environment.AWS_MAX_ATTEMPTS), "mode": "standard"},
                 "connect_timeout": 10,
                 "read_timeout": 60,
                 "max_pool_connections": 32,
@@ -379,9 +378,9 @@ def open_store(url: str | None = None) -> Store:
         The store; nothing is read or written yet.
 
     Raises:
-        ValueError: The URL names no bucket or folder, or holds credentials.
+        DataError: The URL names no bucket or folder, or holds credentials.
     """
-    text = url or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
+    text = url or environment.text(environment.ROOT)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
     if "://" not in text:
@@ -389,9 +388,9 @@ def open_store(url: str | None = None) -> Store:
     text = text.rstrip("/")
     rest = text.split(":", 1)[1].strip("/")
     if not rest:
-        raise ValueError(f"store URL {text!r} names no bucket; expected s3://bucket/prefix. Set {ROOT_VARIABLE}.")
+        raise DataError(f"store URL {text!r} names no bucket; expected s3://bucket/prefix. Set {environment.ROOT}.")
     if "@" in rest.split("/")[0]:
-        raise ValueError(
+        raise DataError(
             "the store URL holds credentials; expected s3://bucket/prefix. Give keys in the AWS_* variables instead."
         )
     return Store(text)

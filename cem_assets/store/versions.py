@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from cem_assets.errors import DataError
+
 VERSION_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}", re.ASCII)
 
 
@@ -10,10 +12,10 @@ def check_version(version: str) -> None:
     """Refuse a version that cannot be a folder's name.
 
     Raises:
-        ValueError: Says what is allowed.
+        DataError: Says what is allowed.
     """
     if not VERSION_PATTERN.fullmatch(version) or ".." in version:
-        raise ValueError(
+        raise DataError(
             f"release version {version[:60]!r} is not allowed; expected 1 to 40 of a-z, 0-9, '.', '_', '-', such as v3."
         )
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from cem_assets import environment
+from cem_assets.errors import DataError
 from cem_assets.store.store import check_key
 
 logger = logging.getLogger(__name__)
 
-URI_VARIABLE = "MLFLOW_TRACKING_URI"
 KEY_TAG = "cem_assets.key"
 """Tag by which a tracked run is found again."""
 _METRICS_AT_ONCE = 1000
@@ -92,7 +93,7 @@ class TrackingEvent:
 
 def tracking_uri() -> str:
     """Return MLFLOW_TRACKING_URI, else a SQLite file under `./.cem_assets/mlflow`."""
-    configured = os.environ.get(URI_VARIABLE)
+    configured = environment.text(environment.MLFLOW_TRACKING_URI)
     if configured:
         return configured
     folder = Path(".cem_assets/mlflow").resolve()
@@ -151,7 +152,7 @@ def log_run(
             _without_password(uri),
             type(error).__name__,
             _without_secret(str(error), uri),
-            URI_VARIABLE,
+            environment.MLFLOW_TRACKING_URI.name,
         )
         return None
     return _link(uri, experiment_id, run_id)
@@ -178,7 +179,7 @@ class TrackingServer:
 
         Raises:
             ConnectionError: MLflow cannot be reached or used at the moment. Try again later.
-            ValueError: MLflow refused this event.
+            DataError: MLflow refused this event.
         """
         link = self._links.get(event.key) or self.find(event.key, event.experiment)
         try:
@@ -289,7 +290,7 @@ def _write_model(client: Any, run_id: str, event: TrackingEvent) -> None:
 def _write_alias(client: Any, run_id: str, event: TrackingEvent) -> None:
     name, digest, alias, group = (event.body[key] for key in ("name", "digest", "alias", "group"))
     if (number := _version_of(client, name, digest)) is None:
-        raise ValueError(f"model {name!r} has no version whose tag 'digest' is {digest!r}; register it first")
+        raise DataError(f"model {name!r} has no version whose tag 'digest' is {digest!r}; register it first")
     client.set_registered_model_alias(name, alias, number)  # the new one first: at no time is there none
     client.set_registered_model_tag(name, alias, group)
     for other in {model.name for model in _every(client.search_registered_models, f"tags.`{alias}` = '{group}'")} - {name}:
@@ -365,7 +366,7 @@ def _set_client_up() -> None:
 
 
 def _link(uri: str, experiment_id: str, run_id: str) -> RunLink:
-    base = uri if uri.startswith("http") else os.environ.get("CEM_ASSETS_MLFLOW_UI", "")
+    base = uri if uri.startswith("http") else environment.text(environment.MLFLOW_UI)
     shown = _without_password(base or uri)
     return RunLink(run_id, f"{shown.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if base else shown)
 

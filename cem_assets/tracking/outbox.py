@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cem_assets.errors import DataError
 from cem_assets.store.store import Store
 from cem_assets.tracking.mlflow import RunLink, TrackingEvent, TrackingServer
 
@@ -60,7 +61,6 @@ class Lease:
     """The right to deliver a key's entries: the newest object of a folder, held by renewing it.
 
     Args:
-        store: Where.
         key: Of the run.
         role: A `run` takes the lease of an earlier process of the same run when it first asks; a `drain` waits.
     """
@@ -117,7 +117,7 @@ class Lease:
 def check_run_key(key: str) -> str:
     """Return the key of a run unchanged, or raise ValueError where it is no hex digest."""
     if not _KEY.fullmatch(key):
-        raise ValueError(f"key {key!r} of a tracked run is not allowed; expected a hex digest of 8 to 128 digits")
+        raise DataError(f"key {key!r} of a tracked run is not allowed; expected a hex digest of 8 to 128 digits")
     return key
 
 
@@ -135,7 +135,6 @@ def append_entry(store: Store, key: str, number: int, event: TrackingEvent) -> i
     """Write an event into the outbox, whole once this returns.
 
     Args:
-        store: Where.
         key: Of the run.
         number: Wanted; the next free one is taken.
         event: What happened.
@@ -173,7 +172,6 @@ def deliver_entry(store: Store, server: TrackingServer, entry: str, pause: Calla
     """Deliver one entry and delete it, or move it aside where MLflow keeps refusing it.
 
     Args:
-        store: Where the entry lies.
         server: MLflow.
         entry: Key of the object.
         pause: Waits for some seconds between refusals.
@@ -197,7 +195,7 @@ def deliver_entry(store: Store, server: TrackingServer, entry: str, pause: Calla
             record = json.loads(text)
             if "data" in record:
                 if not _ATTACHED.fullmatch(record["data"]):
-                    raise ValueError(f"its bytes have the odd name {record['data']!r}")
+                    raise DataError(f"its bytes have the odd name {record['data']!r}")
                 attached = f"{folder}/{record['data']}"
             data = store.read(attached) if attached else b""
         except FileNotFoundError:
@@ -239,7 +237,6 @@ def drain_outbox(store: Store, budget_s: float = 30.0) -> Drained:
     One listing where nothing waits. Keys whose own process delivers are passed over.
 
     Args:
-        store: Where the outbox lies.
         budget_s: No entry is begun later than this.
 
     Returns:

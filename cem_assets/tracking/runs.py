@@ -16,6 +16,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from cem_assets.errors import DataError
 from cem_assets.store.store import Store, check_key
 from cem_assets.tracking.mlflow import KEY_TAG, Metric, RunLink, TrackingEvent, TrackingServer
 from cem_assets.tracking.outbox import OUTBOX, Lease, append_entry, check_run_key, deliver_entry, next_number, waiting_entries
@@ -63,7 +64,7 @@ class TrackedRun:
         """Log a file; one of the same name is replaced.
 
         Raises:
-            ValueError: The name, such as `views/epoch_001.png`, leaves the run's folder or has odd characters.
+            DataError: The name, such as `views/epoch_001.png`, leaves the run's folder or has odd characters.
         """
         self._append("artifact", {"name": _checked_name(name)}, data)
 
@@ -81,14 +82,12 @@ class TrackedRun:
             description: Of the version.
 
         Raises:
-            ValueError: A digest is missing, or a name is not allowed.
+            DataError: A digest is missing, or a name is not allowed.
         """
         if not tags.get("digest"):
-            raise ValueError(
-                f"model {name!r} has no tag 'digest'; expected the digest of its weights, by which it is made once"
-            )
+            raise DataError(f"model {name!r} has no tag 'digest'; expected the digest of its weights, by which it is made once")
         if not re.fullmatch(r"[\w. -]+", name):
-            raise ValueError(f"model name {name!r} is not allowed; expected letters, digits, '_', '.', '-' and blanks")
+            raise DataError(f"model name {name!r} is not allowed; expected letters, digits, '_', '.', '-' and blanks")
         body = {"name": name, "folder": _checked_name(folder), "tags": _checked_tags(tags), "description": description}
         self._append("model", body)
 
@@ -102,17 +101,17 @@ class TrackedRun:
             group: One version in it has the alias.
 
         Raises:
-            ValueError: The alias or the group has odd characters.
+            DataError: The alias or the group has odd characters.
         """
         for what, text in (("alias", alias), ("group", group)):
             if not re.fullmatch(r"[A-Za-z][\w-]*", text, re.ASCII):
-                raise ValueError(f"{what} {text!r} is not allowed; expected letters, digits, '_' and '-', a letter first")
+                raise DataError(f"{what} {text!r} is not allowed; expected letters, digits, '_' and '-', a letter first")
         self._append("alias", {"name": name, "digest": digest, "alias": alias, "group": group})
 
     def finish(self, status: Status) -> None:
         """Tell how the run ended; opening the key again sets it running again."""
         if status not in ("FINISHED", "FAILED", "KILLED"):
-            raise ValueError(f"status {status!r} is unknown; expected FINISHED, FAILED or KILLED")
+            raise DataError(f"status {status!r} is unknown; expected FINISHED, FAILED or KILLED")
         self._append("finish", {"status": status})
         self._is_finished = True
 
@@ -228,11 +227,11 @@ def open_tracked_run(
         The run, whose thread is delivering already.
 
     Raises:
-        ValueError: The key is no hex digest, the experiment has no name, or a tag is reserved.
+        DataError: The key is no hex digest, the experiment has no name, or a tag is reserved.
         OSError: The store cannot be written.
     """
     if not experiment.strip():
-        raise ValueError(
+        raise DataError(
             f"experiment {experiment!r} of tracked run {key} has no name; expected one such as 'pretraining/mocov2'"
         )
     body = {"parameters": {str(name): str(value) for name, value in parameters.items()}, "tags": _checked_tags(tags)}
@@ -245,11 +244,11 @@ def open_tracked_run(
 def _checked_name(name: str) -> str:
     for part in check_key(name).split("/"):
         if not _NAME_PART.fullmatch(part):
-            raise ValueError(f"artifact name {name!r} is not allowed; expected letters, digits and '_.+=@,- ' between '/'")
+            raise DataError(f"artifact name {name!r} is not allowed; expected letters, digits and '_.+=@,- ' between '/'")
     return name
 
 
 def _checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
     if KEY_TAG in tags:
-        raise ValueError(f"tag {KEY_TAG!r} is how the run is found again; expected other names")
+        raise DataError(f"tag {KEY_TAG!r} is how the run is found again; expected other names")
     return {str(name): str(value) for name, value in tags.items()}

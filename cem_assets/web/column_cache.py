@@ -71,7 +71,6 @@ class ColumnCache:
     """Local files with the columns of tables; safe to use from several threads and processes.
 
     Args:
-        store: Where the tables are.
         folder: Where copies go; made here, readable by its owner only.
         max_bytes: Of all copies together. A table larger than that is still copied, alone.
     """

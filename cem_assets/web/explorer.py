@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from cem_assets.errors import DataError
 from cem_assets.store.store import Store, check_key
 from cem_assets.web.column_cache import DEFAULT_BYTES, ColumnCache
 from cem_assets.web.doorkeeper import Doorkeeper
@@ -122,7 +123,7 @@ class Explorer:
             place = (pixels.manifest_digest, wish.name)
             return encode(place, lambda: self.pictures.of_volume(pixels, wish.name)), is_for_good
         if wish.part is None or wish.row_group is None:
-            raise ValueError("a picture of this stage is found by part and row_group; give both.")
+            raise DataError("a picture of this stage is found by part and row_group; give both.")
         part, group = wish.part, wish.row_group
         column = "filename" if wish.stage in CYTO_STAGES else "name"
         shown = encode(
@@ -200,20 +201,20 @@ def explorer_app(explorer: Explorer, token: str, volume_token: str = "", origin:
     def labels(request: Request) -> Response:
         selection = selected(request)
         if not selection.is_cyto:
-            raise ValueError(f"labels are those of crops; the stage {selection.stage} has none.")
+            raise DataError(f"labels are those of crops; the stage {selection.stage} has none.")
         return JSONResponse({"labels": explorer.questions.labels(selection)})
 
     def patch(request: Request) -> Response:
         wish = ItemWish.model_validate(dict(request.query_params))
         if wish.stage not in STAGES:
-            raise ValueError(f"expected one of the stages {', '.join(STAGES)}")
+            raise DataError(f"expected one of the stages {', '.join(STAGES)}")
         tell = explorer.details.crop if wish.stage in CYTO_STAGES else explorer.details.patch
         return JSONResponse(tell(wish.stage, wish.version, wish.partition, wish.name))
 
     def image(request: Request) -> Response:
         wish = PictureWish.model_validate(dict(request.query_params))
         if wish.stage not in STAGES:
-            raise ValueError(f"expected one of the stages {', '.join(STAGES)}")
+            raise DataError(f"expected one of the stages {', '.join(STAGES)}")
         data, is_for_good = explorer.picture(wish)
         kind = "image/png" if wish.exact else "image/jpeg"
         return Response(data, media_type=kind, headers=_FOR_GOOD if is_for_good else _FOR_A_WHILE)

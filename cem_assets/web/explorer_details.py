@@ -36,9 +36,6 @@ class Details:
 
         Args:
             stage: Where it was seen; one of the EM stages.
-            version: Of a release.
-            dataset: Its dataset.
-            name: Its name.
 
         Raises:
             FileNotFoundError: The stage holds no such patch.

@@ -22,6 +22,7 @@ from cem_assets.cem.patches.pixels import DatasetPixels, open_pixels
 from cem_assets.cem.volumes.bricks import group_by_brick
 from cem_assets.cem.volumes.ome_zarr import StoredVolume, open_volume_array
 from cem_assets.cytoimagenet.tables import encode_png
+from cem_assets.errors import DataError, UnknownNameError
 from cem_assets.imaging.boxes import Box
 from cem_assets.store.assets import VOLUMES
 from cem_assets.store.images import decode_image
@@ -127,22 +128,22 @@ class Pictures:
 
         Raises:
             KeyError: There is no such row there.
-            ValueError: The cell is larger than a picture can be, or damaged.
+            DataError: The cell is larger than a picture can be, or damaged.
         """
         if not 0 <= part < len(table.objects):
-            raise KeyError(f"{table.folder} has no part {part}.")
+            raise UnknownNameError(f"{table.folder} has no part {part}.")
         cells = self._groups.get((table.key, part, group), lambda: self._read_group(table, part, group, column))
         if name not in cells:
-            raise KeyError(f"{table.folder}, part {part}, row group {group} holds no {name!r}.")
+            raise UnknownNameError(f"{table.folder}, part {part}, row group {group} holds no {name!r}.")
         if len(cells[name]) > MAX_CELL_BYTES:
-            raise ValueError(f"the picture of {name} has {len(cells[name])} bytes; expected at most {MAX_CELL_BYTES}.")
+            raise DataError(f"the picture of {name} has {len(cells[name])} bytes; expected at most {MAX_CELL_BYTES}.")
         return decode_image(cells[name])
 
     def _read_group(self, table: TableContent, part: int, group: int, column: str) -> dict[str, bytes]:
         with self._catalogue.store.open(f"{table.folder}/{table.objects[part].name}") as handle:
             file = pq.ParquetFile(handle)
             if not 0 <= group < file.num_row_groups:
-                raise KeyError(f"part {part} of {table.folder} has no row group {group}.")
+                raise UnknownNameError(f"part {part} of {table.folder} has no row group {group}.")
             rows = file.read_row_group(group, columns=[column, "image"]).to_pylist()
         return {row[column]: row["image"]["bytes"] for row in rows}
 
@@ -167,7 +168,7 @@ class Pictures:
         """Cut a patch from the standardized data, by its name alone.
 
         Raises:
-            ValueError: The name is none of a patch, or it lies outside the volume.
+            DataError: The name is none of a patch, or it lies outside the volume.
             KeyError: There is no such volume or image.
         """
         place = parse_patch_name(name)
@@ -191,7 +192,6 @@ class Pictures:
         """Cut a window of at most 1,120 px a side out of a slice, as near to a centre as the plane allows.
 
         Args:
-            pixels: The dataset.
             volume: Name of the volume or image.
             axis: 0 (xy), 1 (xz), 2 (yz); -1 for a 2D image.
             index: Slice along the axis.
@@ -199,7 +199,7 @@ class Pictures:
 
         Raises:
             KeyError: There is no such volume.
-            ValueError: The slice lies outside it.
+            DataError: The slice lies outside it.
         """
         if pixels.images is not None:
             image = pixels.images.read(volume)
@@ -207,7 +207,7 @@ class Pictures:
             return SliceView(image[y, x].copy(), 0, y.start, x.start, (image.shape[0], image.shape[1]), 1)
         stored = pixels.volume(volume)
         if axis not in (0, 1, 2) or not 0 <= index < stored.shape[axis]:
-            raise ValueError(
+            raise DataError(
                 f"volume {volume!r} has the shape {stored.shape} (z, y, x); there is no slice {index} of axis {axis}."
             )
         height, width = (side for number, side in enumerate(stored.shape) if number != axis)
@@ -222,12 +222,12 @@ def check_inside(place: PatchPlace, shape: tuple[int, ...], is_image: bool) -> N
     """Refuse a place that no patch of a volume (z, y, x), or of an image (1, height, width), can have.
 
     Raises:
-        ValueError: It is empty, larger than a patch, or reaches outside.
+        DataError: It is empty, larger than a patch, or reaches outside.
     """
     sides = (place.y1 - place.y0, place.x1 - place.x0)
     is_inside = all(0 <= span.start < span.stop <= side for span, side in zip(place.box(), shape, strict=True))
     if (place.axis < 0) != is_image or not is_inside or max(sides) > PATCH_SIDE_PX:
-        raise ValueError(f"no patch of {place.volume!r} lies at {place}; the shape is {tuple(shape)} (z, y, x).")
+        raise DataError(f"no patch of {place.volume!r} lies at {place}; the shape is {tuple(shape)} (z, y, x).")
 
 
 def _window(side: int, centre: int) -> slice:

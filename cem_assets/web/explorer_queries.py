@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field
 
+from cem_assets.errors import DataError
 from cem_assets.web.column_cache import TableContent
 from cem_assets.web.explorer_tables import CYTO_STAGES, Catalogue
 
@@ -177,7 +178,7 @@ class Questions:
         """Return the rows of a page, each with `fate` (and `exemplar`, `distance` of a duplicate) where that is known.
 
         Raises:
-            ValueError: A filter or an order does not apply to the stage.
+            DataError: A filter or an order does not apply to the stage.
             FileNotFoundError: Nothing is committed there.
         """
         tables = self._tables(selection)
@@ -302,7 +303,7 @@ class Questions:
         if selection.fate and (selection.is_cyto or (selection.stage not in HAS_FATE and selection.fate != "kept")):
             wrong.append("fate")
         if wrong:
-            raise ValueError(f"{', '.join(dict.fromkeys(wrong))} does not apply to the stage {selection.stage}; leave it out.")
+            raise DataError(f"{', '.join(dict.fromkeys(wrong))} does not apply to the stage {selection.stage}; leave it out.")
         source = _Source("read_parquet(?)", (self._catalogue.files(tables),))
         pieces, bound = [], []
         for name, sql in filters.items():

@@ -58,7 +58,6 @@ class Catalogue:
     """The tables of a store; safe to use from several threads.
 
     Args:
-        store: Where.
         cache: For the columns of tables that cannot be queried in place.
     """
 
@@ -140,7 +139,6 @@ class Catalogue:
 
         Args:
             stage: One of `STAGES`.
-            version: Of a release.
             partition: Dataset or label key; empty for all.
 
         Raises:

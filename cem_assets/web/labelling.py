@@ -32,6 +32,7 @@ from cem_assets.cem.classifier.answers import (
     write_label_table,
 )
 from cem_assets.cem.filter.params import MIN_LABELLED
+from cem_assets.errors import DataError
 from cem_assets.store.store import Store
 from cem_assets.web.door import door_routes, is_door
 from cem_assets.web.doorkeeper import Doorkeeper
@@ -62,14 +63,13 @@ class LabellingSession:
     """What one dataset's labelling knows: its patches, their pictures and everybody's answers.
 
     Args:
-        store: Where.
         dataset: What is labelled.
         order: Which patches come first.
         seed: Of the random order.
 
     Raises:
         FileNotFoundError: There are no patches.
-        ValueError: Label events in the store cannot be read.
+        DataError: Label events in the store cannot be read.
     """
 
     def __init__(self, store: Store, dataset: str, order: Order = Order.uncertainty, seed: int = SEED) -> None:
@@ -118,12 +118,12 @@ class LabellingSession:
             event_id = str(answer.get("event_id", ""))[:80] if isinstance(answer, dict) else ""
             try:
                 if not isinstance(answer, dict):
-                    raise ValueError(f"an answer is a JSON object; found {type(answer).__name__}")
+                    raise DataError(f"an answer is a JSON object; found {type(answer).__name__}")
                 event = LabelEvent.model_validate({**answer, "dataset": self.dataset})
                 if event.name not in self.pictures:
-                    raise ValueError(f"patch {event.name!r} is none of those of {self.dataset} that are labelled here")
+                    raise DataError(f"patch {event.name!r} is none of those of {self.dataset} that are labelled here")
                 if event.answered_ms > time.time() * 1000 + MAX_AHEAD_MS:
-                    raise ValueError("the answer is dated more than a day ahead; set the clock of the browser's machine")
+                    raise DataError("the answer is dated more than a day ahead; set the clock of the browser's machine")
                 self.log.append(event)
             except ValueError as error:
                 refused.append({"event_id": event_id, "reason": str(error)[:500]})

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.cem.patches.dedup import visiting_order
+from cem_assets.errors import DataError
 
 
 class Order(StrEnum):
@@ -34,14 +35,14 @@ def order_patches(
         int64 (n,): rows in order.
 
     Raises:
-        ValueError: The order needs probabilities, and there are none, or not one for each name.
+        DataError: The order needs probabilities, and there are none, or not one for each name.
     """
     chance = visiting_order(names, seed)
     if order == Order.random:
         return chance
     if probabilities is None or len(probabilities) != len(names):
         found = "none" if probabilities is None else str(len(probabilities))
-        raise ValueError(f"order {order} needs a probability for each of {len(names)} patches; found {found}. Use random.")
+        raise DataError(f"order {order} needs a probability for each of {len(names)} patches; found {found}. Use random.")
     distance = np.abs(probabilities.astype(np.float64) - 0.5)
     # A stable sort of the rows in random order leaves ties in that order.
     return np.asarray(chance[np.argsort(distance[chance], kind="stable")], dtype=np.int64)

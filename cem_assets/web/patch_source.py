@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cem_assets.cem.patches.pixels import PixelJob, pixels_behind
 from cem_assets.cem.patches.tables import PATCH_FIELDS
 from cem_assets.cytoimagenet.tables import encode_png
+from cem_assets.errors import DataError
 from cem_assets.store.assets import CLASSIFIER, DEDUPLICATED, FILTERED, SCORES
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import Manifest, current_manifest
@@ -57,8 +58,6 @@ def find_candidates(store: Store, dataset: str, order: Order, seed: int) -> Cand
     """Read the patches of a dataset and order them.
 
     Args:
-        store: Where.
-        dataset: Its name.
         order: How.
         seed: Of the random order, and of ties.
 
@@ -97,7 +96,6 @@ class PatchPictures:
     """Pictures of candidates as PNG, the last ones kept in memory; safe to use from several threads.
 
     Args:
-        store: Where.
         dataset: Whose.
         candidates: Which.
 
@@ -124,7 +122,7 @@ class PatchPictures:
 
         Raises:
             KeyError: It is none of the candidates.
-            ValueError: What the store holds is damaged, or larger than a patch can be.
+            DataError: What the store holds is damaged, or larger than a patch can be.
             FileNotFoundError: The store lost its pixels.
         """
         # One at a time: neighbouring requests want the same brick or row group, which is read once.
@@ -141,7 +139,7 @@ class PatchPictures:
             return self._job(self._rows.slice(row, 1))[0]
         cell = self._group(*self._groups[name])[name]
         if len(cell) > MAX_CELL_BYTES:
-            raise ValueError(
+            raise DataError(
                 f"the picture of {name} in {self._manifest.folder} has {len(cell)} bytes; expected at most {MAX_CELL_BYTES}. "
                 f"Materialize {FILTERED} again."
             )

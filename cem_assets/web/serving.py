@@ -107,7 +107,6 @@ def serve_labelling(
     """Serve the labelling page of a dataset until Ctrl-C; then, and at the start, write its label table.
 
     Args:
-        store: Where.
         dataset: What is labelled.
         annotator: Proposed to whoever opens the page; another name can be given there.
         say: Takes lines for the person at the terminal; the address, which holds the secret, only once.

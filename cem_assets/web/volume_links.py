@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 
 from cem_assets.cem.patches.patchify import PatchPlace
 from cem_assets.cem.volumes.ome_zarr import StoredVolume
+from cem_assets.errors import DataError
 
 NEUROGLANCER = "https://neuroglancer-demo.appspot.com"
 
@@ -21,11 +22,11 @@ def check_origin(url: str) -> str:
     """Return the origin of a neuroglancer deployment.
 
     Raises:
-        ValueError: It is no http(s) address.
+        DataError: It is no http(s) address.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
-        raise ValueError(f"neuroglancer is expected at an address such as {NEUROGLANCER}; found {url!r}.")
+        raise DataError(f"neuroglancer is expected at an address such as {NEUROGLANCER}; found {url!r}.")
     return f"{parts.scheme}://{parts.netloc}"
 
 
@@ -47,7 +48,6 @@ class VolumeLinks:
         """Return how to open a volume.
 
         Args:
-            dataset: Its dataset.
             volume: Which.
             place: A patch to go to; None goes to the middle.
 

@@ -224,7 +224,7 @@ def test_a_damaged_manifest_holds_up_no_other_dataset(local_platform, curated):
 
 def test_looks_that_take_several_ticks_begin_again_when_they_are_through(local_platform, curated, monkeypatch):
     store = copied(curated, local_platform.store)
-    monkeypatch.setattr("cem_assets.platform.attempts.TICK_SECONDS", -1)
+    monkeypatch.setattr("cem_assets.cem.automation.TICK_SECONDS", -1)
     assert [local_platform.tick(reconciliation_sensor).run_requests for _ in range(6)] == [[]] * 6
     store.delete([current_manifest(store, FILTERED, "cells").key])  # the first of three
     asked = [request for _ in range(4) for request in local_platform.tick(reconciliation_sensor).run_requests]

@@ -124,7 +124,6 @@ def plate(
     """Put a plate into the inbox: a compound for each well.
 
     Args:
-        store: Where.
         name: Of the source.
         wells: Compound by well, such as {"A01": "taxol"}.
         sites, channels, shape: Pictures of a well, and their size in px.

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cem_assets import readers
+from cem_assets import environment, readers
 from cem_assets.cem.export.export import FORMS, export_cem
 from cem_assets.cem.releases.stage import make_release
 from cem_assets.pretraining.weights.importing import import_weights
-from cem_assets.pretraining.weights.stored import FOLDER_VARIABLE, WEIGHT_FILES
+from cem_assets.pretraining.weights.stored import WEIGHT_FILES
 from cem_assets.store.store import Store, open_store
 from cem_assets_tests.pretraining.published_weights import moco, network, row
 from cem_assets_tests.pretraining.training_sets import texture_release
@@ -39,7 +39,7 @@ def run(monkeypatch, capsys):
     def run(name: str, store: Store, *arguments: str) -> str:
         monkeypatch.setenv("CEM_ASSETS_ROOT", store.url)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+        monkeypatch.delenv(environment.WEIGHTS_FOLDER.name, raising=False)
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         return capsys.readouterr().out

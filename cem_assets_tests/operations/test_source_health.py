@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from cem_assets import environment
 from cem_assets.catalog import EmDataset, em_datasets, parse_em_datasets
 from cem_assets.operations.catalogue_intake import fetch_row
 from cem_assets.operations.licences import SETTINGS
@@ -16,7 +17,6 @@ from cem_assets.operations.source_health import health_key, record_trouble, sour
 from cem_assets.sources import archives
 from cem_assets.sources.archives import listings
 from cem_assets.sources.archives.zenodo import zenodo_files
-from cem_assets.sources.files.addresses import PRIVATE_VARIABLE
 from cem_assets.sources.files.description import DownloadLimits
 from cem_assets.store.store import Store
 from cem_assets_tests.catalog.test_em_datasets import GOOD, TEXT
@@ -28,7 +28,7 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[UnreliableHttp]:
-    monkeypatch.setenv(PRIVATE_VARIABLE, "yes")
+    monkeypatch.setenv(environment.ALLOW_PRIVATE_SOURCES.name, "yes")
     monkeypatch.setattr("cem_assets.sources.files.transfer.DownloadLimits", lambda: DownloadLimits(10**7, 2, 0.01, 5.0))
     monkeypatch.setattr(listings, "_BACKOFF_S", 0.001)
     with serve_unreliably({"p/a%20b.tif": DATA, "m/a%20b.tif": DATA}) as server:

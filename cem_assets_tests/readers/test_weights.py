@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from cem_assets import readers
+from cem_assets import environment, readers
 from cem_assets.catalog.weights import ImportedWeights, weights_rows
 from cem_assets.pretraining.weights.importing import import_weights
-from cem_assets.pretraining.weights.stored import FOLDER_VARIABLE, ROWS, WEIGHT_FILES
+from cem_assets.pretraining.weights.stored import ROWS, WEIGHT_FILES
 from cem_assets.store.store import open_store
 from cem_assets_tests.pretraining.published_weights import features, images, moco, network, row
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch, tmp_path):
-    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv(environment.WEIGHTS_FOLDER.name, raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 

@@ -20,6 +20,7 @@ from cem_assets.cem.classifier.stored import classifier_in_use
 from cem_assets.cytoimagenet.class_maps.views import class_map_png, cosine_distances, umap_points
 from cem_assets.cytoimagenet.labels.rule import keyed_order
 from cem_assets.cytoimagenet.releases.stage import LISTING, require_cyto_release
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.pretraining.weights.stored import load_encoder_weights
 from cem_assets.store.assets import CLASS_MAPS, CLASSIFIER, CODE_VERSIONS, CYTO_RELEASES
@@ -116,18 +117,12 @@ def map_classes(
 ) -> StageResult:
     """Map some classes of a release.
 
-    Args:
-        store: Where.
-        params: Which.
-        run_id: Recorded in the manifest.
-        progress: Called with (images seen, in all).
-
     Returns:
         The committed `cytoimagenet/class_maps`: three maps as PNG, the points and the table of distances as CSV.
 
     Raises:
         FileNotFoundError: There is no such release, or no such weights.
-        ValueError: The name of the weights is not known, or the release has fewer than two labels.
+        DataError: The name of the weights is not known, or the release has fewer than two labels.
     """
     started = time.monotonic()
     params = params or ClassMapParams()
@@ -138,7 +133,7 @@ def map_classes(
     trained = current_manifest(store, PRETRAINED, name) if is_pretrained else None
     if name not in WEIGHTS and trained is None:
         known = [*WEIGHTS, *committed_partitions(store, PRETRAINED)]
-        raise ValueError(f"weights {name!r} are not known, or not committed; expected one of {', '.join(known)}.")
+        raise DataError(f"weights {name!r} are not known, or not committed; expected one of {', '.join(known)}.")
     upstream = {f"{CYTO_RELEASES}/{release.inputs.partition}": release.digest}
     if name == CLASSIFIER and classifier:
         upstream[CLASSIFIER] = classifier.digest
@@ -150,7 +145,7 @@ def map_classes(
         return StageResult(commit.up_to_date, False, time.monotonic() - started)
     labels = json.loads(store.read(f"{release.folder}/{LISTING}"))["labels"]
     if len(labels) < 2:
-        raise ValueError(f"release {release.inputs.partition} has {len(labels)} label(s); expected at least 2 to compare.")
+        raise DataError(f"release {release.inputs.partition} has {len(labels)} label(s); expected at least 2 to compare.")
     order = keyed_order([label["key"] for label in labels], params.seed)[: params.num_classes]
     chosen = [labels[place] for place in sorted(order.tolist())]
     points, features = _features(store, chosen, _network(store, name, params.seed), params, progress)

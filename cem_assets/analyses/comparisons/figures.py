@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from cem_assets.analyses.figures import COLOURS, fitting_png, plain_name, small_figure
+from cem_assets.errors import DataError
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _MAX_NUMBERED = 12
@@ -24,18 +25,17 @@ def organelles_png(scores: Mapping[str, Mapping[str, tuple[float, float]]], titl
 
     Args:
         scores: By name of the weights, then of the organelle: the correlation, and the held-out one (NaN where there is none).
-        title: Above all.
         label: Of the axis.
 
     Returns:
         A PNG of at most `cem_assets.imaging.gallery.MAX_BYTES`.
 
     Raises:
-        ValueError: There is nothing to draw.
+        DataError: There is nothing to draw.
     """
     organelles = list(dict.fromkeys(name for found in scores.values() for name in found))
     if not organelles:
-        raise ValueError("there are no scores to draw; expected those of one organelle and one encoder at least")
+        raise DataError("there are no scores to draw; expected those of one organelle and one encoder at least")
     figure = small_figure(min(11.0, 2.0 + 0.9 * len(organelles) * max(1.0, 0.45 * len(scores))), 3.3)
     axes = figure.add_subplot()
     width = 0.8 / len(scores)
@@ -65,17 +65,16 @@ def dataset_maps_png(points: Mapping[str, NDArray[np.floating]], labels: Sequenc
     Args:
         points: (n, 2) by the panel's title.
         labels: (n,), the dataset of each image.
-        title: Above all.
 
     Returns:
         A PNG of at most `cem_assets.imaging.gallery.MAX_BYTES`.
 
     Raises:
-        ValueError: There is no map, or points and labels do not fit each other.
+        DataError: There is no map, or points and labels do not fit each other.
     """
     if not points or any(found.shape != (len(labels), 2) for found in points.values()):
         shapes = {name: found.shape for name, found in points.items()}
-        raise ValueError(
+        raise DataError(
             f"points of shapes {shapes} for {len(labels)} labels; expected ({len(labels)}, 2) of one encoder at least"
         )
     names = sorted(set(labels))
@@ -115,18 +114,17 @@ def distance_tables_png(names: Sequence[str], distances: Mapping[str, NDArray[np
     Args:
         names: Of the datasets.
         distances: float64 (n, n) by name of the weights: squared Fréchet distances; NaN is left white.
-        title: Above all.
 
     Returns:
         A PNG of at most `cem_assets.imaging.gallery.MAX_BYTES`; dark is near. Each table has its own scale, as distances of
         different encoders have different units.
 
     Raises:
-        ValueError: A table does not fit the names, or there is none.
+        DataError: A table does not fit the names, or there is none.
     """
     if not names or not distances or any(table.shape != (len(names), len(names)) for table in distances.values()):
         shapes = {name: table.shape for name, table in distances.items()}
-        raise ValueError(f"distances have shapes {shapes} for {len(names)} names; expected a row and column for each")
+        raise DataError(f"distances have shapes {shapes} for {len(names)} names; expected a row and column for each")
     side = max(1.7, min(0.46 if len(names) <= _MAX_NUMBERED else 0.16, 7 / len(names)) * len(names))
     num_columns = min(_MAX_COLUMNS, len(distances))
     num_rows = math.ceil(len(distances) / num_columns)

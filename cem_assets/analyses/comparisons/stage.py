@@ -14,6 +14,7 @@ from cem_assets.analyses.datasets.stage import map_heading, read_distances, read
 from cem_assets.analyses.invariance.stage import read_rates
 from cem_assets.analyses.occlusion.stage import read_maps
 from cem_assets.analyses.results import ANALYSES, Findings, read_table, results_of, track, write_findings
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import StageResult
 from cem_assets.store.assets import CODE_VERSIONS, COMPARISONS
 from cem_assets.store.commits import Commit
@@ -42,17 +43,16 @@ def find_results(store: Store, analysis: str, setting: str = "", weights: Sequen
     """Find results that can be set side by side.
 
     Args:
-        store: Where.
         analysis: A key of `ANALYSES`.
         setting: Which images and parameters; empty for those of the newest result.
         weights: Which; empty for all that were analysed so.
 
     Raises:
-        ValueError: There is no such analysis.
+        DataError: There is no such analysis.
         FileNotFoundError: There are no such results; the error says which are missing.
     """
     if analysis not in ANALYSES:
-        raise ValueError(f"analysis {analysis!r:.80} is not known; expected one of {', '.join(ANALYSES)}.")
+        raise DataError(f"analysis {analysis!r:.80} is not known; expected one of {', '.join(ANALYSES)}.")
     asset = ANALYSES[analysis]
     every = {name: results_of(store, asset, name) for name in weights or store.folders(asset)}
     newest = sorted((str(one.run["finished"]), one.inputs.partition) for found in every.values() for one in found)
@@ -80,18 +80,16 @@ def compare_weights(
     """Draw the results of several weights into one figure, and their numbers into one table.
 
     Args:
-        store: Where.
         analysis: A key of `ANALYSES`.
         setting: As for `find_results`.
         weights: As for `find_results`.
-        run_id: Recorded in the manifest.
 
     Returns:
         The committed partition of `analyses/comparisons`, named by analysis and setting: `numbers.parquet` (weights, number,
         value) and `comparison.png`.
 
     Raises:
-        ValueError: There is no such analysis.
+        DataError: There is no such analysis.
         FileNotFoundError: There are no such results.
     """
     started = time.monotonic()

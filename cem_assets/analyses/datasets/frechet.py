@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sklearn.covariance import ledoit_wolf_shrinkage
 
 from cem_assets.analyses.params import Shrinkage
+from cem_assets.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def frechet_distance(
         narrow; give one row, or a mean, for each volume where that matters.
 
     Raises:
-        ValueError: Sets have fewer than two rows, different numbers of columns, or values that are not finite, or parameters
+        DataError: Sets have fewer than two rows, different numbers of columns, or values that are not finite, or parameters
             are out of range; all are told.
     """
     problems = []
@@ -142,7 +143,7 @@ def frechet_distance(
             "0 or more, between 0 and 1"
         )
     if problems:
-        raise ValueError(f"no distance can be computed: {'; '.join(problems)}.")
+        raise DataError(f"no distance can be computed: {'; '.join(problems)}.")
     tables = (first.astype(np.float64), second.astype(np.float64))
     weights = (0.0, 0.0)
     if shrinkage == "ledoit_wolf":

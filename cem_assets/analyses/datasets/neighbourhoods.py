@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
+
 _ROWS_AT_ONCE = 512
 
 
@@ -39,15 +41,15 @@ def measure_neighbourhoods(features: NDArray[np.floating], labels: Sequence[str]
         num_neighbors: By cosine similarity; all others where there are fewer. Of equals the first rows are taken.
 
     Raises:
-        ValueError: There are fewer than two images, or numbers do not fit, or features are not finite.
+        DataError: There are fewer than two images, or numbers do not fit, or features are not finite.
     """
     if features.ndim != 2 or len(features) != len(labels) or len(features) < 2 or num_neighbors < 1:
-        raise ValueError(
+        raise DataError(
             f"features of shape {features.shape} for {len(labels)} labels, {num_neighbors} neighbours; expected (n, d), "
             "n labels, n of 2 or more, and one neighbour at least"
         )
     if not np.isfinite(features).all():
-        raise ValueError("features are NaN or infinite; expected finite ones only")
+        raise DataError("features are NaN or infinite; expected finite ones only")
     vectors = features.astype(np.float64)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cem_assets.analyses.images import ImageParams, ImagePlan, ImageSet, plan_images
 from cem_assets.analyses.params import FrechetParams, MapParams
 from cem_assets.analyses.results import AnalysisPlan, Findings, analysed_weights, build_weights, commit_analysis, read_table
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.store.assets import DATASET_DISTANCES, DATASET_MAPS
 from cem_assets.store.manifests import Manifest
@@ -38,20 +39,16 @@ def map_datasets(
     """Lay the images of datasets out by the features of an encoder.
 
     Args:
-        store: Where.
         weights: Name of committed weights.
         images: Which; `num_images` of each dataset, fitted to 224 x 224 px.
-        params: How.
         device: "auto", "cpu" or "cuda"; decides no number beyond rounding.
-        run_id: Recorded in the manifest.
-        progress: Called with (images done, in all).
 
     Returns:
         The committed partition of `analyses/dataset_maps`: `points.parquet` (dataset, name, x, y), `neighbours.parquet`
         (dataset, neighbour, share), `map.png`.
 
     Raises:
-        ValueError: Weights are not known, or there are fewer than two images.
+        DataError: Weights are not known, or there are fewer than two images.
         FileNotFoundError: Weights or images are not in the store.
     """
     found = analysed_weights(store, weights)
@@ -119,12 +116,9 @@ def measure_datasets(
     """Measure the Fréchet distance between every two datasets.
 
     Args:
-        store: Where.
         weights: Name of committed weights.
         images: Which; `num_images` of each dataset, fitted to 224 x 224 px.
-        params: How.
         device: "auto", "cpu" or "cuda"; decides no number beyond rounding.
-        run_id: Recorded in the manifest.
         progress: Called with (images done, in all), then (pairs done, in all).
 
     Returns:
@@ -132,13 +126,13 @@ def measure_datasets(
         `distances.png`.
 
     Raises:
-        ValueError: Weights are not known, or there are fewer than two datasets of two images.
+        DataError: Weights are not known, or there are fewer than two datasets of two images.
         FileNotFoundError: Weights or images are not in the store.
     """
     found = analysed_weights(store, weights)
     chosen = plan_images(store, images)
     if len(chosen.datasets) < 2:
-        raise ValueError(
+        raise DataError(
             f"{chosen.source} are one dataset, {', '.join(chosen.datasets)}; expected two or more. "
             "Name more datasets, or a folder with a subfolder for each."
         )

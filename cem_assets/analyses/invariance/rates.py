@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from cem_assets.analyses.activations import ActivationReader, Norms, pixels_of_images
 from cem_assets.analyses.invariance.transformations import TRANSFORMATIONS, noise_seeds
 from cem_assets.analyses.params import InvarianceParams
+from cem_assets.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class FiringRates:
     def top_score(self, share: float = 1.0) -> float:
         """Return the mean score of the best share of the firing units, at least one of them; NaN where none fires."""
         if not 0 < share <= 1:
-            raise ValueError(f"the share of units is {share}; expected above 0, at most 1")
+            raise DataError(f"the share of units is {share}; expected above 0, at most 1")
         ordered = np.sort(self.scores[self.is_firing])[::-1]
         return float(ordered[: max(1, round(share * len(ordered)))].mean()) if len(ordered) else float("nan")
 
@@ -82,11 +83,11 @@ def firing_thresholds(activations: NDArray[np.floating], global_rate: float = 0.
         equal, their value: fewer images, or none, are above.
 
     Raises:
-        ValueError: There are fewer than two images, or so few units fire for all.
+        DataError: There are fewer than two images, or so few units fire for all.
     """
     num_firing = max(1, round(global_rate * len(activations)))
     if activations.ndim != 2 or len(activations) <= num_firing:
-        raise ValueError(
+        raise DataError(
             f"activations have shape {activations.shape} and {num_firing} images are to fire; expected (n, units), n above that"
         )
     ordered = np.sort(activations.astype(np.float64), axis=0)
@@ -121,15 +122,13 @@ def measure_invariance(
         encoder: One or three input channels; computed where it is, in evaluation mode, as before afterwards.
         images: uint8 (n, height, width) of one size, unchanged; one pass over all is made for every strength.
         norms: Mean and deviation of pixels on a scale of 0 to 1.
-        params: How.
-        progress: Called with (strengths done, in all).
 
     Returns:
         Rates by transformation, in the order asked for. They do not depend on the batch size but where a changed image's
         activation is within rounding of a threshold.
 
     Raises:
-        ValueError: Images or the layer do not fit.
+        DataError: Images or the layer do not fit.
     """
     params = params or InvarianceParams()
     wanted: dict[str, Sequence[float]] = dict(params.strengths) or {

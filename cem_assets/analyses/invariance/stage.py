@@ -35,13 +35,9 @@ def analyse_invariance(
     """Measure the firing rates of an encoder's units.
 
     Args:
-        store: Where.
         weights: Name of committed weights.
         images: Which are changed; each is fitted to 224 x 224 px.
-        params: How.
         device: "auto", "cpu" or "cuda"; decides no number beyond rounding.
-        run_id: Recorded in the manifest.
-        progress: Called with (strengths done, in all).
 
     Returns:
         The committed partition: `firing_rates.parquet` (transformation, strength, unit, local_rate), `mean_rates.parquet`,

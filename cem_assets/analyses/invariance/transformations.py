@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cem_assets.analyses.params import LOWEST_STRENGTHS
+from cem_assets.errors import DataError
 
 _BLUR_REACH = 4.0
 """The Gaussian is cut at so many deviations, as scipy does by default."""
@@ -80,10 +81,10 @@ def add_noise(pixels: Tensor, deviation: float, seeds: Sequence[int]) -> Tensor:
         seeds: One for each image.
 
     Raises:
-        ValueError: Seeds are not as many as images.
+        DataError: Seeds are not as many as images.
     """
     if len(seeds) != len(pixels):
-        raise ValueError(f"there are {len(seeds)} seeds for {len(pixels)} images; expected one for each")
+        raise DataError(f"there are {len(seeds)} seeds for {len(pixels)} images; expected one for each")
     # On the CPU and image by image: the same noise on every device and in every batch.
     drawn = [torch.randn(pixels.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return (pixels + deviation * torch.stack(drawn).to(pixels.device)).clamp(0, 1)

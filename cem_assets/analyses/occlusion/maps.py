@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from cem_assets.analyses.activations import ActivationReader, Norms, pixels_of_images
 from cem_assets.analyses.params import OcclusionParams
+from cem_assets.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,17 @@ def occlusion_map(
         encoder: One or three input channels; computed where it is, in evaluation mode, as before afterwards.
         image: uint8 (height, width), at least as large as the square.
         norms: Mean and deviation of pixels on a scale of 0 to 1.
-        params: How.
 
     Returns:
         Drops by place and by pixel. An image of one gray value, covered with its mean, has none.
 
     Raises:
-        ValueError: The image is smaller than the square or no such image, or its features are all zero, so that no similarity
+        DataError: The image is smaller than the square or no such image, or its features are all zero, so that no similarity
             is defined.
     """
     params = params or OcclusionParams()
     if image.ndim != 2 or min(image.shape) < params.square_px:
-        raise ValueError(f"the image has shape {image.shape}; expected two sides of {params.square_px} px or more")
+        raise DataError(f"the image has shape {image.shape}; expected two sides of {params.square_px} px or more")
     pixels = pixels_of_images(image[None])
     fill = float(pixels.mean()) if params.fill == "mean" else 0.0
     tops, lefts = (square_places(side, params.square_px, params.stride_px) for side in image.shape)
@@ -84,7 +84,7 @@ def occlusion_map(
     with ActivationReader(encoder, norms, params.layer) as reader:
         whole = reader.units(pixels)
         if not bool(whole.any()):
-            raise ValueError("the features of the whole image are all zero; check the weights, or read another layer")
+            raise DataError("the features of the whole image are all zero; check the weights, or read another layer")
         for start in range(0, len(places), params.batch_size):
             chunk = places[start : start + params.batch_size]
             covered = pixels.repeat(len(chunk), 1, 1, 1)

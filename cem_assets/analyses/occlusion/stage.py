@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cem_assets.analyses.images import ImageParams, ImagePlan, plan_images
 from cem_assets.analyses.params import OcclusionParams
 from cem_assets.analyses.results import AnalysisPlan, Findings, analysed_weights, build_weights, commit_analysis, read_table
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.store.assets import OCCLUSION
 from cem_assets.store.images import decode_image, image_column
@@ -39,20 +40,16 @@ def analyse_occlusion(
     """Cover parts of images and measure how far the features move.
 
     Args:
-        store: Where.
         weights: Name of committed weights.
         images: Which are covered, in their own sizes.
-        params: How.
         device: "auto", "cpu" or "cuda"; decides no number beyond rounding.
-        run_id: Recorded in the manifest.
-        progress: Called with (images done, in all).
 
     Returns:
         The committed partition: `drops.parquet` (image, top, left, drop), `pictures.parquet` with the images themselves,
         `occlusion.png`.
 
     Raises:
-        ValueError: Weights are not known, an image is smaller than the square, or the layer does not fit.
+        DataError: Weights are not known, an image is smaller than the square, or the layer does not fit.
         FileNotFoundError: Weights or images are not in the store.
     """
     found = analysed_weights(store, weights)
@@ -75,7 +72,7 @@ def _find(
         if min(image.shape) < params.square_px
     ]
     if small:
-        raise ValueError(
+        raise DataError(
             f"{len(small)} image(s) are smaller than the square of {params.square_px} px: {'; '.join(small[:5])}. Leave them "
             "out, or lower square_px."
         )

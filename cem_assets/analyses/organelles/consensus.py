@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.analyses.organelles.correlation import enlarged
+from cem_assets.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,10 @@ def measure_consensus(
         threshold: Of the map scaled to 0..1, for the IoU.
 
     Raises:
-        ValueError: Numbers do not fit each other, or the threshold is not in 0..1.
+        DataError: Numbers do not fit each other, or the threshold is not in 0..1.
     """
     if not len(maps) == len(masks) == len(correlations) or not maps or num_channels < 1 or not 0 <= threshold < 1:
-        raise ValueError(
+        raise DataError(
             f"{len(maps)} maps, {len(masks)} masks, correlations of {len(correlations)}, {num_channels} channels, threshold "
             f"{threshold}; expected as many of each, one channel at least and a threshold from 0 to 1"
         )

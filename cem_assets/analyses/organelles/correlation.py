@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cem_assets.analyses.activations import ActivationReader, Norms, pixels_of_images
+from cem_assets.errors import DataError
 
 DISSECTION_SHARE = 0.005
 """Share of a channel's values above its threshold in the source; organelles cover more, which bounds the IoU."""
@@ -64,14 +65,14 @@ def layer_maps(encoder: nn.Module, images: Sequence[NDArray[np.uint8]], norms: N
         float32 (channels, rows, columns) of each; all are held in memory.
 
     Raises:
-        ValueError: There is no such layer, or it gives no maps.
+        DataError: There is no such layer, or it gives no maps.
     """
     found = []
     with ActivationReader(encoder, norms, layer) as reader:
         for image in images:
             maps = reader.maps(pixels_of_images(image[None]))
             if maps.ndim != 4:
-                raise ValueError(f"layer {layer!r} gives shape {tuple(maps.shape)}; expected maps (n, c, rows, columns)")
+                raise DataError(f"layer {layer!r} gives shape {tuple(maps.shape)}; expected maps (n, c, rows, columns)")
             found.append(maps[0].cpu().numpy())
     return found
 
@@ -80,7 +81,7 @@ def _weights(side_px: int, num_values: int) -> NDArray[np.float32]:
     """Return what each value along a side adds to each pixel: float32 (side, values)."""
     strides = [2**power for power in range(16) if -(-side_px // 2**power) == num_values]
     if not strides:
-        raise ValueError(f"maps have {num_values} values along {side_px} px; expected the side by a power of 2, rounded up")
+        raise DataError(f"maps have {num_values} values along {side_px} px; expected the side by a power of 2, rounded up")
     places = np.minimum(np.arange(side_px) / strides[0], num_values - 1)
     return np.asarray(np.maximum(0, 1 - np.abs(places[:, None] - np.arange(num_values))), np.float32)
 
@@ -99,7 +100,7 @@ def enlarged(maps: NDArray[np.float32], height: int, width: int) -> NDArray[np.f
         stride: 16 px in the last layer, the size of an organelle.
 
     Raises:
-        ValueError: Sizes are not those of an image and a layer whose stride is a power of 2.
+        DataError: Sizes are not those of an image and a layer whose stride is a power of 2.
     """
     return np.asarray(_weights(height, maps.shape[1]) @ maps @ _weights(width, maps.shape[2]).T, np.float32)
 
@@ -128,7 +129,7 @@ def _check(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_
         elif mask.all() or not mask.any():
             problems.append(f"mask {number} is {'full' if mask.size and mask.all() else 'empty'}, expected some of both")
     if problems:
-        raise ValueError(f"maps and masks cannot be compared: {'; '.join(problems)}.")
+        raise DataError(f"maps and masks cannot be compared: {'; '.join(problems)}.")
 
 
 def measure_agreement(
@@ -146,14 +147,14 @@ def measure_agreement(
         Correlations, IoUs and the best channels.
 
     Raises:
-        ValueError: Maps and masks do not belong together, a mask is empty or full (all are told), the share is not between
+        DataError: Maps and masks do not belong together, a mask is empty or full (all are told), the share is not between
             0 and 1, or sizes are not those `enlarged` takes.
     """
     _check(maps, masks)
     if top_share is None:
         top_share = sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
     if not 0 < top_share < 1:
-        raise ValueError(f"the share above a threshold is {top_share}; expected between 0 and 1")
+        raise DataError(f"the share above a threshold is {top_share}; expected between 0 and 1")
     values = np.concatenate([found.reshape(len(found), -1) for found in maps], axis=1)
     thresholds = np.quantile(values.astype(np.float64), 1 - top_share, axis=1)
     num_channels = len(thresholds)

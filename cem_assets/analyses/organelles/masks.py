@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cem_assets.analyses.images import IMAGES_FOLDER, open_folder, picture_paths, read_picture, read_plain
 from cem_assets.benchmarks.data.files import BenchmarkFiles
+from cem_assets.errors import DataError
 from cem_assets.formats import kind_of
 from cem_assets.inbox.datasets import shown_path
 from cem_assets.store.store import Store
@@ -77,7 +78,7 @@ class MaskedPlan:
         """Read the pictures and masks of one organelle.
 
         Raises:
-            ValueError: Files cannot be read, sizes differ, or a mask is none; all are told.
+            DataError: Files cannot be read, sizes differ, or a mask is none; all are told.
         """
         found, problems = [], []
         for image_path, mask_path in self.organelles[organelle]:
@@ -95,7 +96,7 @@ class MaskedPlan:
                 continue
             found.append(Masked(_name_of(image_path.split("/", 1)[1]), organelle, image, mask))
         if problems:
-            raise ValueError(f"{len(problems)} picture(s) of {organelle} cannot be used: {'; '.join(problems[:10])}.")
+            raise DataError(f"{len(problems)} picture(s) of {organelle} cannot be used: {'; '.join(problems[:10])}.")
         return found
 
 
@@ -104,7 +105,7 @@ def plan_masked(store: Store, params: MaskedParams) -> MaskedPlan:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: An image has no mask, or the reverse, or a name is there twice; all are told.
+        DataError: An image has no mask, or the reverse, or a name is there twice; all are told.
     """
     files = open_folder(store, params.folder)
     paths = picture_paths(files, params.folder)
@@ -124,7 +125,7 @@ def plan_masked(store: Store, params: MaskedParams) -> MaskedPlan:
     if not images and not masks:
         problems = [f"there are no pictures in {IMAGES_FOLDER}/ and {MASKS_FOLDER}/"]
     if problems:
-        raise ValueError(
+        raise DataError(
             f"{params.folder!r:.200} cannot be used: {'; '.join(problems[:10])}. Expected {IMAGES_FOLDER}/NAME.png and "
             f"{MASKS_FOLDER}/NAME.png for every NAME."
         )
@@ -162,7 +163,7 @@ def _organelle(name: str) -> str:
 def _mask_of(values: NDArray[np.generic], what: str) -> NDArray[np.bool_]:
     found = np.unique(values)
     if len(found) != 2:
-        raise ValueError(
+        raise DataError(
             f"{what} has {len(found)} gray value(s), expected two, one for the organelle and one for the rest. Save it as 0 "
             "and 255, without compression that loses"
         )

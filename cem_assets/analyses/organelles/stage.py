@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cem_assets.analyses.organelles.masks import Masked, MaskedParams, MaskedPlan, plan_masked
 from cem_assets.analyses.params import MaskParams
 from cem_assets.analyses.results import AnalysisPlan, Findings, analysed_weights, build_weights, commit_analysis
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.store.assets import ORGANELLES
 from cem_assets.store.store import Store
@@ -46,20 +47,16 @@ def analyse_organelles(
     """Correlate the feature maps of a layer with masks of organelles.
 
     Args:
-        store: Where.
         weights: Name of committed weights.
         pictures: Which pictures and masks.
-        params: How.
         device: "auto", "cpu" or "cuda"; decides no number beyond rounding.
-        run_id: Recorded in the manifest.
-        progress: Called with (organelles done, in all).
 
     Returns:
         The committed partition: `channels.parquet` (organelle, name, channel, correlation), `organelles.parquet` with the
         scores of each organelle, and a picture for each.
 
     Raises:
-        ValueError: Weights are not known, pictures and masks do not fit each other, or the layer has no maps.
+        DataError: Weights are not known, pictures and masks do not fit each other, or the layer has no maps.
         FileNotFoundError: Weights or the folder are not there.
     """
     found = analysed_weights(store, weights)
@@ -101,7 +98,7 @@ def _find(
         for picture in pictures:
             maps += layer_maps(encoder, [picture.image], norms, layer)
             if sum(one.nbytes for one in maps) > MAX_MAP_BYTES:
-                raise ValueError(
+                raise DataError(
                     f"the feature maps of {len(pictures)} pictures of {organelle} take more than {MAX_MAP_BYTES >> 30} GiB; "
                     "expected less. Lower max_images, or raise downsampling."
                 )

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models import ResNet
 
 from cem_assets.analyses.params import DOWNSAMPLINGS
+from cem_assets.errors import DataError
 
 _STAGES = ("layer2", "layer3", "layer4")
 _STRIDES = (8, 16, 32)
@@ -24,14 +25,14 @@ def refine_maps(encoder: nn.Module, downsampling: int) -> None:
             is, and 0 any encoder.
 
     Raises:
-        ValueError: The encoder is no ResNet, or there is no such downsampling.
+        DataError: The encoder is no ResNet, or there is no such downsampling.
     """
     if downsampling == 0:
         return
     if downsampling not in DOWNSAMPLINGS:
-        raise ValueError(f"downsampling is {downsampling}; expected one of {', '.join(map(str, DOWNSAMPLINGS))}, or 0")
+        raise DataError(f"downsampling is {downsampling}; expected one of {', '.join(map(str, DOWNSAMPLINGS))}, or 0")
     if not isinstance(encoder, ResNet):
-        raise ValueError(
+        raise DataError(
             f"downsampling {downsampling} is for ResNets, and the encoder is a {type(encoder).__name__}; expected 0, which "
             "reads it as it is"
         )

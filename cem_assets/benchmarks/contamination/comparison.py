@@ -20,6 +20,7 @@ from scipy.ndimage import uniform_filter
 
 from cem_assets.benchmarks.contamination.fingerprints import MIN_LEVELS, TURNS, Box, Fingerprints, check_picture, turned
 from cem_assets.benchmarks.contamination.hash_index import near_hashes
+from cem_assets.errors import DataError
 
 MAX_DISTANCE = 4
 MIN_CORRELATION = 0.9
@@ -162,7 +163,7 @@ def find_contamination(
         is told, then the one of least distance, then the first.
 
     Raises:
-        ValueError: A picture that is read is not 8-bit gray, or does not have the part that was hashed.
+        DataError: A picture that is read is not 8-bit gray, or does not have the part that was hashed.
     """
     candidates = _candidates(release, test, max_distance)
     rows, images = release.item[candidates[:, 0]], test.item[candidates[:, 1]]
@@ -184,7 +185,7 @@ def find_contamination(
         part, shown = _cut(patch, release.box[own]), turned(_cut(image, test.box[other]), int(test.turn[other]))
         wanted = tuple(release.box[own, 2:].tolist()), tuple(sorted(test.box[other, 2:].tolist()))
         if (part.shape, tuple(sorted(shown.shape))) != wanted:
-            raise ValueError(
+            raise DataError(
                 f"patch {row} is {patch.shape} and test image {number} {image.shape} px, smaller than when they were hashed "
                 f"(parts {release.box[own].tolist()} and {test.box[other].tolist()}); make the fingerprints anew"
             )

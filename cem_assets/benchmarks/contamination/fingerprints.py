@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
+from cem_assets.errors import DataError
 from cem_assets.imaging.dhash import HASH_SIDE_PX, dhash
 
 WINDOW_PX = HASH_SIDE_PX
@@ -120,7 +121,7 @@ def _boxes(shape: tuple[int, ...], side_px: int) -> list[Box]:
 def check_picture(image: NDArray[np.generic], what: str) -> None:
     """Refuse what is no 8-bit gray picture with a ValueError that names it."""
     if image.dtype != np.uint8 or image.ndim != 2 or not image.size:
-        raise ValueError(
+        raise DataError(
             f"{what} is {image.dtype} of shape {image.shape}; expected uint8 (height, width): standardize intensities, merge "
             "channels first"
         )
@@ -178,7 +179,7 @@ def release_fingerprints(patches: Iterable[NDArray[np.uint8]], first_item: int =
         Five for a full patch, its own and those of four tiles.
 
     Raises:
-        ValueError: A patch is no 8-bit gray picture.
+        DataError: A patch is no 8-bit gray picture.
     """
     found = []
     for item, patch in enumerate(patches, first_item):
@@ -215,7 +216,7 @@ def test_image_fingerprints(images: Iterable[NDArray[np.uint8]], first_item: int
         first_item: Number of the first one.
 
     Raises:
-        ValueError: An image is no 8-bit gray picture.
+        DataError: An image is no 8-bit gray picture.
     """
     found = []
     for item, image in enumerate(images, first_item):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.imaging.compiled import kernel
 
 _M1, _M2 = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
@@ -67,10 +68,10 @@ def near_hashes(queries: NDArray[np.uint64], others: NDArray[np.uint64], max_dis
         int64 (pairs, 3): place in queries, place in others, distance; by query, then by other.
 
     Raises:
-        ValueError: The distance is outside.
+        DataError: The distance is outside.
     """
     if not 0 <= max_distance <= 63:
-        raise ValueError(f"the distance is {max_distance}; expected 0..63 bits")
+        raise DataError(f"the distance is {max_distance}; expected 0..63 bits")
     bounds = np.linspace(0, 64, max_distance + 2).astype(int)
     shifts = bounds[:-1].astype(np.uint64)
     # A piece of more bits than can be counted into buckets is looked up by its lower bits alone.

@@ -121,7 +121,6 @@ def release_patches(store: Store, dataset: str, release: Manifest) -> list[Shard
     """List the shards of a release.
 
     Args:
-        store: Where.
         dataset: "cem" or "cytoimagenet".
         release: Its manifest.
 
@@ -246,7 +245,6 @@ def list_test_pictures(store: Store, manifest: Manifest, axes: Axes) -> list[Tes
     "train" and "valid"; none of features.
 
     Args:
-        store: Where.
         manifest: Of `benchmarks/data`.
         axes: How volumes are cut.
     """

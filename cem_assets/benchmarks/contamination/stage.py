@@ -41,6 +41,7 @@ from cem_assets.benchmarks.contamination.reports import read_fingerprints
 from cem_assets.benchmarks.data.rows import known_benchmarks
 from cem_assets.catalog.benchmarks import SegmentationBenchmark
 from cem_assets.cem.releases.contamination_reports import PAIRS, PAIRS_SCHEMA, report_partition
+from cem_assets.errors import DataError
 from cem_assets.execution.checks import Outcome
 from cem_assets.execution.local import Engine, local_engine
 from cem_assets.execution.stage import Progress, StageResult, no_progress
@@ -74,18 +75,15 @@ def check_contamination(
     and benchmarks that stayed as they were.
 
     Args:
-        store: Where.
         dataset: "cem" or "cytoimagenet".
         version: Of the release; empty takes the newest.
-        run_id: Recorded in the manifest.
-        progress: Called with (tables of fingerprints and benchmarks done, in all).
         engine: Shares the fingerprinting; None chooses a pool.
 
     Returns:
         The committed report; up to date where neither the release nor a benchmark changed.
 
     Raises:
-        ValueError: There is no such data set; the store's settings of benchmarks are broken.
+        DataError: There is no such data set; the store's settings of benchmarks are broken.
         FileNotFoundError: There is no such release, or a shard of it is gone.
     """
     started = time.monotonic()
@@ -150,7 +148,7 @@ _FEW_VALUES = ("dataset", "shard", "benchmark", "part", "turn")
 
 def _release(store: Store, dataset: str, version: str) -> Manifest:
     if dataset not in RELEASE_ASSETS:
-        raise ValueError(f"data set {dataset!r} is not known; expected one of {', '.join(RELEASE_ASSETS)}.")
+        raise DataError(f"data set {dataset!r} is not known; expected one of {', '.join(RELEASE_ASSETS)}.")
     return find_release(store, dataset, version or "newest")
 
 
@@ -335,12 +333,11 @@ def is_uncontaminated(store: Store, dataset: str, version: str = "") -> Outcome:
     """The release was compared with the test images of all prepared benchmarks, as they are, and holds none of them.
 
     Args:
-        store: Where.
         dataset: "cem" or "cytoimagenet".
         version: Of the release; empty takes the newest.
 
     Raises:
-        ValueError: There is no such data set.
+        DataError: There is no such data set.
         FileNotFoundError: There is no such release.
     """
     release = _release(store, dataset, version)

@@ -14,8 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
+from cem_assets import environment
 from cem_assets.benchmarks.data.rows import SETTINGS
 from cem_assets.catalog.benchmarks import Benchmark
+from cem_assets.errors import DataError
 from cem_assets.formats.arrays import MAX_EXPANSION, require_disk
 from cem_assets.inbox.datasets import Rejection, path_problem, shown_path
 from cem_assets.sources.files.single import download
@@ -23,7 +25,6 @@ from cem_assets.store.local import file_sha256
 from cem_assets.store.scratch import scratch_folder
 from cem_assets.store.store import Store
 
-FOLDER_VARIABLE = "CEM_ASSETS_BENCHMARKS_FOLDER"
 BENCHMARK_INBOX = "benchmarks/inbox"
 _JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")
 _EXPANSION_FROM = 1 << 30
@@ -120,7 +121,6 @@ def benchmark_files(store: Store, row: Benchmark, folder: Path | None = None) ->
     """Find the files of a benchmark: the folder given, the store's inbox, the benchmarks folder, or a download.
 
     Args:
-        store: Where.
         row: The benchmark.
         folder: A local folder, or None.
 
@@ -130,10 +130,10 @@ def benchmark_files(store: Store, row: Benchmark, folder: Path | None = None) ->
     Raises:
         FileNotFoundError: The folder given is none, or there are no files anywhere and none can be downloaded.
         ConnectionError: A download failed.
-        ValueError: A download has another digest, or an archive is damaged.
+        DataError: A download has another digest, or an archive is damaged.
     """
     inbox = f"{BENCHMARK_INBOX}/{row.name}"
-    base = os.environ.get(FOLDER_VARIABLE)
+    base = environment.text(environment.BENCHMARKS_FOLDER)
     if folder is not None:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is not a folder; expected the files of benchmark {row.name!r}.")
@@ -146,7 +146,7 @@ def benchmark_files(store: Store, row: Benchmark, folder: Path | None = None) ->
         with scratch_folder("benchmark") as scratch:
             for source in row.sources:
                 if problem := path_problem(source.file):
-                    raise ValueError(f"benchmark {row.name!r} names the file {source.file!r}: {problem}")
+                    raise DataError(f"benchmark {row.name!r} names the file {source.file!r}: {problem}")
                 target = scratch / source.file
                 target.parent.mkdir(parents=True, exist_ok=True)
                 found = download(source.url, source.sha256, target.parent, target.name)
@@ -162,7 +162,7 @@ def _ways(row: Benchmark, inbox: str, base: str | None) -> str:
     urls = ", ".join(source.url for source in row.sources if not source.sha256)
     return (
         f"the files of benchmark {row.name!r} are nowhere. Ways to give them, archives unpacked: a folder as an argument; the "
-        f"folder {inbox}/ of the store; {FOLDER_VARIABLE}/{row.name}/ (the variable is {base or 'not set'})"
+        f"folder {inbox}/ of the store; {environment.BENCHMARKS_FOLDER}/{row.name}/ (the variable is {base or 'not set'})"
         + (f"; or a download, for which [{row.name}] in {SETTINGS} must give the sha256 of {urls}" if urls else "")
         + (f". See {row.source_url}." if row.source_url else ".")
     )
@@ -176,7 +176,7 @@ def unpack_zip(path: Path, folder: Path) -> None:
         folder: Where to.
 
     Raises:
-        ValueError: It is damaged, has names that would leave the folder or links, or claims more than
+        DataError: It is damaged, has names that would leave the folder or links, or claims more than
             `MAX_EXPANSION` times its size.
         OSError: The disk is too small.
     """
@@ -185,18 +185,18 @@ def unpack_zip(path: Path, folder: Path) -> None:
             members = [item for item in archive.infolist() if not item.is_dir()]
             total = sum(item.file_size for item in members)
             if total > _EXPANSION_FROM and total > MAX_EXPANSION * path.stat().st_size:
-                raise ValueError(f"it claims {total} bytes, more than {MAX_EXPANSION} times its size")
+                raise DataError(f"it claims {total} bytes, more than {MAX_EXPANSION} times its size")
             for item in members:
                 if problem := path_problem(item.filename):
-                    raise ValueError(f"{shown_path(item.filename)}: {problem}")
+                    raise DataError(f"{shown_path(item.filename)}: {problem}")
                 if stat.S_ISLNK(item.external_attr >> 16):
-                    raise ValueError(f"{shown_path(item.filename)} is a link; expected files")
+                    raise DataError(f"{shown_path(item.filename)} is a link; expected files")
             require_disk(folder, total, path.name)
             with TemporaryDirectory(dir=folder) as staging:
                 archive.extractall(staging, members)
                 for child in Path(staging).iterdir():
                     if (folder / child.name).exists():
-                        raise ValueError(f"{child.name} is there already")
+                        raise DataError(f"{child.name} is there already")
                     shutil.move(child, folder / child.name)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path.name} cannot be unpacked: {error}. Download it again, or unpack it yourself.") from error
+        raise DataError(f"{path.name} cannot be unpacked: {error}. Download it again, or unpack it yourself.") from error

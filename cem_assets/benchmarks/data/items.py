@@ -15,6 +15,7 @@ from cem_assets.benchmarks.data.preparation import VOXELWISE, paired_name, prepa
 from cem_assets.benchmarks.data.steps import Item
 from cem_assets.catalog.benchmarks import LayoutRule, SegmentationBenchmark
 from cem_assets.catalog.description import DatasetDescription
+from cem_assets.errors import DataError
 from cem_assets.formats import expected_suffixes, kind_of, open_file
 from cem_assets.formats.arrays import ArraySource
 from cem_assets.inbox.datasets import Rejection, shown_path
@@ -144,7 +145,7 @@ def load_item(
         The item, and the steps that are left.
 
     Raises:
-        ValueError: A file cannot be read, lacks voxels, or the sizes differ.
+        DataError: A file cannot be read, lacks voxels, or the sizes differ.
     """
     num_early = 0
     while len(item.maps) == 1 and num_early < len(steps) and steps[num_early][0] in VOXELWISE:
@@ -157,7 +158,7 @@ def load_item(
             sources.append(_opened(stack.enter_context(files.local(place.path)), folder, place))
         for place, source in zip(places[1:], sources[1:], strict=True):
             if source.shape != sources[0].shape:
-                raise ValueError(
+                raise DataError(
                     f"the mask {shown_path(place.path)} has sizes {source.shape}, its image {sources[0].shape} (z, y, x); "
                     "expected the same."
                 )
@@ -193,6 +194,6 @@ def _slabs(sources: Sequence[ArraySource], names: Sequence[str]) -> Iterator[tup
         arrays = []
         for source, name in zip(sources, names, strict=True):
             if source.missing(box) is not None:
-                raise ValueError(f"{shown_path(name)} lacks voxels (chunks that were never written). Copy it again.")
+                raise DataError(f"{shown_path(name)} lacks voxels (chunks that were never written). Copy it again.")
             arrays.append(source.read(box))
         yield box[0], arrays

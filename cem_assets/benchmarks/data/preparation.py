@@ -26,6 +26,7 @@ from cem_assets.benchmarks.data.steps import (
     scale_image,
     slice_volumes,
 )
+from cem_assets.errors import DataError
 
 Step = Callable[..., Iterator[Item]]
 
@@ -55,12 +56,12 @@ def paired_name(stem: str, which: str, *, image: str = "^(.*)$", mask: str = "^(
         is_number: Whether the name is a number, so that 0007 and 7 are one.
 
     Raises:
-        ValueError: The name does not match.
+        DataError: The name does not match.
     """
     pattern = image if which == "image" else mask
     match = re.search(pattern, stem)
     if match is None or not match.lastindex:
-        raise ValueError(
+        raise DataError(
             f"the name {stem!r} does not match {pattern!r} of rename_pairs; rename the file or correct the pattern."
         )
     return str(int(match[1])) if is_number else match[1]
@@ -115,19 +116,19 @@ def finished(item: Item, num_classes: int) -> Item:
         num_classes: Values a mask may have, 0 and up.
 
     Raises:
-        ValueError: The image is not uint8, the mask has another shape, or values that are no class; says the step to add.
+        DataError: The image is not uint8, the mask has another shape, or values that are no class; says the step to add.
     """
     mask = item.mask
     if item.image.dtype != np.uint8:
-        raise ValueError(f"{item.name}: its image is {item.image.dtype}; expected uint8. Add the step scale_image.")
+        raise DataError(f"{item.name}: its image is {item.image.dtype}; expected uint8. Add the step scale_image.")
     if mask.shape != item.image.shape:
-        raise ValueError(f"{item.name}: its mask has sizes {mask.shape}, the image {item.image.shape}; expected the same.")
+        raise DataError(f"{item.name}: its mask has sizes {mask.shape}, the image {item.image.shape}; expected the same.")
     if min(item.image.shape) < 1:
-        raise ValueError(f"{item.name} has sizes {item.image.shape}; expected none of them 0.")
+        raise DataError(f"{item.name} has sizes {item.image.shape}; expected none of them 0.")
     with np.errstate(invalid="ignore"):  # NaN is told below
         whole = mask.astype(np.uint8, copy=False)
     if not 0 <= mask.min() <= mask.max() < num_classes or (mask.dtype.kind == "f" and (whole != mask).any()):
-        raise ValueError(
+        raise DataError(
             f"{item.name}: its mask has values {found_values(mask)}; expected whole numbers 0 to {num_classes - 1}. Add the "
             "step binarise, levels_to_classes or relabel, or name more classes."
         )

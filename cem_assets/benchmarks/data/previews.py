@@ -18,7 +18,6 @@ def benchmark_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
     """Show a prepared benchmark: evenly spaced items of every split with their masks, or the first cells of labels.
 
     Args:
-        store: Where.
         manifest: Of `benchmarks/data`.
 
     Returns:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from cem_assets.benchmarks.data.preparation import step_problems
 from cem_assets.benchmarks.segmentation.params import EvaluationRule, SegmentationParams
 from cem_assets.catalog.benchmarks import AnyBenchmark, SegmentationBenchmark, benchmark_rows, benchmark_tables
+from cem_assets.errors import DataError, UnknownNameError
 from cem_assets.store.store import Store
 
 SETTINGS = "settings/benchmarks.toml"
@@ -19,14 +20,11 @@ def known_benchmarks(store: Store) -> dict[str, AnyBenchmark]:
     A table of the store's file whose key the catalogue has changes that row key by key, `params` one by one; any other
     table is a benchmark of one's own.
 
-    Args:
-        store: Where.
-
     Returns:
         Rows by name: the catalogue's, then the store's own.
 
     Raises:
-        ValueError: The file breaks rules; all problems are told at once.
+        DataError: The file breaks rules; all problems are told at once.
     """
     tables = {name: dict(table) for name, table in benchmark_tables().items()}
     where = "benchmarks.toml"
@@ -35,7 +33,7 @@ def known_benchmarks(store: Store) -> dict[str, AnyBenchmark]:
         try:
             text = store.read(SETTINGS).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{SETTINGS} is not UTF-8: {error}. Save it as UTF-8.") from error
+            raise DataError(f"{SETTINGS} is not UTF-8: {error}. Save it as UTF-8.") from error
         for name, table in benchmark_tables(text, SETTINGS).items():
             tables[name] = _laid_over(tables.get(name, {}), table)
     rows = benchmark_rows(tables=tables, where=where)
@@ -43,7 +41,7 @@ def known_benchmarks(store: Store) -> dict[str, AnyBenchmark]:
     problems = [f"{row.name}: {problem}" for row in segmentation for problem in _problems(row)]
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise ValueError(f"{where} has {len(problems)} problem(s):\n{listing}")
+        raise DataError(f"{where} has {len(problems)} problem(s):\n{listing}")
     return rows
 
 
@@ -78,5 +76,7 @@ def require_benchmark(store: Store, name: str) -> AnyBenchmark:
     """
     rows = known_benchmarks(store)
     if name not in rows:
-        raise KeyError(f"there is no benchmark {name!r}; there are {', '.join(rows)}. Add a table [{name}] to {SETTINGS}.")
+        raise UnknownNameError(
+            f"there is no benchmark {name!r}; there are {', '.join(rows)}. Add a table [{name}] to {SETTINGS}."
+        )
     return rows[name]

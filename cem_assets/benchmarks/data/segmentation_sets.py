@@ -27,6 +27,7 @@ from cem_assets.cem.volumes.ome_zarr import (
     metadata_objects,
     open_volume_array,
 )
+from cem_assets.errors import DataError
 from cem_assets.imaging.intensity import IntensityMapping
 from cem_assets.store.assets import BENCHMARK_DATA
 from cem_assets.store.commits import Commit
@@ -160,10 +161,10 @@ class PreparedBenchmark:
         """List the items of a split, or of one part of it, in order.
 
         Raises:
-            ValueError: There is no such split.
+            DataError: There is no such split.
         """
         if split not in SPLITS:
-            raise ValueError(f"split {split!r} is not known; expected one of {', '.join(SPLITS)}.")
+            raise DataError(f"split {split!r} is not known; expected one of {', '.join(SPLITS)}.")
         return [item for item in self.all_items if item.split == split and part in (None, item.part)]
 
     @property
@@ -176,18 +177,16 @@ def open_benchmark(store: Store, name: str, manifest: Manifest | None = None) ->
     """Open a prepared segmentation benchmark.
 
     Args:
-        store: Where.
-        name: Its name.
         manifest: Manifest of `benchmarks/data` to open; None takes the current one.
 
     Raises:
         FileNotFoundError: It was not prepared.
-        ValueError: It is a transfer benchmark.
+        DataError: It is a transfer benchmark.
     """
     manifest = manifest or require_manifest(store, BENCHMARK_DATA, name)
     index = json.loads(store.read(f"{manifest.folder}/{INDEX}"))
     if index["task"] != "segmentation":
-        raise ValueError(f"benchmark {name!r} is for {index['task']}; open it with transfer_data.open_transfer.")
+        raise DataError(f"benchmark {name!r} is for {index['task']}; open it with transfer_data.open_transfer.")
     items = tuple(
         PreparedItem(
             name=row["name"],
@@ -247,16 +246,16 @@ class ItemWriter:
         """Refuse an item whose name is taken.
 
         Raises:
-            ValueError: There is an item of that name in its split and part already.
+            DataError: There is an item of that name in its split and part already.
         """
         if (item.split, item.part, item.name) in self._names:
-            raise ValueError(f"{item.name}: {item.split} has an item of that name already; expected each once. Rename one.")
+            raise DataError(f"{item.name}: {item.split} has an item of that name already; expected each once. Rename one.")
 
     def add(self, item: Item) -> None:
         """Write one finished item.
 
         Raises:
-            ValueError: There is an item of that name in its split and part already.
+            DataError: There is an item of that name in its split and part already.
         """
         self.check(item)
         self._names.add((item.split, item.part, item.name))

@@ -18,6 +18,7 @@ from cem_assets.benchmarks.data.steps import Item
 from cem_assets.benchmarks.data.transfer_stage import prepare_transfer
 from cem_assets.catalog.benchmarks import AnyBenchmark, SegmentationBenchmark, TransferBenchmark
 from cem_assets.cem.patches.tables import REJECTED_SCHEMA
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.inbox.datasets import Rejection
 from cem_assets.store.assets import BENCHMARK_DATA, CODE_VERSIONS
@@ -42,25 +43,22 @@ def prepare_benchmark(
     environment, else a download with checksum. What cannot be used is told, and the rest goes on.
 
     Args:
-        store: Where.
         row: A row of `benchmark_catalogue.known_benchmarks`.
         folder: A local folder with its files.
-        run_id: Recorded in the manifest.
-        progress: Called with (items done, in all).
 
     Returns:
         The committed partition of `benchmarks/data`; its details hold rejections and the rules of a union's parts.
 
     Raises:
         FileNotFoundError: Its files are nowhere, or a part of a union was not prepared.
-        ValueError: Nothing could be used for training or for testing; all reasons are told.
+        DataError: Nothing could be used for training or for testing; all reasons are told.
     """
     if isinstance(row, TransferBenchmark):
         return prepare_transfer(store, row, folder, run_id, progress)
     if row.union:
         if folder is not None:
             names = ", ".join(part.benchmark for part in row.union)
-            raise ValueError(f"benchmark {row.name!r} is put together from {names} in the store; it takes no folder.")
+            raise DataError(f"benchmark {row.name!r} is put together from {names} in the store; it takes no folder.")
         return _prepare_union(store, row, run_id, progress)
     started = time.monotonic()
     with benchmark_files(store, row, folder) as files, scratch_folder("benchmark-items") as scratch:

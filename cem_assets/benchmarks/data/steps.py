@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
+
 AXES: dict[str, int] = {"xy": 0, "xz": 1, "yz": 2}
 """Planes of a volume, by the axis of (z, y, x) they are cut along."""
 _SHOWN_VALUES = 8
@@ -41,10 +43,10 @@ class Item:
         """The one label map.
 
         Raises:
-            ValueError: There are several.
+            DataError: There are several.
         """
         if len(self.maps) != 1:
-            raise ValueError(f"{self.name} has {len(self.maps)} label maps; expected one. Add the step combine_label_maps.")
+            raise DataError(f"{self.name} has {len(self.maps)} label maps; expected one. Add the step combine_label_maps.")
         return self.maps[0]
 
 
@@ -85,23 +87,23 @@ def binarise(item: Item, *, rule: str, value: float) -> Iterator[Item]:
         value: Any number; for integers one that the type holds.
 
     Raises:
-        ValueError: The value cannot occur in the mask, or "floor_divide" gives something else than 0 and 1.
+        DataError: The value cannot occur in the mask, or "floor_divide" gives something else than 0 and 1.
     """
     mask = item.mask
     if rule not in _BINARY_RULES:
-        raise ValueError(f"binarise: rule {rule!r} is not known; expected one of {', '.join(_BINARY_RULES)}.")
+        raise DataError(f"binarise: rule {rule!r} is not known; expected one of {', '.join(_BINARY_RULES)}.")
     if rule == "floor_divide":
         if value <= 0:
-            raise ValueError(f"binarise: cannot divide by {value}; expected a number above 0.")
+            raise DataError(f"binarise: cannot divide by {value}; expected a number above 0.")
         quotient = mask // value
         if quotient.size and (quotient.min() < 0 or quotient.max() > 1):
-            raise ValueError(
+            raise DataError(
                 f"{item.name}: its mask has values {found_values(mask)}; divided by {value} they must be 0 or 1. "
                 "Use another rule."
             )
         return _mapped(item, quotient.astype(np.uint8))
     if rule != "greater" and not _fits(value, mask.dtype):
-        raise ValueError(f"{item.name}: its mask is {mask.dtype}, in which {value} cannot occur. Correct the rule.")
+        raise DataError(f"{item.name}: its mask is {mask.dtype}, in which {value} cannot occur. Correct the rule.")
     # Integers are compared as integers: 2**64 - 1 has no float of its own.
     exact = int(value) if mask.dtype.kind in "iu" and float(value).is_integer() else value
     return _mapped(item, _COMPARISONS[rule](mask, exact).astype(np.uint8))
@@ -114,11 +116,11 @@ def levels_to_classes(item: Item, *, thresholds: Sequence[float]) -> Iterator[It
     pixel to its class.
 
     Raises:
-        ValueError: The thresholds do not rise, or there are none or more than 255.
+        DataError: The thresholds do not rise, or there are none or more than 255.
     """
     levels = np.asarray(thresholds, np.float64)
     if levels.ndim != 1 or not 1 <= len(levels) <= 255 or (np.diff(levels) <= 0).any():
-        raise ValueError(f"levels_to_classes: thresholds are {list(thresholds)}; expected 1 to 255 rising numbers.")
+        raise DataError(f"levels_to_classes: thresholds are {list(thresholds)}; expected 1 to 255 rising numbers.")
     return _mapped(item, np.digitize(item.mask, levels).astype(np.uint8))
 
 
@@ -131,16 +133,16 @@ def relabel(item: Item, *, values: Mapping[str, int], other: int | None = None) 
         other: What every other value becomes; None refuses them.
 
     Raises:
-        ValueError: The mask has values that are not listed, and `other` is None; or a number is no class.
+        DataError: The mask has values that are not listed, and `other` is None; or a number is no class.
     """
     mask = item.mask
     pairs = {int(old): int(new) for old, new in values.items()}
     if bad := [new for new in (*pairs.values(), *([] if other is None else [other])) if not 0 <= new <= 255]:
-        raise ValueError(f"relabel: new values are {bad}; expected 0 to 255.")
+        raise DataError(f"relabel: new values are {bad}; expected 0 to 255.")
     present, place = np.unique(mask, return_inverse=True)
     unlisted = [value for value in present.tolist() if value not in pairs]
     if unlisted and other is None:
-        raise ValueError(
+        raise DataError(
             f"{item.name}: its mask has values {found_values(np.array(unlisted))} that relabel does not list; add them, "
             "or other = 0."
         )
@@ -159,16 +161,16 @@ def combine_label_maps(item: Item, *, values: Sequence[int]) -> Iterator[Item]:
         values: Class of each map, in order.
 
     Raises:
-        ValueError: Another number of maps, or a map is not binary.
+        DataError: Another number of maps, or a map is not binary.
     """
     if len(values) != len(item.maps) or not all(1 <= value <= 255 for value in values):
-        raise ValueError(f"{item.name} has {len(item.maps)} label maps; expected one for each of the values {list(values)}.")
+        raise DataError(f"{item.name} has {len(item.maps)} label maps; expected one for each of the values {list(values)}.")
     mask = np.zeros(item.image.shape, np.uint8)
     for number, (label_map, value) in enumerate(zip(item.maps, values, strict=True), 1):
         is_labelled = label_map != 0
         labelled = label_map[is_labelled]
         if labelled.size and (labelled != labelled[0]).any():
-            raise ValueError(
+            raise DataError(
                 f"{item.name}: label map {number} has values {found_values(label_map)}; expected 0 and one other number."
             )
         mask[is_labelled] = value
@@ -184,13 +186,13 @@ def scale_image(item: Item, *, rule: str) -> Iterator[Item]:
             decimals cut off, as the reference does with signed 16-bit volumes.
 
     Raises:
-        ValueError: A value is no number, or does not fit.
+        DataError: A value is no number, or does not fit.
     """
     image = item.image
     if rule not in ("cast", "min_max"):
-        raise ValueError(f"scale_image: rule {rule!r} is not known; expected cast or min_max.")
+        raise DataError(f"scale_image: rule {rule!r} is not known; expected cast or min_max.")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise ValueError(f"{item.name}: its image has NaN or infinite values; expected numbers. Repair it.")
+        raise DataError(f"{item.name}: its image has NaN or infinite values; expected numbers. Repair it.")
     low, high = image.min(), image.max()
     if rule == "min_max":
         span = float(high) - float(low)
@@ -199,7 +201,7 @@ def scale_image(item: Item, *, rule: str) -> Iterator[Item]:
             for plane, out in zip(np.atleast_3d(image), np.atleast_3d(scaled), strict=True):  # a plane of floats at a time
                 out[...] = (plane.astype(np.float64) - float(low)) / span * 255
     elif low < 0 or high >= 256:
-        raise ValueError(f'{item.name}: its image has values {low} to {high}; expected 0 to 255. Use rule = "min_max".')
+        raise DataError(f'{item.name}: its image has values {low} to {high}; expected 0 to 255. Use rule = "min_max".')
     else:
         scaled = image.astype(np.uint8)
     yield replace(item, image=scaled)
@@ -213,14 +215,14 @@ def crop_missing_data(item: Item, *, first: Mapping[str, Sequence[int]]) -> Iter
         first: By item, the first index that is kept, for every axis in order (z, y, x).
 
     Raises:
-        ValueError: Nothing would be left, or the axes do not fit.
+        DataError: Nothing would be left, or the axes do not fit.
     """
     if item.name not in first:
         yield item
         return
     start = [int(value) for value in first[item.name]]
     if len(start) != item.image.ndim or any(not 0 <= a < size for a, size in zip(start, item.image.shape, strict=False)):
-        raise ValueError(f"{item.name} has sizes {item.image.shape}; cannot begin at {start}. Correct crop_missing_data.")
+        raise DataError(f"{item.name} has sizes {item.image.shape}; cannot begin at {start}. Correct crop_missing_data.")
     kept = tuple(slice(value, None) for value in start)
     yield replace(item, image=item.image[kept], maps=tuple(label_map[kept] for label_map in item.maps))
 
@@ -236,10 +238,10 @@ def slice_volumes(item: Item, *, axes: Sequence[str], spacing: int = 1) -> Itera
         spacing: Every how many planes one is cut.
 
     Raises:
-        ValueError: An axis is not known, or the spacing is below 1.
+        DataError: An axis is not known, or the spacing is below 1.
     """
     if not axes or any(axis not in AXES for axis in axes) or spacing < 1:
-        raise ValueError(f"slice_volumes: axes {list(axes)}, spacing {spacing}; expected some of {', '.join(AXES)}, 1 or more.")
+        raise DataError(f"slice_volumes: axes {list(axes)}, spacing {spacing}; expected some of {', '.join(AXES)}, 1 or more.")
     if item.image.ndim == 2:
         yield item
         return
@@ -269,12 +271,10 @@ def cut_patches(item: Item, *, side_px: int) -> Iterator[Item]:
     """Cut an image into squares, named `{item}_{y}_{x}`; smaller images are kept as they are.
 
     Raises:
-        ValueError: The item is a volume: it must be sliced first.
+        DataError: The item is a volume: it must be sliced first.
     """
     if item.image.ndim != 2 or side_px < 1:
-        raise ValueError(
-            f"{item.name} has sizes {item.image.shape}, patches {side_px} px; expected a 2D image. Slice it first."
-        )
+        raise DataError(f"{item.name} has sizes {item.image.shape}, patches {side_px} px; expected a 2D image. Slice it first.")
     for y in patch_starts(item.image.shape[0], side_px):
         for x in patch_starts(item.image.shape[1], side_px):
             box = (slice(y, y + side_px), slice(x, x + side_px))
@@ -291,6 +291,6 @@ def drop_padding(item: Item, *, max_share: float, value: int = 0) -> Iterator[It
         value: Of the padding.
     """
     if not 0 <= max_share <= 1:
-        raise ValueError(f"drop_padding: max_share is {max_share}; expected 0 to 1.")
+        raise DataError(f"drop_padding: max_share is {max_share}; expected 0 to 1.")
     if np.count_nonzero(item.image == value) <= max_share * item.image.size:
         yield item

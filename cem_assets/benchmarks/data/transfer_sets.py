@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cem_assets.benchmarks.data.segmentation_sets import INDEX
+from cem_assets.errors import DataError
 from cem_assets.store.assets import BENCHMARK_DATA
 from cem_assets.store.commits import Commit
 from cem_assets.store.images import encode_tiff
@@ -199,10 +200,10 @@ class PreparedTransfer:
             Metadata of the rows, and for each row its channels, uint8 or uint16 (height, width).
 
         Raises:
-            ValueError: The benchmark holds features.
+            DataError: The benchmark holds features.
         """
         if not self.channels:
-            raise ValueError(f"benchmark {self.name!r} holds features, no images; read features().")
+            raise DataError(f"benchmark {self.name!r} holds features, no images; read features().")
         columns = [f"image_{channel}" for channel in self.channels]
         for piece in self._pieces([*METADATA, *columns], batch_size):
             chosen = piece.filter(pa.array([value == split for value in piece["split"].to_pylist()])) if split else piece
@@ -215,10 +216,10 @@ class PreparedTransfer:
         """Read metadata and features, float64 (rows, features); NaN where the table had none.
 
         Raises:
-            ValueError: The benchmark holds images.
+            DataError: The benchmark holds images.
         """
         if not self.feature_names:
-            raise ValueError(f"benchmark {self.name!r} holds images, no features; read batches().")
+            raise DataError(f"benchmark {self.name!r} holds images, no features; read batches().")
         pieces = [np.stack(piece[FEATURES].to_numpy()) for piece in self._pieces([FEATURES])]
         return self.table(), np.concatenate(pieces).astype(np.float64)
 
@@ -233,16 +234,14 @@ def open_transfer(store: Store, name: str, manifest: Manifest | None = None) -> 
     """Open a prepared transfer benchmark.
 
     Args:
-        store: Where.
-        name: Its name.
         manifest: Manifest of `benchmarks/data` to open; None takes the current one.
 
     Raises:
         FileNotFoundError: It was not prepared.
-        ValueError: It is a segmentation benchmark.
+        DataError: It is a segmentation benchmark.
     """
     manifest = manifest or require_manifest(store, BENCHMARK_DATA, name)
     index = json.loads(store.read(f"{manifest.folder}/{INDEX}"))
     if index["task"] != "transfer":
-        raise ValueError(f"benchmark {name!r} is for {index['task']}; open it with benchmark_data.open_benchmark.")
+        raise DataError(f"benchmark {name!r} is for {index['task']}; open it with benchmark_data.open_benchmark.")
     return PreparedTransfer(name, tuple(index["channels"]), tuple(index["feature_names"]), manifest, store)

@@ -18,6 +18,7 @@ from cem_assets.benchmarks.data.files import BenchmarkFiles, benchmark_files
 from cem_assets.benchmarks.data.transfer_sets import METADATA, TransferWriter
 from cem_assets.catalog.benchmarks import TransferBenchmark
 from cem_assets.cem.patches.tables import REJECTED_SCHEMA
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, StageResult
 from cem_assets.formats.microscopy_images import read_microscopy_image
 from cem_assets.formats.tables.metadata import read_metadata_table
@@ -51,7 +52,7 @@ def prepare_transfer(store: Store, row: TransferBenchmark, folder: Path | None, 
 
     Raises:
         FileNotFoundError: Its files are nowhere.
-        ValueError: Nothing could be used; all reasons are told.
+        DataError: Nothing could be used; all reasons are told.
     """
     started = time.monotonic()
     with benchmark_files(store, row, folder) as files:
@@ -86,7 +87,7 @@ def prepare_transfer(store: Store, row: TransferBenchmark, folder: Path | None, 
     if not counts["rows"]:
         reasons = "\n".join(f"  - {item.what}: {item.reason}" for item in rejections[:20])
         what = f"none of its {len(paths)} files could be used"
-        raise ValueError(f"benchmark {row.name!r} cannot be prepared: {what}.\n{reasons}".rstrip())
+        raise DataError(f"benchmark {row.name!r} cannot be prepared: {what}.\n{reasons}".rstrip())
     told = [{"what": item.what, "reason": item.reason} for item in rejections]
     table = pa.Table.from_pylist([{**item, "num_patches": 0} for item in told], schema=REJECTED_SCHEMA)
     commit.write("_rejected/part-00000.parquet", parquet_bytes([table], REJECTED_SCHEMA))
@@ -104,10 +105,10 @@ def _planes(files: BenchmarkFiles, paths: Sequence[str]) -> list[NDArray[Any]]:
             image = read_microscopy_image(local)
         if len(image.planes) != 1 or image.planes[0].dtype not in (np.uint8, np.uint16):
             found = f"{len(image.planes)} planes of {image.planes[0].dtype}"
-            raise ValueError(f"{shown_path(path)} has {found}; expected one plane of uint8 or uint16. Save each channel apart.")
+            raise DataError(f"{shown_path(path)} has {found}; expected one plane of uint8 or uint16. Save each channel apart.")
         planes.append(image.planes[0])
     if len({plane.shape for plane in planes}) > 1:
-        raise ValueError(f"its channels have sizes {', '.join(str(plane.shape) for plane in planes)}; expected the same.")
+        raise DataError(f"its channels have sizes {', '.join(str(plane.shape) for plane in planes)}; expected the same.")
     return planes
 
 
@@ -152,7 +153,7 @@ def _read_table(files: BenchmarkFiles, paths: Sequence[str], patterns: Sequence[
             if PurePosixPath(path).match(pattern):
                 with files.local(path) as local:
                     return read_metadata_table(local).frame, path
-    raise ValueError(f"no file matches {' or '.join(patterns)}; there are {', '.join(paths[:10]) or 'none'}.")
+    raise DataError(f"no file matches {' or '.join(patterns)}; there are {', '.join(paths[:10]) or 'none'}.")
 
 
 def _joined(
@@ -181,7 +182,7 @@ def _joined(
 
 def _require(frame: pd.DataFrame, columns: Sequence[str], name: str) -> None:
     if missing := [column for column in columns if column not in frame.columns]:
-        raise ValueError(
+        raise DataError(
             f"a table of benchmark {name!r} has no column {', '.join(missing)}; it has {', '.join(frame.columns[:20])}."
         )
 
@@ -203,13 +204,13 @@ def _rows_of_table(
     """Make rows; also the names of the features."""
     templates = dict(row.channels) if isinstance(row.channels, Mapping) else {}
     if unknown := [key for key in row.columns if key not in METADATA]:
-        raise ValueError(f"benchmark {row.name!r}: columns names {', '.join(unknown)}; expected some of {', '.join(METADATA)}.")
+        raise DataError(f"benchmark {row.name!r}: columns names {', '.join(unknown)}; expected some of {', '.join(METADATA)}.")
     wanted = [match[1] for text in (*row.columns.values(), *templates.values()) for match in _FIELD.finditer(text)]
     _require(frame, wanted, row.name)
     pattern = re.compile(row.feature_pattern)
     names = [column for column in frame.columns if row.feature_pattern and pattern.search(column) and column not in wanted]
     if row.kind == "features" and not names:
-        raise ValueError(f"benchmark {row.name!r}: no column matches {row.feature_pattern!r}; there are {len(frame.columns)}.")
+        raise DataError(f"benchmark {row.name!r}: no column matches {row.feature_pattern!r}; there are {len(frame.columns)}.")
     values = frame[names].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     by_end = {depth: _ends(paths, depth) for depth in {text.count("/") + 1 for text in templates.values()}}
     rows, rejections, seen = [], [], set[str]()

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cem_assets.benchmarks.leaderboard.standings import MEASURE, aggregate_seeds, partner_of
+from cem_assets.errors import DataError
 
 Decision = Literal["promoted", "refused", "undecided"]
 NO_GATE = "not gated"
@@ -82,10 +83,10 @@ def judge_promotion(
         The verdict; nothing is raised for weights that fail.
 
     Raises:
-        ValueError: Scores are not finite or occur twice, or a tolerance makes no sense.
+        DataError: Scores are not finite or occur twice, or a tolerance makes no sense.
     """
     if bad := [f"{name}: {rule.tolerance}" for name, rule in rules.items() if not 0 <= rule.tolerance <= 1]:
-        raise ValueError(f"tolerances are fractions from 0 to 1, such as 0.02; found {', '.join(bad)}. Correct the catalogue.")
+        raise DataError(f"tolerances are fractions from 0 to 1, such as 0.02; found {', '.join(bad)}. Correct the catalogue.")
     mine = aggregate_seeds(candidate)
     its = aggregate_seeds(champion) if champion is not None else None
     measures = mine[MEASURE] if its is None else pd.concat([mine[MEASURE], its[MEASURE]])

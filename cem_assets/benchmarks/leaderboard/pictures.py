@@ -31,7 +31,6 @@ def standings_png(table: pd.DataFrame, title: str) -> bytes:
 
     Args:
         table: Its rows of `cem_assets.benchmarks.leaderboard.standings.make_standings`.
-        title: Above all.
 
     Returns:
         A PNG of at most `MAX_BYTES`, equal for equal tables: a panel for each measure and setting, the first `MAX_PANELS`;

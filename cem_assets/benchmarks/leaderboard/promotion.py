@@ -20,6 +20,7 @@ from cem_assets.benchmarks.leaderboard.card import promotion_card
 from cem_assets.benchmarks.leaderboard.gate import GateRule, PromotionVerdict, judge_promotion
 from cem_assets.benchmarks.leaderboard.stored import CARD, VERDICT
 from cem_assets.benchmarks.scores.stored import read_score_rows, score_keys
+from cem_assets.errors import DataError
 from cem_assets.execution.checks import Outcome
 from cem_assets.execution.stage import StageResult
 from cem_assets.pretraining.weights.stored import CARD as WEIGHTS_CARD
@@ -96,7 +97,6 @@ def current_champion(store: Store, family: str = "") -> PromotionRecord | None:
     """Find who is champion.
 
     Args:
-        store: Where.
         family: Network, such as "resnet50"; empty takes whoever became champion last, of any.
 
     Returns:
@@ -129,13 +129,12 @@ def judge_weights(store: Store, weights: str, reason: str = "") -> PromotionVerd
     """Say what the gate would say of weights, without recording or promoting.
 
     Args:
-        store: Where.
         weights: Their name.
         reason: As for `promote`.
 
     Raises:
         FileNotFoundError: The weights are not in the store.
-        ValueError: As for `promote`.
+        DataError: As for `promote`.
     """
     manifest = _candidate(store, weights)
     champion = _champion_in(promotion_records(store), str(manifest.details["arch"]))
@@ -146,10 +145,8 @@ def promote(store: Store, weights: str, reason: str = "", run_id: str = "") -> S
     """Make weights champion, if the gate lets them.
 
     Args:
-        store: Where.
         weights: Their name; what is current in the store is judged.
         reason: Overrides the gate where it is not blank, and is recorded.
-        run_id: Recorded in the manifest.
 
     Returns:
         The verdict's record in `benchmarks/promotions`, whether it promotes or not: `verdict.json` and `README.md`; not new
@@ -158,12 +155,12 @@ def promote(store: Store, weights: str, reason: str = "", run_id: str = "") -> S
 
     Raises:
         FileNotFoundError: The weights are not in the store.
-        ValueError: The reason is too long, or scores or the store's benchmarks have problems.
+        DataError: The reason is too long, or scores or the store's benchmarks have problems.
     """
     started = time.monotonic()
     reason = reason.strip()
     if len(reason) > _MAX_REASON:
-        raise ValueError(f"the reason has {len(reason):,} characters; expected at most {_MAX_REASON:,}. Shorten it.")
+        raise DataError(f"the reason has {len(reason):,} characters; expected at most {_MAX_REASON:,}. Shorten it.")
     manifest = _candidate(store, weights)
     while True:
         records = promotion_records(store)
@@ -189,7 +186,7 @@ def promote(store: Store, weights: str, reason: str = "", run_id: str = "") -> S
 
 def _candidate(store: Store, weights: str) -> Manifest:
     if "+" in weights:
-        raise ValueError(f"{weights!r} are fused features of several weights; expected the name of one. Promote one of them.")
+        raise DataError(f"{weights!r} are fused features of several weights; expected the name of one. Promote one of them.")
     return require_manifest(store, WEIGHTS, weights)
 
 

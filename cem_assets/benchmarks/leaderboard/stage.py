@@ -35,11 +35,6 @@ _HISTORY = 3
 def make_leaderboard(store: Store, run_id: str = "", progress: Progress = no_progress) -> StageResult:
     """Compare all scores of a store.
 
-    Args:
-        store: Where.
-        run_id: Recorded in the manifest.
-        progress: Called with (benchmarks drawn, in all).
-
     Returns:
         The committed leaderboard: `leaderboard.parquet`, `leaderboard.csv`, one PNG for each benchmark that has a score,
         `README.md`; or the current one, not new, where the same scores, weights and benchmarks gave it. A store without

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from cem_assets.catalog.benchmarks import AnyBenchmark, PublishedScore
+from cem_assets.errors import DataError
 
 MEASURE = ["benchmark", "test_set", "metric"]
 SETTING = ["iterations", "opened", "code_version"]
@@ -102,7 +103,7 @@ def aggregate_seeds(scores: pd.DataFrame, has_test_sets: bool = False) -> pd.Dat
         and high (mean bounds of the seeds' own intervals) and num (the least), in order of `ENTRY`.
 
     Raises:
-        ValueError: Values are not finite, or a seed occurs twice in one entry; all are named.
+        DataError: Values are not finite, or a seed occurs twice in one entry; all are named.
     """
     is_counted = scores["is_main"].astype(bool)
     if has_test_sets:
@@ -116,7 +117,7 @@ def aggregate_seeds(scores: pd.DataFrame, has_test_sets: bool = False) -> pd.Dat
     problems = [f"{_name_of(row)} is {row['value']}" for _, row in bad.iterrows()]
     problems += [f"{_name_of(row)} occurs more than once" for _, row in twice.iterrows()]
     if problems:
-        raise ValueError(
+        raise DataError(
             f"{len(problems)} score(s) cannot be compared: {'; '.join(problems[:10])}; expected finite values, each once. "
             "Remove or repeat these runs."
         )

@@ -37,7 +37,6 @@ def read_standings(store: Store, manifest: Manifest) -> pd.DataFrame:
     """Read the standings of a leaderboard.
 
     Args:
-        store: Where.
         manifest: Of `benchmarks/leaderboard`.
 
     Returns:

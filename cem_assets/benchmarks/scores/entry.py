@@ -59,13 +59,9 @@ def score_benchmark(
     """Score weights on a benchmark once.
 
     Args:
-        store: Where.
-        benchmark: Its name.
         weights: Name of committed weights; two or more joined by "+", whose features are fused (transfer alone); or
             `GIVEN` for a benchmark that is a table of features.
         params: How; None for the benchmark's own.
-        run_id: Recorded in the manifest.
-        progress: Called with (done, total).
         should_stop: Asked now and then; see Raises.
         tags: More tags of the MLflow run of a training.
 

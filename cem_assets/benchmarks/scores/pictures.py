@@ -18,6 +18,7 @@ from PIL import Image
 
 from cem_assets.benchmarks.transfer.profiles import standardise
 from cem_assets.cytoimagenet.class_maps.views import class_map_png, umap_points
+from cem_assets.errors import DataError
 from cem_assets.imaging.gallery import MAX_BYTES, figure_png
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ def history_png(results: "Sequence[SegmentationResult]", title: str, class_names
 
     Args:
         results: Of a training, in order.
-        title: Above the chart.
         class_names: By class number.
     """
     figure = Figure(figsize=(5.6, 3.0), dpi=90, layout="constrained")
@@ -98,13 +98,12 @@ def feature_map_png(features: NDArray[np.floating], labels: Sequence[str], seed:
         features: (n, d); columns that are not finite are left out.
         labels: (n,).
         seed: Of the choice of samples and of the layout.
-        title: Above the map.
 
     Returns:
         A PNG of at most `MAX_BYTES`.
 
     Raises:
-        ValueError: No column is finite.
+        DataError: No column is finite.
     """
     rows = np.arange(len(features))
     if len(rows) > MAX_MAP_ROWS:
@@ -112,7 +111,7 @@ def feature_map_png(features: NDArray[np.floating], labels: Sequence[str], seed:
     chosen = features[rows]
     chosen = chosen[:, np.isfinite(chosen).all(axis=0)]
     if not chosen.shape[1]:
-        raise ValueError("no feature is finite in all samples, so there is no map; expected one at least.")
+        raise DataError("no feature is finite in all samples, so there is no map; expected one at least.")
     points = umap_points(standardise(chosen)[0], seed)
     return class_map_png(points, [str(labels[row]) for row in rows.tolist()], title)
 

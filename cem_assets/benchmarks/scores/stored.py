@@ -126,7 +126,6 @@ def score_keys(store: Store, benchmark: str = "", weights: str = "") -> Iterator
     """List the scores that are committed, in order of benchmark, weights and parameters.
 
     Args:
-        store: Where.
         benchmark: Of this one alone.
         weights: Of these alone.
     """

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cem_assets.benchmarks.segmentation.params import SegmentationParams
+from cem_assets.errors import DataError
 
 NOISE_VARIANCE = (400.0, 1200.0)
 """Of Gaussian noise, in squared gray levels of 0..255, drawn uniformly."""
@@ -68,7 +69,6 @@ def draw_crop(mask: NDArray[np.uint8], params: SegmentationParams, generator: np
 
     Args:
         mask: uint8 (height, width), class numbers.
-        params: Distributions.
         generator: Source of the draws.
 
     Returns:
@@ -149,7 +149,6 @@ def augment(image: NDArray[np.uint8], mask: NDArray[np.uint8], params: Segmentat
     Args:
         image: uint8 (height, width), of any size.
         mask: uint8 (height, width), class numbers.
-        params: Distributions.
         seed: Numbers that name this crop.
 
     Returns:
@@ -188,14 +187,13 @@ class CropSampler:
         Args:
             items: Images with masks; indexed whenever one is needed, from several threads where there are, so
                 they may be read on demand.
-            params: Distributions.
             num_threads: Threads that make crops, a step ahead; 1 makes them when they are asked for.
 
         Raises:
-            ValueError: There are no images.
+            DataError: There are no images.
         """
         if len(items) == 0:
-            raise ValueError("there are no training images; expected at least one with its mask.")
+            raise DataError("there are no training images; expected at least one with its mask.")
         self.items = items
         self.params = params
         self._pool = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
@@ -218,7 +216,7 @@ class CropSampler:
             step: Counted from 0.
 
         Raises:
-            ValueError: An image or a mask is not as expected; its number is named.
+            DataError: An image or a mask is not as expected; its number is named.
         """
         if self._pool is None:
             made = [self._crop(step, place, row) for place, row in enumerate(self.rows(step))]
@@ -250,5 +248,5 @@ class CropSampler:
         if not problems and int(mask.max()) > largest:
             problems.append(f"the mask has value {mask.max()}, expected class numbers of 0 to {largest}")
         if problems:
-            raise ValueError(f"training image {row} cannot be used: {'; '.join(problems)}. Prepare the benchmark again.")
+            raise DataError(f"training image {row} cannot be used: {'; '.join(problems)}. Prepare the benchmark again.")
         return augment(image, mask, self.params, (self.params.seed, 1, step, place))

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from cem_assets.benchmarks.segmentation.metrics import ClassCounts, count_by_rule, mean_image_iou, mean_over_sets
 from cem_assets.benchmarks.segmentation.params import FACTOR_PX, EvaluationRule, PredictionMode, SegmentationParams
+from cem_assets.errors import DataError
 
 SLAB_PX = 16
 """Slices read and written at once."""
@@ -61,7 +62,7 @@ class Predictor:
 
     def __post_init__(self) -> None:
         if self.slab_px < 1 or self.tile_px < FACTOR_PX or self.tile_px % FACTOR_PX:
-            raise ValueError(
+            raise DataError(
                 f"slab_px is {self.slab_px} and tile_px {self.tile_px}; expected at least 1, and a multiple of {FACTOR_PX}."
             )
 
@@ -160,7 +161,7 @@ class Predictor:
             progress: Told the slices predicted and those there are in all.
 
         Raises:
-            ValueError: Shapes do not fit, or the mode is not for volumes.
+            DataError: Shapes do not fit, or the mode is not for volumes.
         """
         axes = _AXES.get(mode)
         problems = []
@@ -173,7 +174,7 @@ class Predictor:
         if scratch is not None and tuple(scratch.shape) != (self.params.num_classes, *volume.shape):
             problems.append(f"the scratch is {tuple(scratch.shape)}, expected {(self.params.num_classes, *volume.shape)}")
         if problems:
-            raise ValueError(f"the volume cannot be predicted: {'; '.join(problems)}.")
+            raise DataError(f"the volume cannot be predicted: {'; '.join(problems)}.")
         assert axes is not None
         total = sum(volume.shape[axis] for axis in axes)
         if axes == (0,):
@@ -212,7 +213,7 @@ class Predictor:
         for window in _windows(volume.shape, axis, self.slab_px):
             slab = np.asarray(volume[window])
             if slab.dtype != np.uint8:
-                raise ValueError(f"the volume is {slab.dtype}; expected uint8. Standardize it first.")
+                raise DataError(f"the volume is {slab.dtype}; expected uint8. Standardize it first.")
             sums = np.empty((self.params.num_classes, *slab.shape), self.scratch_dtype)
             for number in range(slab.shape[axis]):
                 found = self.probabilities(slab.take(number, axis=axis))
@@ -288,7 +289,7 @@ def score_images(
         The scores.
 
     Raises:
-        ValueError: There are no images; or one does not fit its labels or its rule, and is named.
+        DataError: There are no images; or one does not fit its labels or its rule, and is named.
     """
     params = predictor.params
     num_labels = max(2, params.num_classes)
@@ -297,16 +298,16 @@ def score_images(
     for item in images:
         rule = item.rule or params.evaluation_rule()
         if rules.setdefault(item.test_set, rule) != rule:
-            raise ValueError(f"{item.name}: test set {item.test_set!r} has two rules; expected one for all its images.")
+            raise DataError(f"{item.name}: test set {item.test_set!r} has two rules; expected one for all its images.")
         try:
             prediction, counts = _predict_and_count(predictor, item, rule, num_labels)
         except ValueError as error:
-            raise ValueError(f"{item.name}: {error}") from error
+            raise DataError(f"{item.name}: {error}") from error
         by_set.setdefault(item.test_set, []).append(counts)
         if seen is not None:
             seen(item, prediction)
     if not by_set:
-        raise ValueError("there are no test images; expected at least one with its labels.")
+        raise DataError("there are no test images; expected at least one with its labels.")
     totals = {name: _sum(counts) for name, counts in by_set.items()}
     set_iou = {name: total.mean_iou(rules[name].scored_classes) for name, total in totals.items()}
     image_iou = {name: mean_image_iou(counts, rules[name].scored_classes) for name, counts in by_set.items()}
@@ -325,15 +326,15 @@ def _predict_and_count(
     predictor: Predictor, item: LabelledImage, rule: EvaluationRule, num_labels: int
 ) -> tuple[Sliceable, ClassCounts]:
     if tuple(item.image.shape) != tuple(item.labels.shape):
-        raise ValueError(
+        raise DataError(
             f"the image is {tuple(item.image.shape)} and its labels {tuple(item.labels.shape)}; expected equal sizes."
         )
     if rule.mode == "2d":
         if len(item.image.shape) != 2:
-            raise ValueError(f"the image is {tuple(item.image.shape)}; expected (h, w) for mode 2d.")
+            raise DataError(f"the image is {tuple(item.image.shape)}; expected (h, w) for mode 2d.")
         image = np.asarray(item.image[...])
         if image.dtype != np.uint8 or image.size == 0:
-            raise ValueError(f"the image is {image.dtype} {image.shape}; expected uint8, not empty.")
+            raise DataError(f"the image is {image.dtype} {image.shape}; expected uint8, not empty.")
         prediction = predictor.predict_2d(image)
         return prediction, count_by_rule(prediction, np.asarray(item.labels[...]), num_labels, rule)
     out: Sliceable = np.empty(item.image.shape, np.uint8) if item.out is None else item.out

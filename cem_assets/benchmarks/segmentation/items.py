@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cem_assets.benchmarks.data.segmentation_sets import PreparedBenchmark, PreparedItem
 from cem_assets.benchmarks.segmentation.params import EvaluationRule, SegmentationParams
+from cem_assets.errors import DataError
 from cem_assets.formats.arrays import require_disk
 from cem_assets.store.scratch import scratch_folder
 
@@ -37,13 +38,13 @@ def rules_of(benchmark: PreparedBenchmark, params: SegmentationParams) -> dict[s
         params: With `test_mode` "mixed" the parts of a union bring their own rules.
 
     Raises:
-        ValueError: A part has no rule.
+        DataError: A part has no rule.
     """
     if params.test_mode != "mixed":
         return {part: params.evaluation_rule() for part in benchmark.parts}
     told = benchmark.manifest.details.get("rules") or {}
     if lacking := [part or "its own images" for part in benchmark.parts if part not in told]:
-        raise ValueError(
+        raise DataError(
             f'benchmark {benchmark.name!r} has test_mode "mixed", but no rule for {", ".join(lacking)}; name the rule of every '
             "part in its union, and prepare it again."
         )
@@ -62,7 +63,7 @@ def check_items(benchmark: PreparedBenchmark, rules: dict[str, EvaluationRule], 
         num_labels: Class numbers are 0..num_labels - 1.
 
     Raises:
-        ValueError: There is nothing to train or test on, an image does not fit its rule, or labels are no known class;
+        DataError: There is nothing to train or test on, an image does not fit its rule, or labels are no known class;
             the first ones are named.
     """
     problems = [f"there is nothing in the split {split!r}" for split in ("train", "test") if not benchmark.items(split)]
@@ -91,7 +92,7 @@ def check_items(benchmark: PreparedBenchmark, rules: dict[str, EvaluationRule], 
         shown = "; ".join(problems[:_MAX_NAMED]) + (
             f"; and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
         )
-        raise ValueError(f"benchmark {benchmark.name!r} cannot be scored: {shown}.")
+        raise DataError(f"benchmark {benchmark.name!r} cannot be scored: {shown}.")
 
 
 class TrainingPlanes(Sequence[Plane]):

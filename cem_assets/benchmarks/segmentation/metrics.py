@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cem_assets.benchmarks.segmentation.params import EvaluationRule
+from cem_assets.errors import DataError
 
 _EPSILON = 1e-5
 """Of the published scripts."""
@@ -72,7 +73,7 @@ def count_classes(prediction: NDArray[Any], labels: NDArray[Any], num_labels: in
         Counts of `num_labels` classes.
 
     Raises:
-        ValueError: Shapes differ, or there are other numbers.
+        DataError: Shapes differ, or there are other numbers.
     """
     problems = []
     if prediction.shape != labels.shape:
@@ -83,7 +84,7 @@ def count_classes(prediction: NDArray[Any], labels: NDArray[Any], num_labels: in
         elif array.size and (array.min() < 0 or array.max() >= num_labels):
             problems.append(f"{what} have values {array.min()} to {array.max()}, expected 0 to {num_labels - 1}")
     if problems:
-        raise ValueError(f"prediction and labels cannot be compared: {'; '.join(problems)}.")
+        raise DataError(f"prediction and labels cannot be compared: {'; '.join(problems)}.")
     pairs = labels.ravel().astype(np.int64) * num_labels + prediction.ravel()
     confusion = np.bincount(pairs, minlength=num_labels * num_labels).reshape(num_labels, num_labels)
     return ClassCounts(np.diag(confusion).copy(), confusion.sum(axis=0), confusion.sum(axis=1))
@@ -134,7 +135,7 @@ def count_by_rule(prediction: NDArray[Any], labels: NDArray[Any], num_labels: in
         Counts; those of classes that are not scored are of the same prediction.
 
     Raises:
-        ValueError: See `count_classes`.
+        DataError: See `count_classes`.
     """
     if prediction.shape != labels.shape:
         return count_classes(prediction, labels, num_labels)  # which says what is wrong
@@ -170,10 +171,10 @@ def iterations_to_share(steps: Sequence[int], scores: Sequence[float], share: fl
         The first step with at least that share of the best score; None where there is no score.
 
     Raises:
-        ValueError: Lengths differ, steps do not increase or the share is not in 0..1.
+        DataError: Lengths differ, steps do not increase or the share is not in 0..1.
     """
     if len(steps) != len(scores) or any(b <= a for a, b in itertools.pairwise(steps)) or not 0 < share <= 1:
-        raise ValueError(
+        raise DataError(
             f"{len(steps)} steps, {len(scores)} scores and share {share}; expected as many increasing steps as scores, and a "
             "share above 0 and up to 1."
         )

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cem_assets.benchmarks.segmentation.params import EncoderBatchNorm, FinetuneLayer
+from cem_assets.errors import DataError
 
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
 """Encoders whose names in segmentation-models-pytorch are torchvision's; its EfficientNets have other names."""
@@ -70,7 +71,7 @@ def build_unet(
         The network, float32, in training mode; frozen parameters need no gradient.
 
     Raises:
-        ValueError: A name is not known, or tensors are missing, unexpected or misshaped; all are named.
+        DataError: A name is not known, or tensors are missing, unexpected or misshaped; all are named.
 
     Source: `finetune.py` of volume-em/cem-dataset. It freezes the encoder's parameters only and calls `train()` on the
     whole network, so there the running statistics of a frozen encoder follow the benchmark ("batch" here), and for
@@ -87,7 +88,7 @@ def build_unet(
     if num_classes < 1:
         problems.append(f"num_classes is {num_classes}, expected at least 1")
     if problems:
-        raise ValueError(f"no network can be built: {'; '.join(problems)}.")
+        raise DataError(f"no network can be built: {'; '.join(problems)}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SegmentationUnet(arch, encoder_weights=None, in_channels=1, classes=num_classes)
@@ -109,7 +110,7 @@ def _load_encoder(encoder: nn.Module, state: Mapping[str, torch.Tensor], arch: s
             problems.append(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(wanted.shape)}")
     if problems:
         more = f" and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
-        raise ValueError(
+        raise DataError(
             f"these weights do not fit an encoder {arch} of one channel: {'; '.join(problems[:_MAX_NAMED])}{more}. "
             "Give those of the right architecture, without its head."
         )

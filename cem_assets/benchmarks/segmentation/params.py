@@ -12,6 +12,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cem_assets.errors import DataError
+
 FinetuneLayer = Literal["none", "layer4", "layer3", "layer2", "layer1", "all"]
 """The shallowest layer of the encoder that is trained, deeper ones with it."""
 EncoderBatchNorm = Literal["frozen", "batch", "trained"]
@@ -136,7 +138,7 @@ class SegmentationParams(BaseModel):
         if self.mask_unlabelled and self.num_classes == 1:
             problems.append("mask_unlabelled with one class would hide every false positive, expected it for several classes")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise DataError("; ".join(problems))
         return self
 
     def classes_to_score(self) -> tuple[int, ...]:
@@ -147,8 +149,8 @@ class SegmentationParams(BaseModel):
         """Return the rule of the test set.
 
         Raises:
-            ValueError: The mode is "mixed": the sets bring their own.
+            DataError: The mode is "mixed": the sets bring their own.
         """
         if self.test_mode == "mixed":
-            raise ValueError('test_mode is "mixed", so there is no one rule; expected a rule with every test image.')
+            raise DataError('test_mode is "mixed", so there is no one rule; expected a rule with every test image.')
         return EvaluationRule(self.test_mode, self.classes_to_score(), self.is_instance_matched, self.mask_unlabelled)

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cem_assets.errors import DataError
+
 MAX_BYTES = 100_000
 """Largest picture that is put into an event's metadata."""
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS = (0, 158, 115), (213, 94, 0), (0, 114, 178), (204, 121, 167)
@@ -33,10 +35,10 @@ def mark_errors(
         where something was missed, pink where one class was taken for another; background rightly left stays gray.
 
     Raises:
-        ValueError: Shapes differ.
+        DataError: Shapes differ.
     """
     if not image.shape == prediction.shape == labels.shape or image.ndim != 2:
-        raise ValueError(
+        raise DataError(
             f"image, prediction and labels are {image.shape}, {prediction.shape} and {labels.shape}; expected one size (h, w)."
         )
     found, known = prediction > 0, labels > 0
@@ -72,7 +74,7 @@ def errors_png(
         A PNG.
 
     Raises:
-        ValueError: Shapes differ.
+        DataError: Shapes differ.
     """
     whole = Image.fromarray(mark_errors(image, prediction, labels))
     while True:

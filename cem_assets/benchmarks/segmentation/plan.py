@@ -16,6 +16,7 @@ from cem_assets.benchmarks.scores.stored import ScoreKey, parameters_digest
 from cem_assets.benchmarks.segmentation.items import check_items, rules_of
 from cem_assets.benchmarks.segmentation.params import TEST_FIELDS, EvaluationRule, SegmentationParams
 from cem_assets.catalog.benchmarks import SegmentationBenchmark
+from cem_assets.errors import DataError
 from cem_assets.store.assets import BENCHMARK_DATA, BENCHMARK_SCORES, CODE_VERSIONS
 from cem_assets.store.manifests import Inputs, canonical_json
 from cem_assets.store.store import Store
@@ -93,16 +94,16 @@ def plan_segmentation(store: Store, row: SegmentationBenchmark, weights: str, as
 
     Raises:
         FileNotFoundError: Benchmark or weights are not committed; the error says what to materialize.
-        ValueError: Parameters are unknown or make no sense, or the weights do not fit the benchmark.
+        DataError: Parameters are unknown or make no sense, or the weights do not fit the benchmark.
     """
     if "+" in weights:
-        raise ValueError(
+        raise DataError(
             f"weights are {weights!r}: a network has one encoder, so segmentation cannot fuse weights; score each alone, or "
             "fuse them for a transfer benchmark."
         )
     benchmark, found = open_benchmark(store, row.name), find_weights(store, weights)
     if found.arch not in ARCHITECTURES:
-        raise ValueError(
+        raise DataError(
             f"weights {weights!r} are of {found.arch}; expected {', '.join(ARCHITECTURES)}, over which a U-Net can be built. "
             "Score them on a transfer benchmark."
         )
@@ -119,11 +120,11 @@ def params_of(row: SegmentationBenchmark, weights: ScoredWeights, asked: ScorePa
     not said it follows from the benchmark's classes. Random weights are opened whole.
 
     Raises:
-        ValueError: A name is unknown, or a value makes no sense; all are named.
+        DataError: A name is unknown, or a value makes no sense; all are named.
     """
     what = f"parameters of benchmark {row.name!r}"
     if "seed" in asked.params:
-        raise ValueError(f"{what} hold a seed; give it as `seed`, which names the partition.")
+        raise DataError(f"{what} hold a seed; give it as `seed`, which names the partition.")
     values: dict[str, Any] = {"num_classes": 1 if len(row.classes) == 2 else len(row.classes), **row.params}
     if weights.norms is not None:
         values |= {"mean": weights.norms[0], "std": weights.norms[1]}

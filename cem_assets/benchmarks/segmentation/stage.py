@@ -56,10 +56,6 @@ def score_segmentation(
     """Train, from the newest checkpoint where there is one; test; commit.
 
     Args:
-        store: Where.
-        plan: What.
-        run_id: Recorded in the manifest.
-        progress: Called with (optimiser steps and tested images, in all).
         should_stop: Asked after every step on a CPU and every 16 on a GPU, and before every test image.
         tags: More tags of the MLflow run.
 

@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from cem_assets.benchmarks.segmentation.augmentation import CropBatch
 from cem_assets.benchmarks.segmentation.params import TEST_FIELDS, SegmentationParams
+from cem_assets.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -165,11 +166,11 @@ def train_segmentation(
         What this call reached.
 
     Raises:
-        ValueError: The checkpoint is damaged or of another run; what differs is named.
+        DataError: The checkpoint is damaged or of another run; what differs is named.
         RuntimeError: The loss or a weight is not finite; the step is named and the last good checkpoint stays.
     """
     if evaluate_every is not None and evaluate_every < 1:
-        raise ValueError(f"evaluate_every is {evaluate_every}; expected at least 1, or None for one result at the end.")
+        raise DataError(f"evaluate_every is {evaluate_every}; expected at least 1, or None for one result at the end.")
     run = _Run(model, params, device, checkpoint, clock)
     run.resume()
     is_stopping = False
@@ -250,7 +251,7 @@ class _Run:
     def check_loss(self) -> None:
         bad = int(self.bad_step)
         if bad >= 0:
-            raise RuntimeError(f"the loss of step {bad + 1} is not finite. {self.remedy()}")
+            raise DataError(f"the loss of step {bad + 1} is not finite. {self.remedy()}")
 
     def remedy(self) -> str:
         kept = "no checkpoint was kept yet" if self.saved_step is None else f"the checkpoint of step {self.saved_step} was kept"
@@ -261,7 +262,7 @@ class _Run:
         kept = [*self.model.state_dict().values(), *_tensors(self.optimizer.state_dict()["state"])]
         floating = [tensor for tensor in kept if tensor.is_floating_point()]
         if not bool(torch.stack([torch.isfinite(tensor).all().to(self.device) for tensor in floating]).all()):
-            raise RuntimeError(f"weights are not finite after step {self.step}. {self.remedy()}")
+            raise DataError(f"weights are not finite after step {self.step}. {self.remedy()}")
         if self.checkpoint is not None:
             content = {
                 "format": FORMAT,
@@ -304,7 +305,7 @@ def restore_model(model: nn.Module, data: bytes, params: SegmentationParams) -> 
         All that the checkpoint holds; `step` is the number of steps made.
 
     Raises:
-        ValueError: It is damaged or of another run; what differs is named.
+        DataError: It is damaged or of another run; what differs is named.
     """
     content = _decode(data)
     mine = params.model_dump(mode="json")
@@ -319,7 +320,7 @@ def restore_model(model: nn.Module, data: bytes, params: SegmentationParams) -> 
         except RuntimeError as error:
             problems.append(str(error).replace("\n", " ")[:500])
     if problems:
-        raise ValueError(
+        raise DataError(
             f"the checkpoint is of another run: {'; '.join(problems)}. Resume with that run's parameters, or start a new run."
         )
     return content
@@ -337,15 +338,15 @@ def _results(content: Mapping[str, Any]) -> list[SegmentationResult]:
 def _decode(data: bytes) -> dict[str, Any]:
     remedy = "Start a new run, or copy the checkpoint again from its source."
     if len(data) > MAX_BYTES:
-        raise ValueError(f"the checkpoint has {len(data):,} bytes; expected at most {MAX_BYTES:,}. {remedy}")
+        raise DataError(f"the checkpoint has {len(data):,} bytes; expected at most {MAX_BYTES:,}. {remedy}")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:  # packed records could grow without bound
             if sum(record.file_size for record in archive.infolist()) > len(data):
-                raise ValueError("its records are larger than the file")
+                raise DataError("its records are larger than the file")
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, OSError) as error:
         reason = str(error).partition("\n")[0][:200]
-        raise ValueError(f"the checkpoint cannot be read: {reason}. {remedy}") from error
+        raise DataError(f"the checkpoint cannot be read: {reason}. {remedy}") from error
     if (
         not isinstance(content, dict)
         or content.get("format") != FORMAT
@@ -353,7 +354,7 @@ def _decode(data: bytes) -> dict[str, Any]:
         or not isinstance(content["params"], dict)
     ):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"the checkpoint holds {found}; expected format {FORMAT} with {', '.join(_CONTENTS)}. {remedy}")
+        raise DataError(f"the checkpoint holds {found}; expected format {FORMAT} with {', '.join(_CONTENTS)}. {remedy}")
     return content
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -46,7 +48,7 @@ class FeatureParams:
 
     def __post_init__(self) -> None:
         if self.preprocessing not in ("concat", "merge") or self.side_px < 1 or self.batch_size < 1:
-            raise ValueError(
+            raise DataError(
                 f"preprocessing is {self.preprocessing!r}, side {self.side_px} px, batch size {self.batch_size}; expected "
                 '"concat" or "merge", and both at least 1'
             )
@@ -64,10 +66,10 @@ def planes_of_image(image: NDArray[Any], params: FeatureParams) -> NDArray[np.fl
         stretched.
 
     Raises:
-        ValueError: It is no such image.
+        DataError: It is no such image.
     """
     if image.ndim != 3 or not image.size or image.dtype.kind != "u" or image.dtype.itemsize > 2:
-        raise ValueError(f"found {image.dtype} of shape {image.shape}; expected uint8 or uint16, (channels, height, width)")
+        raise DataError(f"found {image.dtype} of shape {image.shape}; expected uint8 or uint16, (channels, height, width)")
     values = image.astype(np.float64)
     if params.is_normalised:
         for channel in values:
@@ -125,7 +127,7 @@ def extract_features(
         float32 (images, d) for "merge", (images, c * d) for "concat", channel after channel; (0, 0) without images.
 
     Raises:
-        ValueError: An image is none (its number is named), numbers of channels differ, norms do not fit the encoder, or
+        DataError: An image is none (its number is named), numbers of channels differ, norms do not fit the encoder, or
             features are not finite.
 
     Source: CytoImageNet (arXiv:2111.11646), which resized nothing; here every image has the size of the weights' training.
@@ -139,9 +141,7 @@ def extract_features(
     mean, std = (np.asarray(norm, np.float32).reshape(-1) for norm in params.norms)
     num_inputs = first.in_channels if first is not None else max(len(mean), len(std))
     if {len(mean), len(std)} - {1, num_inputs} or not (std > 0).all():
-        raise ValueError(
-            f"norms are {params.norms} for {num_inputs} channels; expected one positive deviation, or one for each"
-        )
+        raise DataError(f"norms are {params.norms} for {num_inputs} channels; expected one positive deviation, or one for each")
     shift, scale = (torch.from_numpy(norm).to(device).view(1, -1, 1, 1) for norm in (mean, std))
     modes = [(module, module.training) for module in encoder.modules()]
     waiting: deque[NDArray[np.float32]] = deque()
@@ -160,9 +160,9 @@ def extract_features(
                 try:
                     planes = planes_of_image(image, params)
                 except ValueError as error:
-                    raise ValueError(f"image {number}: {error}") from error
+                    raise DataError(f"image {number}: {error}") from error
                 if num_channels not in (None, len(image)):
-                    raise ValueError(f"image {number} has {len(image)} channels, those before {num_channels}; expected as many")
+                    raise DataError(f"image {number} has {len(image)} channels, those before {num_channels}; expected as many")
                 num_channels = len(image)
                 waiting.extend(planes)
                 while len(waiting) >= params.batch_size:
@@ -179,7 +179,5 @@ def extract_features(
     features = features.reshape(len(features) // per_image, -1)
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
-        raise ValueError(
-            f"features of {len(bad)} images are NaN or infinite, first image {bad[0]}; check the weights and norms"
-        )
+        raise DataError(f"features of {len(bad)} images are NaN or infinite, first image {bad[0]}; check the weights and norms")
     return features

@@ -20,6 +20,7 @@ from cem_assets.benchmarks.data.transfer_sets import PreparedTransfer, open_tran
 from cem_assets.benchmarks.scores.inputs import ScoredWeights, find_weights
 from cem_assets.benchmarks.scores.stored import parameters_digest
 from cem_assets.benchmarks.transfer.features import FeatureParams, extract_features
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.pretraining.weights.stored import load_encoder_weights
 from cem_assets.store.assets import BENCHMARK_DATA, BENCHMARK_FEATURES, CODE_VERSIONS
@@ -83,12 +84,8 @@ def extract_benchmark_features(
     """Compute the features of a prepared transfer benchmark once.
 
     Args:
-        store: Where.
-        benchmark: Its name.
         weights: Name of committed weights.
         settings: How.
-        run_id: Recorded in the manifest.
-        progress: Called with (images done, in all).
         should_stop: Asked before every file of the result.
         device: "auto", "cpu" or "cuda"; like `batch_size` it changes features by rounding alone.
         batch_size: Planes that go through the encoder at once.
@@ -98,14 +95,14 @@ def extract_benchmark_features(
 
     Raises:
         FileNotFoundError: Benchmark or weights are not committed; the error says what to materialize.
-        ValueError: The benchmark has no images, or features are not finite.
+        DataError: The benchmark has no images, or features are not finite.
         InterruptedError: A stop was wanted; what was computed is taken up next time.
     """
     started = time.monotonic()
     settings = settings or FeatureSettings()
     prepared, found = open_transfer(store, benchmark), find_weights(store, weights)
     if not prepared.channels:
-        raise ValueError(f'benchmark {benchmark!r} is a table of features, which no weights can change; score it with "given".')
+        raise DataError(f'benchmark {benchmark!r} is a table of features, which no weights can change; score it with "given".')
     inputs = features_inputs(prepared, found, settings)
     commit = Commit(store, inputs, run_id)
     if commit.up_to_date:
@@ -137,7 +134,7 @@ def extract_benchmark_features(
             try:
                 features = extract_features(encoder, _pixels(images, names), how, place)
             except ValueError as error:
-                raise ValueError(f"benchmark {benchmark!r}, images from {done} on: {error}") from error
+                raise DataError(f"benchmark {benchmark!r}, images from {done} on: {error}") from error
             commit.write(name, _parquet(names, features))
             done += len(names)
             num_features = features.shape[1]
@@ -181,10 +178,6 @@ def _num_features(store: Store, commit: Commit, name: str) -> int:
 
 def read_benchmark_features(store: Store, manifest: Manifest) -> tuple[list[str], NDArray[np.float32]]:
     """Read committed features.
-
-    Args:
-        store: Where.
-        manifest: Of the partition.
 
     Returns:
         Names of the images, and float32 (images, features), in the order of the benchmark's rows.

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from cem_assets.benchmarks.transfer.neighbours import feature_matrix, nearest_rows
+from cem_assets.errors import DataError
 
 NO_NEIGHBOUR = "(no neighbour)"
 """Row of confusion matrices for samples that nothing may be compared with."""
@@ -55,10 +56,10 @@ class Predictions:
         """Return the share of counted samples that are right.
 
         Raises:
-            ValueError: No sample is counted.
+            DataError: No sample is counted.
         """
         if not self.num_counted():
-            raise ValueError("no sample is counted, so there is no accuracy; see `is_counted`")
+            raise DataError("no sample is counted, so there is no accuracy; see `is_counted`")
         return self.num_right() / self.num_counted()
 
     def confusion(self) -> pd.DataFrame:
@@ -82,12 +83,12 @@ def confidence_interval(p: float, n: int) -> float:
         n: Samples it was measured on, at least 1.
 
     Raises:
-        ValueError: p or n is outside.
+        DataError: p or n is outside.
 
     Source: CytoImageNet (arXiv:2111.11646), the normal approximation.
     """
     if not 0 <= p <= 1 or n < 1:
-        raise ValueError(f"p is {p} and n is {n}; expected a share from 0 to 1 of at least one sample")
+        raise DataError(f"p is {p} and n is {n}; expected a share from 0 to 1 of at least one sample")
     return 1.96 * math.sqrt(p * (1 - p) / n)
 
 
@@ -96,11 +97,11 @@ def _column(labels: Labels, what: str, num: int) -> NDArray[np.object_]:
     column = np.empty(len(labels), dtype=object)
     column[:] = list(labels)
     if len(column) != num:
-        raise ValueError(f"there are {len(column)} values of {what} for {num} rows of features; expected one for each")
+        raise DataError(f"there are {len(column)} values of {what} for {num} rows of features; expected one for each")
     missing = np.flatnonzero([bool(np.ndim(value) == 0 and pd.isna(value)) for value in column])
     if len(missing):
         shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        raise ValueError(f"{what} is missing in {len(missing)} rows ({shown}); leave them out or fill them in")
+        raise DataError(f"{what} is missing in {len(missing)} rows ({shown}); leave them out or fill them in")
     return column
 
 
@@ -121,7 +122,7 @@ def _batch_masks(batch: Labels, num: int) -> list[int]:
         for member in members:
             mask |= 1 << places.setdefault(member, len(places))
         if not mask:
-            raise ValueError(f"row {row} is in no batch; expected at least one")
+            raise DataError(f"row {row} is in no batch; expected at least one")
         masks.append(mask)
     return masks
 
@@ -151,7 +152,7 @@ def not_same_compound_predictions(
         any neighbour is given no mechanism, and is wrong unless left out.
 
     Raises:
-        ValueError: Features are NaN or infinite (rows and columns are named), labels are missing or of another number, the
+        DataError: Features are NaN or infinite (rows and columns are named), labels are missing or of another number, the
             metric is not known, or no two treatments may be compared, as with a single compound.
 
     Source: Ljosa et al. 2013 (doi:10.1177/1087057113503553) for compounds, Ando et al. 2017 (doi:10.1101/161422) for batches.
@@ -173,7 +174,7 @@ def not_same_compound_predictions(
     nearest = nearest_rows(values, values, 1, metric, excluded)[:, 0] if num else np.empty(0, np.int64)
     if not (nearest >= 0).any():
         held = "compound" if batch is None else "compound or batch"
-        raise ValueError(f"no two of the {num} treatments differ in {held}, so none has a neighbour; expected two at least")
+        raise DataError(f"no two of the {num} treatments differ in {held}, so none has a neighbour; expected two at least")
     predicted = np.empty(num, dtype=object)
     predicted[:] = [names[moa_codes[row]] if row >= 0 else None for row in nearest]
     is_counted = np.ones(num, np.bool_)
@@ -201,7 +202,7 @@ def not_same_compound_accuracy(
         Right treatments by all n. A treatment whose mechanism no other compound has is wrong.
 
     Raises:
-        ValueError: As `not_same_compound_predictions`.
+        DataError: As `not_same_compound_predictions`.
     """
     return not_same_compound_predictions(features, moa, compound, metric).accuracy()
 
@@ -226,7 +227,7 @@ def not_same_compound_or_batch_accuracy(
             BBBC021 (92 of 103 remain).
 
     Raises:
-        ValueError: As `not_same_compound_predictions`; or nothing is left to count.
+        DataError: As `not_same_compound_predictions`; or nothing is left to count.
     """
     return not_same_compound_predictions(features, moa, compound, metric, batch, unanswerable).accuracy()
 
@@ -281,12 +282,12 @@ def knn_predictions(
         the tied decides; of equally near neighbours the earlier row comes first.
 
     Raises:
-        ValueError: Features are NaN or infinite, labels are missing or of another number, there is nothing to train or test
+        DataError: Features are NaN or infinite, labels are missing or of another number, there is nothing to train or test
             on, the metric is not known, or k is not positive.
     """
     known, asked = feature_matrix(train, "training features"), feature_matrix(test, "test features")
     if not len(known) or not len(asked):
-        raise ValueError(f"there are {len(known)} training and {len(asked)} test samples; expected at least one of each")
+        raise DataError(f"there are {len(known)} training and {len(asked)} test samples; expected at least one of each")
     labels, true = _column(train_labels, "training labels", len(known)), _column(test_labels, "test labels", len(asked))
     return _knn(asked, true, known, labels, k, metric, is_own=False)
 
@@ -312,7 +313,7 @@ def leave_one_out_knn_predictions(
     """
     values = feature_matrix(features)
     if len(values) < 2:
-        raise ValueError(f"there are {len(values)} samples; leaving one out needs at least two")
+        raise DataError(f"there are {len(values)} samples; leaving one out needs at least two")
     true = _column(labels, "labels", len(values))
     return _knn(values, true, values, true, k, metric, is_own=True)
 

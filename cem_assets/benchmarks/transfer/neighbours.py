@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.imaging.compiled import kernel
 
 Metric = Literal["cosine", "correlation", "euclidean"]
@@ -45,21 +46,21 @@ def feature_matrix(features: ArrayLike | pd.DataFrame, what: str = "features") -
         float64 (n, d), C-contiguous.
 
     Raises:
-        ValueError: It is no table of numbers, or values are NaN or infinite: their rows and columns are named.
+        DataError: It is no table of numbers, or values are NaN or infinite: their rows and columns are named.
     """
     try:
         values = np.ascontiguousarray(features, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} are no table of numbers: {error}; leave columns of text out") from error
+        raise DataError(f"{what} are no table of numbers: {error}; leave columns of text out") from error
     if values.ndim != 2 or not values.shape[1]:
-        raise ValueError(f"{what} have shape {values.shape}; expected (n, d), a row for each sample, and at least one column")
+        raise DataError(f"{what} have shape {values.shape}; expected (n, d), a row for each sample, and at least one column")
     is_bad = ~np.isfinite(values)
     if is_bad.any():
         rows = features.index.tolist() if isinstance(features, pd.DataFrame) else list(range(len(values)))
         columns = features.columns.tolist() if isinstance(features, pd.DataFrame) else list(range(values.shape[1]))
         bad_rows, bad_columns = np.flatnonzero(is_bad.any(axis=1)), np.flatnonzero(is_bad.any(axis=0))
         named = _some([rows[n] for n in bad_rows]), _some([columns[n] for n in bad_columns])
-        raise ValueError(
+        raise DataError(
             f"{int(is_bad.sum())} values of the {what} are NaN or infinite, in {len(bad_rows)} rows "
             f"({named[0]}) and {len(bad_columns)} columns ({named[1]}); "
             "drop those columns or rows first"
@@ -75,7 +76,7 @@ def _some(names: list[Any]) -> str:
 def check_metric(metric: str) -> Metric:
     """Refuse a metric that is none of "cosine", "correlation" and "euclidean" with a ValueError."""
     if metric not in get_args(Metric):
-        raise ValueError(f"the metric is {metric!r}; expected one of {', '.join(get_args(Metric))}")
+        raise DataError(f"the metric is {metric!r}; expected one of {', '.join(get_args(Metric))}")
     return cast(Metric, metric)
 
 
@@ -163,13 +164,13 @@ def nearest_rows(
         int64 (q, k), nearest first; -1 where fewer rows may be neighbours.
 
     Raises:
-        ValueError: The metric is not known, k is not positive, or the numbers of columns differ.
+        DataError: The metric is not known, k is not positive, or the numbers of columns differ.
     """
     metric = check_metric(metric)
     if k < 1:
-        raise ValueError(f"k is {k}; expected at least 1 neighbour")
+        raise DataError(f"k is {k}; expected at least 1 neighbour")
     if queries.shape[1] != bank.shape[1]:
-        raise ValueError(f"{queries.shape[1]} features are compared with {bank.shape[1]}; expected as many, in the same order")
+        raise DataError(f"{queries.shape[1]} features are compared with {bank.shape[1]}; expected as many, in the same order")
     is_direction, is_own = metric != "euclidean", queries is bank
     if is_direction:
         exact_bank, bank_zero = _directions(bank, metric)

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
+
 _NO_SPREAD = 1e-10
 """Standard deviation, as a share of the largest value, below which a column counts as constant: rounding, no spread."""
 
@@ -30,11 +32,11 @@ def standardise(train: Table, *others: Table) -> tuple[NDArray[np.float64], ...]
         training set become 0 in all: they say nothing about it, and no scale is known.
 
     Raises:
-        ValueError: There is no training row, or numbers of columns differ.
+        DataError: There is no training row, or numbers of columns differ.
     """
     if train.ndim != 2 or not len(train) or any(other.ndim != 2 or other.shape[1] != train.shape[1] for other in others):
         shapes = ", ".join(str(table.shape) for table in (train, *others))
-        raise ValueError(f"tables have shapes {shapes}; expected at least one training row and equal numbers of columns")
+        raise DataError(f"tables have shapes {shapes}; expected at least one training row and equal numbers of columns")
     mean, deviation = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     is_constant = deviation <= _NO_SPREAD * np.abs(train).max(axis=0)
     scale = np.where(is_constant, 0.0, 1.0 / np.where(is_constant, 1.0, deviation))
@@ -53,14 +55,14 @@ def standardise_by_controls(features: Table, plate: Sequence[Any], is_control: N
         float64 (n, d). Where the controls of a plate do not vary the result is NaN or infinite; leave such columns out.
 
     Raises:
-        ValueError: Plates have fewer than two controls; all are named.
+        DataError: Plates have fewer than two controls; all are named.
 
     Source: Ljosa et al. 2013 (doi:10.1177/1087057113503553).
     """
     codes, names = pd.factorize(np.asarray(plate, dtype=object))
     num_controls = np.bincount(codes[is_control], minlength=len(names))
     if lacking := [f"{name} ({num})" for name, num in zip(names, num_controls, strict=True) if num < 2]:
-        raise ValueError(f"plates have fewer than two controls: {', '.join(lacking)}; leave those plates out")
+        raise DataError(f"plates have fewer than two controls: {', '.join(lacking)}; leave those plates out")
     out = np.empty(features.shape, np.float64)
     for code in range(len(names)):
         rows = codes == code
@@ -84,7 +86,7 @@ def replicate_correlations(features: Table, treatment: Sequence[Any], num_replic
         NaN where a replicate is constant.
 
     Raises:
-        ValueError: Fewer than two treatments have as many replicates, or fewer than two replicates are asked for.
+        DataError: Fewer than two treatments have as many replicates, or fewer than two replicates are asked for.
 
     Source: the replicate correlation of cytominer, as used for Ljosa et al. 2013.
     """
@@ -93,7 +95,7 @@ def replicate_correlations(features: Table, treatment: Sequence[Any], num_replic
         rows_of.setdefault(name, []).append(row)
     chosen = [rows[:num_replicates] for rows in rows_of.values() if len(rows) >= num_replicates]
     if len(chosen) < 2 or num_replicates < 2:
-        raise ValueError(
+        raise DataError(
             f"{len(chosen)} of {len(rows_of)} treatments have {num_replicates} replicates; expected two of two at least"
         )
     values = np.stack([features[np.array(rows)] for rows in zip(*chosen, strict=True)]).astype(np.float64)
@@ -115,10 +117,10 @@ def treatment_means(features: Table, treatment: Sequence[Any]) -> tuple[NDArray[
         float64 (treatments, d), and the treatments' names, in order of first appearance.
 
     Raises:
-        ValueError: Lengths differ.
+        DataError: Lengths differ.
     """
     if len(treatment) != len(features):
-        raise ValueError(f"there are {len(treatment)} treatments for {len(features)} rows; expected one for each")
+        raise DataError(f"there are {len(treatment)} treatments for {len(features)} rows; expected one for each")
     places: dict[Any, int] = {}
     codes = np.array([places.setdefault(name, len(places)) for name in treatment], dtype=np.int64)
     order = np.argsort(codes, kind="stable")
@@ -142,13 +144,13 @@ def fuse(first: Table, second: Table, *more: Table) -> NDArray[np.float64]:
         that standardises by a training set later is not disturbed: standardising is linear in each column.
 
     Raises:
-        ValueError: Numbers of rows differ.
+        DataError: Numbers of rows differ.
 
     Source: CytoImageNet (arXiv:2111.11646), ImageNet and CytoImageNet features concatenated.
     """
     tables = (first, second, *more)
     if len({len(table) for table in tables}) != 1:
-        raise ValueError(
+        raise DataError(
             f"tables have {', '.join(str(len(table)) for table in tables)} rows; expected the same samples, in order"
         )
     return np.concatenate([standardise(table)[0] for table in tables], axis=1)

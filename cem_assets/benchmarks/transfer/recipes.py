@@ -23,6 +23,7 @@ from cem_assets.benchmarks.transfer.profiles import (
     standardise_by_controls,
     treatment_means,
 )
+from cem_assets.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class FeatureTable:
     def __post_init__(self) -> None:
         shape = self.features.shape
         if len(shape) != 2 or len(self.metadata) != shape[0] or (self.names and len(self.names) != shape[1]):
-            raise ValueError(
+            raise DataError(
                 f"features have shape {shape}, metadata {len(self.metadata)} rows, and there are {len(self.names)} names; "
                 "expected (n, d), n and d (or no names)"
             )
@@ -173,7 +174,7 @@ def parse_recipe(values: Mapping[str, Any]) -> NscRecipe | KnnRecipe | LeaveOneO
     """Read a recipe from plain values, `kind` first: "nsc", "knn" or "loo_knn".
 
     Raises:
-        ValueError: A value is missing, unknown or senseless; all are named.
+        DataError: A value is missing, unknown or senseless; all are named.
     """
     adapter: TypeAdapter[NscRecipe | KnnRecipe | LeaveOneOutRecipe] = TypeAdapter(Recipe)
     return adapter.validate_python(dict(values))
@@ -191,7 +192,7 @@ def score_transfer(recipe: NscRecipe | KnnRecipe | LeaveOneOutRecipe, table: Fea
         each test set, in the recipe's order; for "loo_knn" "loo_knn_accuracy".
 
     Raises:
-        ValueError: Columns or sets are missing, a treatment has two mechanisms, features are unusable; all are named.
+        DataError: Columns or sets are missing, a treatment has two mechanisms, features are unusable; all are named.
     """
     if isinstance(recipe, NscRecipe):
         return _score_nsc(recipe, table)
@@ -214,7 +215,7 @@ def _require(table: FeatureTable, columns: Sequence[str]) -> None:
             problems.append(f"{column!r} is missing in {num} rows")
     if problems:
         known = ", ".join(map(str, table.metadata.columns)) or "none"
-        raise ValueError(f"metadata do not fit the recipe: {'; '.join(problems)}; columns found: {known}")
+        raise DataError(f"metadata do not fit the recipe: {'; '.join(problems)}; columns found: {known}")
 
 
 def _score(metric: str, found: Predictions, **details: Any) -> Score:
@@ -232,7 +233,7 @@ def _score_knn(recipe: KnnRecipe, table: FeatureTable) -> list[Score]:
     labels = table.metadata[recipe.label].to_numpy()
     tests = recipe.tests or tuple(sorted(set(sets.tolist()) - {recipe.train}))
     if missing := [name for name in (recipe.train, *tests) if name not in sets] or ([] if tests else ["any test set"]):
-        raise ValueError(
+        raise DataError(
             f"{recipe.split!r} has no samples of {', '.join(missing)}; found {', '.join(sorted(set(sets.tolist())))}"
         )
     train = features[sets == recipe.train]
@@ -253,13 +254,13 @@ def _score_nsc(recipe: NscRecipe, table: FeatureTable) -> list[Score]:
     batch = [recipe.batch] if recipe.batch is not None else []
     _require(table, [recipe.label, recipe.compound, *recipe.treatment, *batch, *([recipe.plate] if needs_plate else [])])
     if recipe.left_out_features and not table.names:
-        raise ValueError("the recipe leaves features out by name, but the table has no names; give `FeatureTable.names`")
+        raise DataError("the recipe leaves features out by name, but the table has no names; give `FeatureTable.names`")
     data = table.metadata.reset_index(drop=True)
     is_control = (
         (data[recipe.compound] == recipe.control).to_numpy() if recipe.control is not None else np.zeros(len(data), bool)
     )
     if needs_plate and not is_control.any():
-        raise ValueError(f"no row has the control {recipe.control!r} in {recipe.compound!r}, which the recipe normalises by")
+        raise DataError(f"no row has the control {recipe.control!r} in {recipe.compound!r}, which the recipe normalises by")
     treated = data[~is_control]
     treatments = list(treated[list(recipe.treatment)].itertuples(index=False, name=None))
 
@@ -276,7 +277,7 @@ def _score_nsc(recipe: NscRecipe, table: FeatureTable) -> list[Score]:
     if recipe.drops_unusable_features:
         is_kept &= np.isfinite(features).all(axis=0)
     if not is_kept.any():
-        raise ValueError(f"none of {len(is_kept)} features is left; loosen the recipe's choice of features")
+        raise DataError(f"none of {len(is_kept)} features is left; loosen the recipe's choice of features")
     names = np.array(table.names or [str(n) for n in range(len(is_kept))], dtype=object)[is_kept]
     features = feature_matrix(pd.DataFrame(features[:, is_kept], columns=pd.Index(names)))
     if recipe.normalisation == "standardise":
@@ -312,5 +313,5 @@ def _columns_of_treatments(
         columns[column] = [next(iter(values[name])) for name in order]
     if problems:
         shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
-        raise ValueError(f"a treatment has one mechanism and one compound: {shown}; correct the metadata or `treatment`")
+        raise DataError(f"a treatment has one mechanism and one compound: {shown}; correct the metadata or `treatment`")
     return columns

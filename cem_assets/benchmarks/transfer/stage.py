@@ -35,6 +35,7 @@ from cem_assets.benchmarks.transfer.features_stage import FeatureSettings, extra
 from cem_assets.benchmarks.transfer.profiles import fuse
 from cem_assets.benchmarks.transfer.recipes import FeatureTable, KnnRecipe, LeaveOneOutRecipe, NscRecipe, Score, score_transfer
 from cem_assets.catalog.benchmarks import TransferBenchmark
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.store.assets import BENCHMARK_DATA, BENCHMARK_FEATURES, BENCHMARK_SCORES, CODE_VERSIONS
 from cem_assets.store.commits import Commit, installed_versions
@@ -85,7 +86,7 @@ def plan_transfer(store: Store, row: TransferBenchmark, weights: str, asked: Sco
 
     Raises:
         FileNotFoundError: Benchmark or weights are not committed; the error says what to materialize.
-        ValueError: Parameters are unknown or make no sense, or the weights do not fit the benchmark.
+        DataError: Parameters are unknown or make no sense, or the weights do not fit the benchmark.
     """
     benchmark = open_transfer(store, row.name)
     settings, recipe = parse_params(row, asked.params)
@@ -94,9 +95,9 @@ def plan_transfer(store: Store, row: TransferBenchmark, weights: str, asked: Sco
         what, wanted = (
             ("a table of features", f'expected "{GIVEN}"') if benchmark.feature_names else ("images", "expected weights")
         )
-        raise ValueError(f"benchmark {row.name!r} holds {what}; {wanted}, found {weights!r}.")
+        raise DataError(f"benchmark {row.name!r} holds {what}; {wanted}, found {weights!r}.")
     if len(set(names)) != len(names) or not all(names):
-        raise ValueError(f'weights are {weights!r}; expected one name, or different names joined by "{FUSED}".')
+        raise DataError(f'weights are {weights!r}; expected one name, or different names joined by "{FUSED}".')
     found = () if weights == GIVEN else tuple(find_weights(store, name) for name in names)
     used = settings if found else None
     parameters = parameters_digest(_parameters(used, recipe))
@@ -112,24 +113,24 @@ def parse_params(row: TransferBenchmark, changes: Mapping[str, Any]) -> tuple[Fe
         changes: Likewise.
 
     Raises:
-        ValueError: A name is unknown, or a value makes no sense; all are named.
+        DataError: A name is unknown, or a value makes no sense; all are named.
     """
     what = f"parameters of benchmark {row.name!r}"
     merged: dict[str, Any] = {}
     for values in (row.params, changes):
         if "k" in values and "num_neighbours" in values:
-            raise ValueError(f"{what} name k and num_neighbours, which are the same; expected one of them.")
+            raise DataError(f"{what} name k and num_neighbours, which are the same; expected one of them.")
         merged |= {("k" if name == "num_neighbours" else name): value for name, value in values.items()}
     protocol, exclusions = merged.pop("protocol", None), merged.pop("exclusions", ())
     kind = PROTOCOLS.get(protocol) if isinstance(protocol, str) else None
     if kind is None:
-        raise ValueError(f"{what}: protocol is {protocol!r}; expected one of {', '.join(PROTOCOLS)}.")
+        raise DataError(f"{what}: protocol is {protocol!r}; expected one of {', '.join(PROTOCOLS)}.")
     if not isinstance(exclusions, list | tuple) or any(one not in _EXCLUSIONS for one in exclusions):
-        raise ValueError(f"{what}: exclusions are {exclusions!r}; expected some of {', '.join(_EXCLUSIONS)}.")
+        raise DataError(f"{what}: exclusions are {exclusions!r}; expected some of {', '.join(_EXCLUSIONS)}.")
     of_features = {name: merged.pop(name) for name in FeatureSettings.model_fields if name in merged}
     if kind is NscRecipe:
         if (k := merged.pop("k", 1)) != 1:
-            raise ValueError(f"{what}: k is {k!r}; treatments are compared with their nearest one, expected 1.")
+            raise DataError(f"{what}: k is {k!r}; treatments are compared with their nearest one, expected 1.")
         batch = {"batch": "batch"} if "compound_and_batch" in exclusions else {}
         merged = {"label": "label", "control": CONTROL if row.has_controls else None, **batch, **_checked(merged, kind, what)}
     else:
@@ -144,7 +145,7 @@ def _checked(values: dict[str, Any], kind: type[BaseModel], what: str) -> dict[s
     known = [name for name in kind.model_fields if name not in _FIXED]
     if unknown := sorted(set(values) - set(known)):
         features = ", ".join(FeatureSettings.model_fields)
-        raise ValueError(f"{what}: {', '.join(unknown)} unknown; expected some of {', '.join(known)}; or of {features}.")
+        raise DataError(f"{what}: {', '.join(unknown)} unknown; expected some of {', '.join(known)}; or of {features}.")
     return values
 
 
@@ -163,9 +164,6 @@ def score_features(
     """Score features, extracting them where they are not kept yet.
 
     Args:
-        store: Where.
-        plan: What.
-        run_id: Recorded in the manifests.
         progress: Called with (images done, in all) while features are extracted.
         should_stop: Asked now and then while features are extracted.
 
@@ -173,7 +171,7 @@ def score_features(
         The committed partition of `benchmarks/scores`.
 
     Raises:
-        ValueError: The recipe does not fit the benchmark's rows, or features are unusable.
+        DataError: The recipe does not fit the benchmark's rows, or features are unusable.
         InterruptedError: A stop was wanted; features so far are kept.
     """
     started = time.monotonic()
@@ -197,7 +195,7 @@ def score_features(
     try:
         scores = score_transfer(plan.recipe, table)
     except ValueError as error:
-        raise ValueError(f"benchmark {benchmark.name!r}, weights {plan.key.weights!r}: {error}") from error
+        raise DataError(f"benchmark {benchmark.name!r}, weights {plan.key.weights!r}: {error}") from error
     rows = _rows(RowMaker(plan.key, plan.weights), scores)
     commit.write(ROWS, rows_bytes(rows))
     pictures = _pictures(plan, table, scores)
@@ -267,7 +265,7 @@ def _table(benchmark: PreparedTransfer, extracted: Sequence[tuple[list[str], Any
     metadata = benchmark.table()
     for names, _ in extracted:
         if names != metadata["name"].tolist():
-            raise ValueError(
+            raise DataError(
                 f"features of benchmark {benchmark.name!r} are of other images than its rows; materialize "
                 f"{BENCHMARK_FEATURES} again."
             )

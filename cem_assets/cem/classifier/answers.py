@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cem_assets.catalog.description import check_dataset_name
+from cem_assets.errors import DataError
 from cem_assets.store.assets import LABELS
 from cem_assets.store.manifests import canonical_json
 from cem_assets.store.parquet import parquet_bytes, schema_of
@@ -52,7 +53,7 @@ TABLE_SCHEMA = schema_of(
 
 def _safe_dataset(name: str) -> str:
     if problem := check_dataset_name(name):
-        raise ValueError(problem)
+        raise DataError(problem)
     return name
 
 
@@ -60,10 +61,10 @@ def check_annotator(name: str) -> str:
     """Return an annotator's name unchanged, or refuse one that cannot be part of a key.
 
     Raises:
-        ValueError: The name has other characters than letters, digits and inner `.`, `_`, `@`, `-`, or over 64.
+        DataError: The name has other characters than letters, digits and inner `.`, `_`, `@`, `-`, or over 64.
     """
     if not _ANNOTATOR.fullmatch(name) or ".." in name:
-        raise ValueError(
+        raise DataError(
             f"annotator {name[:80]!r} is not allowed; expected 1 to 64 of A-Z, a-z, 0-9, and inside '.', '_', '@', '-'. "
             "Give another name."
         )
@@ -73,7 +74,7 @@ def check_annotator(name: str) -> str:
 def check_event_id(event_id: str) -> str:
     """Return an event's id unchanged, or refuse one that is not of the form `<13 digits, ms since 1970>-<16 hex>`."""
     if not _ID.fullmatch(event_id):
-        raise ValueError(f"event id {event_id[:80]!r} is not allowed; expected 13 digits (ms since 1970), '-', 16 hex digits")
+        raise DataError(f"event id {event_id[:80]!r} is not allowed; expected 13 digits (ms since 1970), '-', 16 hex digits")
     return event_id
 
 
@@ -102,7 +103,7 @@ class LabelEvent(BaseModel):
     @model_validator(mode="after")
     def _undo_names_an_event(self) -> Self:
         if (self.label == "undo") != bool(_ID.fullmatch(self.undoes)):
-            raise ValueError(
+            raise DataError(
                 f"label {self.label!r} with undoes {self.undoes[:80]!r}; expected an event id for undo, else nothing"
             )
         return self
@@ -127,24 +128,22 @@ def record_event(store: Store, event: LabelEvent) -> None:
     """Write an event; writing the same one again changes nothing.
 
     Raises:
-        ValueError: Another event has the same id.
+        DataError: Another event has the same id.
         OSError: The store cannot be written.
     """
     if not store.create(event.key, event.to_bytes()):
-        raise ValueError(f"{event.key} holds another answer than the one sent; expected a new id for a new answer.")
+        raise DataError(f"{event.key} holds another answer than the one sent; expected a new id for a new answer.")
 
 
 def read_event(store: Store, item: StoredObject) -> LabelEvent:
     """Read one event.
 
     Raises:
-        ValueError: The object is no event, or lies under another name than its own.
+        DataError: The object is no event, or lies under another name than its own.
     """
     remedy = "Move it out of the store, or restore it from a copy."
     if item.num_bytes > MAX_EVENT_BYTES:
-        raise ValueError(
-            f"{item.key} has {item.num_bytes} bytes; expected a label event of at most {MAX_EVENT_BYTES}. {remedy}"
-        )
+        raise DataError(f"{item.key} has {item.num_bytes} bytes; expected a label event of at most {MAX_EVENT_BYTES}. {remedy}")
     try:
         content = json.loads(store.read(item.key))
         if not isinstance(content, dict):
@@ -152,9 +151,9 @@ def read_event(store: Store, item: StoredObject) -> LabelEvent:
         content.pop("time", None)
         event = LabelEvent.model_validate(content)
     except (ValidationError, ValueError, TypeError) as error:
-        raise ValueError(f"{item.key} is no label event: {str(error)[:300]}. {remedy}") from error
+        raise DataError(f"{item.key} is no label event: {str(error)[:300]}. {remedy}") from error
     if event.key != item.key:
-        raise ValueError(f"{item.key} holds the event of {event.key}; expected its own. {remedy}")
+        raise DataError(f"{item.key} holds the event of {event.key}; expected its own. {remedy}")
     return event
 
 
@@ -162,7 +161,6 @@ class LabelLog:
     """The events of one dataset, read once each; safe to use from several threads.
 
     Args:
-        store: Where.
         dataset: Whose.
     """
 
@@ -178,7 +176,7 @@ class LabelLog:
             How many events were new.
 
         Raises:
-            ValueError: Objects are no events; all are named.
+            DataError: Objects are no events; all are named.
         """
         with self._lock:
             seen = set(self._events)
@@ -197,7 +195,7 @@ class LabelLog:
             found = [event for event in pool.map(read, fresh) if event is not None]
         if problems:
             shown = "\n  ".join(sorted(problems)[:MAX_SHOWN])
-            raise ValueError(f"{len(problems)} label event(s) of {self._dataset} cannot be read:\n  {shown}")
+            raise DataError(f"{len(problems)} label event(s) of {self._dataset} cannot be read:\n  {shown}")
         with self._lock:
             self._events |= {event.key: event for event in found}
         return len(found)
@@ -206,10 +204,10 @@ class LabelLog:
         """Write an event to the store, then remember it; when this returns, it is kept.
 
         Raises:
-            ValueError: It is about another dataset, or another event has the same id.
+            DataError: It is about another dataset, or another event has the same id.
         """
         if event.dataset != self._dataset:
-            raise ValueError(f"the answer is about dataset {event.dataset!r}; expected {self._dataset!r}")
+            raise DataError(f"the answer is about dataset {event.dataset!r}; expected {self._dataset!r}")
         record_event(self._store, event)
         with self._lock:
             self._events[event.key] = event
@@ -347,21 +345,20 @@ def write_label_table(store: Store, dataset: str) -> WrittenTable | None:
     """Fold all events of a dataset into its label table; the events stay.
 
     Args:
-        store: Where.
         dataset: Whose.
 
     Returns:
         What was written; None where there are no events.
 
     Raises:
-        ValueError: A table that was not folded from events has that name, or events cannot be read.
+        DataError: A table that was not folded from events has that name, or events cannot be read.
     """
     key = label_table_key(dataset)
     log = LabelLog(store, dataset)
     if not log.refresh():
         return None
     if store.stat(key) is not None and not _is_folded(store.read(key)):
-        raise ValueError(
+        raise DataError(
             f"{key} was put there by hand; expected a table folded from label events, or none. Give it another name beside it."
         )
     schema = TABLE_SCHEMA.with_metadata({**TABLE_SCHEMA.metadata, _ORIGIN_KEY: _ORIGIN})

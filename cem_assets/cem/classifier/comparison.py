@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
+
 DECISION_THRESHOLD = 0.5
 
 
@@ -79,10 +81,10 @@ def find_flips(is_good: NDArray[np.bool_], new: NDArray[np.float32], in_use: NDA
         in_use: float32 (n,), of the one in use, for the same patches.
 
     Raises:
-        ValueError: The three are not of one length.
+        DataError: The three are not of one length.
     """
     if not len(is_good) == len(new) == len(in_use):
-        raise ValueError(
+        raise DataError(
             f"found {len(is_good)} labels, {len(new)} and {len(in_use)} probabilities; expected one of each for a patch."
         )
     keeps, kept = _keeps(new), _keeps(in_use)

@@ -66,7 +66,6 @@ def compare_with(store: Store, new: Manifest, in_use: Manifest, params: Classifi
     """Compare two classifiers on the patches that training with these parameters holds out.
 
     Args:
-        store: Where.
         new: Manifest of the new one.
         in_use: Of the one in use.
         params: Seed and share of the split, device, batch size and precision.

@@ -15,6 +15,7 @@ import pyarrow as pa
 from cem_assets.cem.filter.params import to_hash_side
 from cem_assets.cem.patches.patchify import parse_patch_name
 from cem_assets.cem.patches.pixels import PixelJob, open_pixels
+from cem_assets.errors import DataError
 from cem_assets.store.assets import LABELS
 from cem_assets.store.store import Store
 
@@ -31,7 +32,7 @@ def read_labels(store: Store) -> tuple[pd.DataFrame, str]:
         Columns dataset, name, label, in order of dataset and name; and a digest of the tables.
 
     Raises:
-        ValueError: A table lacks a column or is no table.
+        DataError: A table lacks a column or is no table.
     """
     frames, digest = [], hashlib.sha256()
     for key in label_tables(store):
@@ -41,10 +42,10 @@ def read_labels(store: Store) -> tuple[pd.DataFrame, str]:
             reader = pd.read_csv if key.endswith(".csv") else pd.read_parquet
             frame = reader(io.BytesIO(data))
         except (ValueError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise ValueError(f"label table {key} cannot be read: {error}. Save it as CSV in UTF-8.") from error
+            raise DataError(f"label table {key} cannot be read: {error}. Save it as CSV in UTF-8.") from error
         lacking = {"dataset", "name", "label"} - set(frame.columns)
         if lacking:
-            raise ValueError(
+            raise DataError(
                 f"label table {key} lacks the column(s) {', '.join(sorted(lacking))}; expected dataset, name and label."
             )
         frames.append(frame[["dataset", "name", "label"]].astype(str))
@@ -61,7 +62,6 @@ def labelled_images(store: Store, labels: pd.DataFrame) -> np.ndarray[Any, np.dt
     """Cut the labelled patches out of their datasets.
 
     Args:
-        store: Where.
         labels: Columns dataset and name, sorted by dataset.
 
     Returns:

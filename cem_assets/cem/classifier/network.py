@@ -15,6 +15,7 @@ from torch import nn
 from cem_assets.cem.classifier.scoring_network import scoring_forward
 from cem_assets.cem.filter.params import Precision, ScoreParams
 from cem_assets.encoders import build_encoder, pick_device
+from cem_assets.errors import DataError
 
 CLASSIFIER_ARCH = "resnet34"
 
@@ -29,7 +30,7 @@ def build_classifier(state_dict: dict[str, torch.Tensor] | None = None) -> nn.Mo
         ResNet34 with one output.
 
     Raises:
-        ValueError: The weights do not fit; missing and unexpected keys are named.
+        DataError: The weights do not fit; missing and unexpected keys are named.
     """
     model = build_encoder(CLASSIFIER_ARCH, num_outputs=1)
     if state_dict is None:
@@ -44,7 +45,7 @@ def build_classifier(state_dict: dict[str, torch.Tensor] | None = None) -> nn.Mo
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(
+        raise DataError(
             f"the weights are not a ResNet34 patch classifier with fc of shape (1, 512): {'; '.join(problems[:5])}{more}. "
             "Give the published patch_quality_classifier_nn.pth, or weights that cem/patch_classifier made."
         )

@@ -8,7 +8,6 @@ with is chosen by people (`cem_assets.cem.classifier.stored`): a new one is comp
 import io
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,11 +19,13 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from cem_assets import environment
 from cem_assets.cem.classifier.comparison_stage import LABELLED, ClassifierComparison, compare_with
 from cem_assets.cem.classifier.labels import label_tables, labelled_images, read_labels
 from cem_assets.cem.classifier.pictures import mistakes_jpeg
 from cem_assets.cem.classifier.stored import WEIGHTS, choose_classifier, classifier_in_use, keep_in_use, read_classifier
 from cem_assets.cem.filter.params import MIN_LABELLED, ClassifierParams, Finetune
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.imaging.gallery import confusion_figure, figure_png, roc_figure
 from cem_assets.sources.files.single import download
@@ -42,14 +43,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_VARIABLE = "CEM_ASSETS_CLASSIFIER_WEIGHTS"
 PUBLISHED_URL = "https://zenodo.org/record/6458015/files/patch_quality_classifier_nn.pth?download=1"
 MAX_WEIGHTS_BYTES = 1 << 30
 
 WAYS = f"""\
 There is no patch classifier in the store yet. Ways to get one, each by materializing {CLASSIFIER}:
   1. from the published file (Zenodo record 6458015, patch_quality_classifier_nn.pth): download it, then set
-     source = "file" and file = PATH in the launchpad, or the variable {WEIGHTS_VARIABLE}=PATH;
+     source = "file" and file = PATH in the launchpad, or the variable {environment.CLASSIFIER_WEIGHTS}=PATH;
   2. straight from Zenodo: source = "published" and sha256 = the digest of a copy you trust;
   3. from your own labels: give them on the page that `cem-assets label DATASET` opens, or put a CSV with the columns dataset,
      name, label (good, bad or none) under {LABELS}/ in the store; at least {MIN_LABELLED} good and bad together. Then set
@@ -150,7 +150,7 @@ def read_weights(path: Path) -> dict[str, "torch.Tensor"]:
         float tensors by name, on the CPU.
 
     Raises:
-        ValueError: The file is too large, damaged, or holds more than tensors.
+        DataError: The file is too large, damaged, or holds more than tensors.
     """
     import pickle
 
@@ -159,20 +159,20 @@ def read_weights(path: Path) -> dict[str, "torch.Tensor"]:
 
     size = path.stat().st_size
     if size > MAX_WEIGHTS_BYTES:
-        raise ValueError(f"{path.name} has {size} bytes; expected weights of at most {MAX_WEIGHTS_BYTES}.")
+        raise DataError(f"{path.name} has {size} bytes; expected weights of at most {MAX_WEIGHTS_BYTES}.")
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise ValueError(
+        raise DataError(
             f"{path.name} cannot be read as weights: {str(error).splitlines()[0] if str(error) else type(error).__name__}. "
             "Expected a safetensors file or a state_dict of plain tensors (torch.save(model.state_dict(), ...))."
         ) from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise ValueError(f"{path.name} is no state_dict; expected tensors by name, found {type(loaded).__name__}.")
+        raise DataError(f"{path.name} is no state_dict; expected tensors by name, found {type(loaded).__name__}.")
     return {str(key): value for key, value in loaded.items()}
 
 
@@ -187,11 +187,8 @@ def make_classifier(
     """Commit the patch classifier.
 
     Args:
-        store: Where.
         source: Where it comes from.
         params: How it is trained, if it is.
-        run_id: Recorded in the manifest.
-        progress: Called with (epochs done, in all).
         on_epoch: Called with every epoch's result.
 
     Returns:
@@ -199,7 +196,7 @@ def make_classifier(
 
     Raises:
         FileNotFoundError: There is nothing to make it from; the error says the ways.
-        ValueError: The weights or labels cannot be used.
+        DataError: The weights or labels cannot be used.
         ConnectionError: The published file cannot be fetched.
     """
     before = _in_use(store)
@@ -239,7 +236,7 @@ def _make(
     kind = source.source
     file = source.file
     if kind == Origin.auto:
-        file = os.environ.get(WEIGHTS_VARIABLE, "")
+        file = environment.text(environment.CLASSIFIER_WEIGHTS)
         kind = Origin.labels if label_tables(store) else Origin.file if file else Origin.auto
     if kind == Origin.auto or (kind == Origin.file and not file):
         raise FileNotFoundError(WAYS)
@@ -253,7 +250,7 @@ def _make(
             if not path.is_file():
                 raise FileNotFoundError(f"the classifier weights {file} are not there. {WAYS}")
             if source.sha256 and file_sha256(path) != source.sha256:
-                raise ValueError(f"{path.name} has sha256 {file_sha256(path)}; expected {source.sha256}. Get the right file.")
+                raise DataError(f"{path.name} has sha256 {file_sha256(path)}; expected {source.sha256}. Get the right file.")
         provenance = {"source": str(kind), "origin": origin, "sha256": file_sha256(path)}
         inputs = Inputs(CLASSIFIER, "", CODE_VERSIONS[CLASSIFIER], {"source": str(kind)}, {"weights": provenance["sha256"]})
         commit = Commit(store, inputs, run_id)
@@ -385,7 +382,7 @@ def _initialize(model: "torch.nn.Module", init: str) -> None:
     problems = model.load_state_dict(weights, strict=False)
     lacking = [key for key in problems.missing_keys if not key.startswith("fc.")]
     if lacking or problems.unexpected_keys:
-        raise ValueError(
+        raise DataError(
             f"init = {init!r} does not fit a ResNet34: {len(lacking)} keys missing, {len(problems.unexpected_keys)} "
             f"unexpected, such as {[*lacking, *problems.unexpected_keys][:3]}. Give a torchvision ResNet34 state_dict."
         )

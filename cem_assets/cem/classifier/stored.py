@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cem_assets.errors import DataError
 from cem_assets.store.assets import CLASSIFIER
 from cem_assets.store.manifests import Manifest, current_manifest, manifest_numbers, read_manifest
 from cem_assets.store.store import Store
@@ -68,7 +69,6 @@ def read_classifier(store: Store, manifest: Manifest) -> dict[str, "torch.Tensor
     """Read the weights of a classifier.
 
     Args:
-        store: Where.
         manifest: Of `cem/patch_classifier`.
 
     Returns:
@@ -87,7 +87,7 @@ def read_choices(store: Store) -> list[ClassifierChoice]:
     """Read all choices, oldest first.
 
     Raises:
-        ValueError: An object is no choice.
+        DataError: An object is no choice.
     """
     return [_read(store, number) for number in _numbers(store)]
 
@@ -102,11 +102,11 @@ def _read(store: Store, number: int) -> ClassifierChoice:
     size = store.size(key) or 0
     remedy = "Restore it from a copy, or move it out of the store and choose again (cem-assets classifier use DIGEST)."
     if size > MAX_CHOICE_BYTES:
-        raise ValueError(f"{key} has {size} bytes; expected a choice of at most {MAX_CHOICE_BYTES}. {remedy}")
+        raise DataError(f"{key} has {size} bytes; expected a choice of at most {MAX_CHOICE_BYTES}. {remedy}")
     try:
         return ClassifierChoice.model_validate(json.loads(store.read(key)))
     except (ValidationError, ValueError, RecursionError) as error:
-        raise ValueError(f"{key} is no choice of a classifier: {str(error)[:300]}. {remedy}") from error
+        raise DataError(f"{key} is no choice of a classifier: {str(error)[:300]}. {remedy}") from error
 
 
 def classifier_in_use(store: Store) -> Manifest | None:
@@ -116,7 +116,7 @@ def classifier_in_use(store: Store) -> Manifest | None:
         Its manifest; where nobody ever chose, that of the newest classifier; None where there is none.
 
     Raises:
-        ValueError: The last choice cannot be read.
+        DataError: The last choice cannot be read.
         FileNotFoundError: The chosen classifier has no manifest any more.
     """
     numbers = _numbers(store)
@@ -164,19 +164,19 @@ def find_classifier(store: Store, digest: str) -> KnownClassifier:
     """Find a classifier by its digest or the first 8 or more digits of it; "newest" is the one made last.
 
     Raises:
-        ValueError: The text is no digest, or several begin so.
+        DataError: The text is no digest, or several begin so.
         FileNotFoundError: None begins so.
     """
     known = known_classifiers(store)
     wanted = digest.strip().lower()
     if wanted != "newest" and not _PREFIX.fullmatch(wanted):
-        raise ValueError(f'{digest[:80]!r} is no digest of a classifier; expected "newest" or at least its first 8 hex digits.')
+        raise DataError(f'{digest[:80]!r} is no digest of a classifier; expected "newest" or at least its first 8 hex digits.')
     matching = known[:1] if wanted == "newest" else [item for item in known if item.manifest.digest.startswith(wanted)]
     if not matching:
         names = ", ".join(item.manifest.digest[:12] for item in known[:10]) or "none yet"
         raise FileNotFoundError(f"no classifier in {store.url} has digest {wanted}; there are: {names}.")
     if len(matching) > 1:
-        raise ValueError(f"{len(matching)} classifiers begin with {wanted}; give more digits.")
+        raise DataError(f"{len(matching)} classifiers begin with {wanted}; give more digits.")
     return matching[0]
 
 
@@ -184,7 +184,6 @@ def choose_classifier(store: Store, digest: str, by: str, reason: str = "") -> t
     """Make new scores with a classifier from now on; scores that are there stay as they are.
 
     Args:
-        store: Where.
         digest: As for `find_classifier`.
         by: Who chooses.
         reason: Why.
@@ -193,7 +192,7 @@ def choose_classifier(store: Store, digest: str, by: str, reason: str = "") -> t
         Its manifest, and whether anything changed: choosing the one in use records nothing.
 
     Raises:
-        ValueError: The digest is ambiguous or none.
+        DataError: The digest is ambiguous or none.
         FileNotFoundError: There is no such classifier, or its weights were swept away.
         OSError: Others choose all the time.
     """

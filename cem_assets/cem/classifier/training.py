@@ -19,6 +19,7 @@ from cem_assets.cem.classifier.network import score_batches
 from cem_assets.cem.classifier.scoring_network import to_network
 from cem_assets.cem.filter.params import MIN_LABELLED, ClassifierParams, Finetune, Precision, ScoreParams, probability
 from cem_assets.encoders import pick_device
+from cem_assets.errors import DataError
 
 BRIGHTNESS = CONTRAST = 0.2
 NOISE_VARIANCE = (40.0, 100.0)
@@ -79,7 +80,7 @@ def check_labels(labels: Sequence[str], names: Sequence[str]) -> None:
         names: Names of the patches.
 
     Raises:
-        ValueError: A label is of another kind, a patch is listed twice, or fewer than 64 are good or bad.
+        DataError: A label is of another kind, a patch is listed twice, or fewer than 64 are good or bad.
     """
     problems = []
     unknown = sorted(set(labels) - {"good", "bad", "none"})
@@ -93,7 +94,7 @@ def check_labels(labels: Sequence[str], names: Sequence[str]) -> None:
     elif min(num_good, num_bad) < 2:
         problems.append(f"{num_good} good and {num_bad} bad patches; expected at least 2 of each")
     if problems:
-        raise ValueError(f"the label table cannot train a classifier: {'; '.join(problems)}. Label more patches.")
+        raise DataError(f"the label table cannot train a classifier: {'; '.join(problems)}. Label more patches.")
 
 
 def split_labelled(names: Sequence[str], is_good: NDArray[np.bool_], params: ClassifierParams) -> Split:

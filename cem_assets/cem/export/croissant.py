@@ -84,7 +84,6 @@ def croissant_metadata(release: ReleaseFacts, form: str, files: Sequence[Exporte
     """Describe an export of a release.
 
     Args:
-        release: What it is.
         form: "tiff-tree", "webdataset" or "hf".
         files: What is described one by one, with sizes and checksums; the images of a tree are described by a pattern, for
             there may be millions, and have their checksums in `metadata.csv`.

@@ -26,6 +26,7 @@ from cem_assets.cem.export.forms import (
 from cem_assets.cem.export.names import plain_name
 from cem_assets.cem.export.ro_crate import METADATA_FILE, ro_crate_metadata
 from cem_assets.cem.releases.stage import CARD, list_releases
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, no_progress
 from cem_assets.store.assets import RELEASES
 from cem_assets.store.manifests import Manifest, ManifestObject, require_manifest
@@ -87,24 +88,22 @@ def export_cem(
     not written again.
 
     Args:
-        store: Where the release is.
         target: A local folder or an fsspec URL such as "s3://bucket/prefix": new, or empty, or with this very export begun.
         version: Of the release; empty takes the newest.
         form: "tiff-tree" (one folder for each dataset, as EMPIAR holds CEM500K), "webdataset" (tars) or "hf" (Parquet).
-        progress: Called with (patches written, in all).
 
     Returns:
         What was done.
 
     Raises:
-        ValueError: The form is not known, the target empty, or something in the store does not match the release.
+        DataError: The form is not known, the target empty, or something in the store does not match the release.
         FileNotFoundError: There is no such release.
         FileExistsError: The target holds another export, or anything else.
     """
     if form not in FORMS:
-        raise ValueError(f"there is no form {form!r} of export; expected one of {', '.join(FORMS)}.")
+        raise DataError(f"there is no form {form!r} of export; expected one of {', '.join(FORMS)}.")
     if not target.strip():
-        raise ValueError("the export has no target; expected a folder or a URL such as s3://bucket/prefix.")
+        raise DataError("the export has no target; expected a folder or a URL such as s3://bucket/prefix.")
     manifest = _release(store, version)
     datasets = _datasets(manifest, form)
     facts = ReleaseFacts(
@@ -175,7 +174,7 @@ def _side_tables(manifest: Manifest) -> list[ManifestObject]:
 def _checked(store: Store, manifest: Manifest, item: ManifestObject) -> bytes:
     data = store.read(f"{manifest.folder}/{item.name}")
     if hashlib.sha256(data).hexdigest() != item.sha256:
-        raise ValueError(
+        raise DataError(
             f"{manifest.folder}/{item.name} is not what the release {manifest.inputs.partition} was made with; restore it "
             "from a copy."
         )

@@ -23,6 +23,7 @@ from cem_assets.cem.export.croissant import PATCH_FIELDS
 from cem_assets.cem.export.facts import DatasetFacts, ExportedFile
 from cem_assets.cem.export.folder import ExportFolder, sha256_of
 from cem_assets.cem.export.names import clashing_names, name_key, plain_name
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress
 from cem_assets.store.manifests import ManifestObject
 from cem_assets.store.ranges import opened
@@ -78,7 +79,7 @@ def write_tiff_tree(export: Export) -> list[ExportedFile]:
         `metadata.csv`; the images are in it.
 
     Raises:
-        ValueError: A shard does not match the release.
+        DataError: A shard does not match the release.
     """
     done = 0
     with _rows_of(export, ()) as (path, rows), export.target.threads() as pool:
@@ -111,7 +112,7 @@ def write_webdataset(export: Export) -> list[ExportedFile]:
         The tars and `metadata.csv`.
 
     Raises:
-        ValueError: A shard does not match the release.
+        DataError: A shard does not match the release.
     """
     done = 0
     found: list[ExportedFile] = []
@@ -147,7 +148,7 @@ def write_parquet(export: Export) -> list[ExportedFile]:
         The shards.
 
     Raises:
-        ValueError: A shard does not match the release.
+        DataError: A shard does not match the release.
     """
     done = 0
     found: list[ExportedFile] = []
@@ -222,7 +223,7 @@ def _fetched(export: Export, shards: ReleasedShards, item: ManifestObject) -> Pa
                 copy.write(block)
         digest = hashed.hexdigest()
     if digest != item.sha256:
-        raise ValueError(
+        raise DataError(
             f"{key} has sha256 {digest[:12]}, the release says {item.sha256[:12]}; materialize the dataset "
             f"{shards.facts.name!r} again: it repairs its shards."
         )

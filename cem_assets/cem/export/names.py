@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
+from cem_assets.errors import DataError
+
 MAX_CHARACTERS = 180
 """With ".tiff" well below the 255 bytes of common file systems."""
 
@@ -60,13 +62,13 @@ def clashing_names(names: Iterable[str]) -> frozenset[int]:
         Their keys (`name_key`).
 
     Raises:
-        ValueError: A name comes twice.
+        DataError: A name comes twice.
     """
     exact, folded = array("Q"), array("Q")
     for name in names:
         exact.append(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()))
         folded.append(name_key(name))
     if twice := len(exact) - len(np.unique(np.array(exact, np.uint64))):
-        raise ValueError(f"{twice} of {len(exact)} names come twice; expected names that tell patches apart.")
+        raise DataError(f"{twice} of {len(exact)} names come twice; expected names that tell patches apart.")
     keys, counts = np.unique(np.array(folded, np.uint64), return_counts=True)
     return frozenset(keys[counts > 1].tolist())

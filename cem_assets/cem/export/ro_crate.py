@@ -28,7 +28,6 @@ def ro_crate_metadata(release: ReleaseFacts, form: str, files: Sequence[Exported
     """Describe an export of a release.
 
     Args:
-        release: What it is.
         form: "tiff-tree", "webdataset" or "hf".
         files: What is described one by one. The images of a tree are not: their dataset's folder is, and `metadata.csv` has
             each.

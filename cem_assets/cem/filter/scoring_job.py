@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cem_assets.cem.filter.params import ScoreParams, to_hash_side
 from cem_assets.cem.patches.pixels import DatasetPixels
+from cem_assets.errors import MachineError
 from cem_assets.execution.local import Engine
 from cem_assets.store.store import Store
 
@@ -67,7 +68,7 @@ class ScoreJob:
 
         found = _environment(self.params)
         if found != dict(self.environment):
-            raise RuntimeError(
+            raise MachineError(
                 f"this node would score on {found}, other nodes on {dict(self.environment)}; expected one kind of device, "
                 "because scores differ slightly between devices. Set `device` (cpu, cuda), or use nodes that are alike."
             )

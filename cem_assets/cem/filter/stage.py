@@ -43,12 +43,8 @@ def score_patches(
     """Give every exemplar of a dataset its probability of being informative.
 
     Args:
-        store: Where.
-        dataset: Partition key.
         params: Batch size, device, precision.
-        run_id: Recorded in the manifest.
         engine: Shares the reading of pixels, and where it spans machines the network, too; None chooses a pool.
-        progress: Called with (patches done, in all).
 
     Returns:
         The committed partition of `cem/patch_scores`.
@@ -170,12 +166,8 @@ def keep_informative(
     """Write the informative patches of a dataset, with their pixels, as Parquet shards.
 
     Args:
-        store: Where.
-        dataset: Partition key.
         params: The threshold, and how many patches are kept at most.
-        run_id: Recorded in the manifest.
         engine: Shares the shards; None chooses a pool.
-        progress: Called with (shards done, in all).
 
     Returns:
         The committed partition of `cem/filtered_patches`.

@@ -79,7 +79,6 @@ def deduplicate(names: Iterable[str], hashes: NDArray[np.uint64], params: DedupP
     Args:
         names: Distinct patch names, in row order; taken once.
         hashes: uint64 (n,), their difference hashes.
-        params: Distance and seed.
         num_threads: Threads to share the comparisons; the result does not depend on it.
 
     Returns:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cem_assets.cem.volumes.bricks import PatchRows, brick_boxes, count_brick_patches, hash_brick, patch_places
 from cem_assets.cem.volumes.ome_zarr import VolumeRecord
+from cem_assets.errors import DataError
 from cem_assets.imaging.boxes import Box
 from cem_assets.store.assets import CODE_VERSIONS, RAW
 from cem_assets.store.commits import ContentFolder
@@ -128,7 +129,6 @@ def stored_rows(
     """Give the rows that `hash_brick` would compute, without reading a voxel.
 
     Args:
-        store: Where.
         manifest: Of `cem/volumes`; `has_hashes` holds.
         records: Its volumes, in order.
         spacing: Every how many slices one is cut.
@@ -139,7 +139,7 @@ def stored_rows(
 
     Raises:
         FileNotFoundError: The store lost a file.
-        ValueError: A file is not what the manifest says.
+        DataError: A file is not what the manifest says.
     """
     first_row: dict[tuple[int, int, int], int] = {}
     opened: int | None = None
@@ -191,7 +191,7 @@ class _Parts:
             data = self._store.read(f"{self._manifest.folder}/{name}")
             expected = self._expected.get(name)
             if expected is None or hashlib.sha256(data).hexdigest() != expected.sha256:
-                raise ValueError(
+                raise DataError(
                     f"{self._manifest.folder}/{name} is not the file its manifest names. Materialize cem/volumes again to "
                     "repair the partition."
                 )

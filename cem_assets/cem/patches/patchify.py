@@ -9,6 +9,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from cem_assets.errors import DataError
+
 PATCH_SIDE_PX = 224
 """Side of a full patch; the grid is the same on all three planes."""
 MIN_SIDE_PX = 64
@@ -138,11 +140,11 @@ def parse_patch_name(name: str) -> PatchPlace:
         The place.
 
     Raises:
-        ValueError: The name does not have this form.
+        DataError: The name does not have this form.
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ValueError(
+        raise DataError(
             f"patch name {name!r} does not have the form VOLUME-LOC-AXIS_INDEX_Y0-Y1_X0-X1 or VOLUME-LOC-2d-Y0-Y1_X0-X1"
         )
     axis = match["axis"]

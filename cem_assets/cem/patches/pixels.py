@@ -27,6 +27,7 @@ from cem_assets.cem.volumes.bricks import (
     hash_image,
 )
 from cem_assets.cem.volumes.ome_zarr import StoredVolume, VolumeRecord
+from cem_assets.errors import UnknownNameError
 from cem_assets.imaging.boxes import Box
 from cem_assets.store.assets import VOLUMES
 from cem_assets.store.images import decode_image
@@ -129,7 +130,7 @@ class DatasetPixels:
             if volume.name == name:
                 return volume
         known = ", ".join(repr(volume.name) for volume in self.volumes[:20]) or "none, it is a set of 2D images"
-        raise KeyError(f"dataset {self.dataset!r} has no volume {name!r}; it has: {known}")
+        raise UnknownNameError(f"dataset {self.dataset!r} has no volume {name!r}; it has: {known}")
 
     def patches(self, table: pa.Table) -> list[NDArray[np.uint8]]:
         """Cut patches out of the standardized data.
@@ -163,8 +164,6 @@ def open_pixels(store: Store, dataset: str, manifest: Manifest | None = None) ->
     """Open the standardized data of a dataset.
 
     Args:
-        store: Where.
-        dataset: Partition key.
         manifest: Manifest of `cem/volumes` to open; None takes the current one.
 
     Returns:
@@ -186,8 +185,6 @@ def pixels_behind(store: Store, dataset: str, table: Manifest) -> DatasetPixels:
     """Open the standardized data that a table of patches was made from, newer data or not.
 
     Args:
-        store: Where.
-        dataset: Partition key.
         table: A manifest of raw, deduplicated, scored or filtered patches.
 
     Raises:
@@ -215,7 +212,6 @@ def plan_raw_parts(pixels: DatasetPixels, spacing: int) -> list[RawPart]:
     """Cut the work on a raw table into files, by arithmetic alone.
 
     Args:
-        pixels: The dataset.
         spacing: Every how many slices one is cut.
 
     Returns:
@@ -267,7 +263,6 @@ def rows_of_brick(pixels: DatasetPixels, number: int, rows: PatchRows) -> RawRow
     """Make the raw table's rows of one brick, and tell apart those that touch voxels the source never had.
 
     Args:
-        pixels: The dataset.
         number: Which of its volumes.
         rows: Places and hashes.
     """

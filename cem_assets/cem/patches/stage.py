@@ -24,6 +24,7 @@ from cem_assets.cem.patches.pixels import (
     rows_of_brick,
 )
 from cem_assets.cem.patches.tables import DEDUPLICATED_SCHEMA, DUPLICATES_SCHEMA, RAW_SCHEMA, REJECTED_SCHEMA
+from cem_assets.errors import DataError
 from cem_assets.execution.local import Engine, default_num_workers, threads_or_processes
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.store.assets import CODE_VERSIONS, DEDUPLICATED, RAW, VOLUMES
@@ -63,19 +64,14 @@ def cut_and_hash(
     bricks are read and hashed here.
 
     Args:
-        store: Where.
-        dataset: Partition key.
-        params: Spacing of slices.
-        run_id: Recorded in the manifest.
         engine: Shares bricks; None chooses a pool.
-        progress: Called with (bricks or images done, in all).
 
     Returns:
         The committed partition of `cem/raw_patches`.
 
     Raises:
         FileNotFoundError: `cem/volumes` was not materialized, or the store lost a file of it.
-        ValueError: No plane of any volume is large enough to be cut.
+        DataError: No plane of any volume is large enough to be cut.
     """
     started = time.monotonic()
     upstream = require_manifest(store, VOLUMES, dataset)
@@ -138,7 +134,7 @@ def cut_and_hash(
     planes = [(what, reason, 0) for what, reason in rejected_planes(pixels)]
     if not num_rows and not num_rejected:
         listing = "\n".join(f"  - {what}: {reason}" for what, reason, _ in planes[:20])
-        raise ValueError(f"dataset {dataset!r} gives no patches:\n{listing}\nAdd larger volumes or images to the dataset.")
+        raise DataError(f"dataset {dataset!r} gives no patches:\n{listing}\nAdd larger volumes or images to the dataset.")
     table = pa.Table.from_pylist([dict(zip(REJECTED_SCHEMA.names, row, strict=True)) for row in planes], schema=REJECTED_SCHEMA)
     commit.write("_rejected/planes.parquet", parquet_bytes([table], REJECTED_SCHEMA))
     manifest = commit.finish(
@@ -171,13 +167,6 @@ def choose_exemplars(
     """Deduplicate one dataset; every dropped patch names the exemplar that stands for it.
 
     Memory is about 50 bytes for each raw patch, plus the names of the exemplars.
-
-    Args:
-        store: Where.
-        dataset: Partition key.
-        params: Distance and seed.
-        run_id: Recorded in the manifest.
-        progress: Called with (steps done, in all).
 
     Returns:
         The committed partition of `cem/deduplicated_patches`.

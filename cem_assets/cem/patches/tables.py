@@ -64,7 +64,6 @@ def patch_table(dataset: str, volume: str, shape: tuple[int, int, int], rows: Pa
     """Put the rows of one brick or image into the raw table's columns.
 
     Args:
-        dataset: Name of the dataset.
         volume: Name of the volume or image.
         shape: (z, y, x) of the volume; for images anything.
         rows: Places and hashes.

@@ -106,7 +106,6 @@ def dataset_card(
     """Write the dataset card of a release.
 
     Args:
-        version: Of the release.
         datasets: What is in it, in order of name.
         duplicates: Near copies across datasets.
         threshold_note: How patches were judged, in one sentence.

@@ -36,7 +36,6 @@ def compare_releases(store: Store, first: str, second: str) -> list[DatasetChang
     """Compare two releases.
 
     Args:
-        store: Where.
         first: Version of the one.
         second: Version of the other.
 

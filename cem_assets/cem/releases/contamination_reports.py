@@ -59,7 +59,6 @@ def contaminated_patches(store: Store, dataset: str) -> dict[str, dict[tuple[str
     release after it must do without them as well.
 
     Args:
-        store: Where.
         dataset: "cem" or "cytoimagenet".
 
     Returns:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cem_assets.cem.patches.tables import FILTERED_SCHEMA
 from cem_assets.cem.releases.card import PixelSums
+from cem_assets.errors import DataError
 from cem_assets.store.commits import Commit
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import Manifest, ManifestObject
@@ -36,7 +37,6 @@ def write_without(
     Shards that lose none are copied byte by byte; one shard is in memory at a time. What a killed run left is taken up.
 
     Args:
-        store: Where.
         commit: Where the shards go.
         manifest: Of `cem/filtered_patches`.
         folder: Folder of theirs in the commit.
@@ -46,7 +46,7 @@ def write_without(
         The shards, at least one, and the sums over the pixels of the patches left out.
 
     Raises:
-        ValueError: A shard does not match its manifest.
+        DataError: A shard does not match its manifest.
     """
     left_out = pa.array(sorted(names), pa.string())
     written: list[ManifestObject] = []
@@ -68,7 +68,7 @@ def write_without(
                 continue
         copied = commit.write(name, store.read(key))
         if copied.sha256 != item.sha256:
-            raise ValueError(
+            raise DataError(
                 f"{key} has sha256 {copied.sha256[:12]}, its manifest says {item.sha256[:12]}; materialize "
                 f"{manifest.inputs.asset}, partition {manifest.inputs.partition!r}, again: it repairs them."
             )

@@ -22,6 +22,7 @@ from cem_assets.cem.patches.dedup import CROSS_DATASET_DISTANCE
 from cem_assets.cem.releases.card import CrossDatasetDuplicates, PixelSums, ReleasedDataset, dataset_card, licences
 from cem_assets.cem.releases.contamination_reports import contaminated_patches, contamination_reports
 from cem_assets.cem.releases.reduced_shards import patch_hashes, write_without
+from cem_assets.errors import DataError
 from cem_assets.execution.local import default_num_workers
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.imaging.near_pairs import pairs_between_groups
@@ -80,11 +81,8 @@ def make_release(
     changes (`cem_assets.cem.reconciliation.is_release_due`), and by default the next one is made without them, too.
 
     Args:
-        store: Where.
         version: Its name; empty counts up v1, v2, ...
         datasets: Which ones; empty takes every committed partition of `cem/filtered_patches`.
-        run_id: Recorded in the manifest.
-        progress: Called with (shares of the comparison done, in all).
         exclude_contaminated: Whether patches that show test images of benchmarks, as the reports of
             `benchmarks/contamination` say, are left out; None does as the newest release did.
 
@@ -92,7 +90,7 @@ def make_release(
         The new release; or the newest one, not new, where it holds the very same partitions and leaves out the same patches.
 
     Raises:
-        ValueError: The version is not allowed, nothing is filtered yet, or no release was compared with test images and
+        DataError: The version is not allowed, nothing is filtered yet, or no release was compared with test images and
             patches shall be left out.
         FileExistsError: The version is taken by a release with other contents.
     """
@@ -102,7 +100,7 @@ def make_release(
     names = sorted(datasets) or committed_partitions(store, FILTERED)
     members = [_member(require_manifest(store, FILTERED, name)) for name in names]
     if not members:
-        raise ValueError(f"there is nothing to release: no partition of {FILTERED} is committed. Materialize one first.")
+        raise DataError(f"there is nothing to release: no partition of {FILTERED} is committed. Materialize one first.")
     upstream = {f"{FILTERED}/{member.manifest.inputs.partition}": member.manifest.digest for member in members}
     known = list_releases(store)
     if exclude_contaminated is None:
@@ -146,7 +144,7 @@ def _member(manifest: Manifest) -> _Member:
 def _marked(store: Store, members: list[_Member]) -> list[_Member]:
     """Note which patches of the members show test images."""
     if not contamination_reports(store, "cem"):
-        raise ValueError(
+        raise DataError(
             f"no release was compared with the test images of benchmarks yet, so nobody knows which patches to leave out. "
             f"Materialize {CONTAMINATION} of the newest release first, or make this one with exclude_contaminated = false."
         )

@@ -20,6 +20,7 @@ from zarr.storage import MemoryStore
 from cem_assets.cem.subvolumes.places import Subvolume, SubvolumeForm
 from cem_assets.cem.volumes.bricks import brick_shape
 from cem_assets.cem.volumes.ome_zarr import StoredVolume, open_volume_array
+from cem_assets.errors import DataError
 from cem_assets.imaging.boxes import Box
 from cem_assets.store.parquet import schema_of
 
@@ -79,12 +80,12 @@ def read_box(volume: StoredVolume, subvolume: Subvolume) -> NDArray[np.uint8]:
 
     Raises:
         FileNotFoundError: The store lost a chunk.
-        ValueError: A chunk is damaged.
+        DataError: A chunk is damaged.
     """
     try:
         voxels = np.asarray(open_volume_array(volume)[subvolume.box])
     except (ValueError, RuntimeError, IndexError) as error:
-        raise ValueError(
+        raise DataError(
             f"volume {volume.name!r} is damaged at (z, y, x) = {subvolume.low}: {error}. Materialize cem/volumes again to "
             "repair the partition."
         ) from error
@@ -193,7 +194,7 @@ def decode_subvolume(objects: Mapping[str, bytes], form: SubvolumeForm) -> NDArr
         uint8 (slices, rows, columns).
 
     Raises:
-        ValueError: The bytes are damaged.
+        DataError: The bytes are damaged.
     """
     if form == "tiff":
         (data,) = objects.values()

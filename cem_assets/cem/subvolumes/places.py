@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cem_assets.cem.patches.dedup import visiting_order
 from cem_assets.cem.patches.patchify import PATCH_SIDE_PX, PatchPlace, parse_patch_name
+from cem_assets.errors import DataError, UnknownNameError
 from cem_assets.imaging.boxes import Box
 
 MAX_VOXELS = 1 << 26
@@ -76,7 +77,7 @@ class SubvolumeParams(BaseModel):
                 "worker can hold"
             )
         if problems:
-            raise ValueError("; ".join(problems))
+            raise DataError("; ".join(problems))
         return self
 
     @property
@@ -209,7 +210,7 @@ def place_subvolumes(
 
     Raises:
         KeyError: A patch's volume has no shape.
-        ValueError: A name is not a patch's name.
+        DataError: A name is not a patch's name.
     """
     chosen = _Chosen(params)
     found: list[Subvolume] = []
@@ -222,7 +223,7 @@ def place_subvolumes(
             reasons[row] = Skipped.flat
             continue
         if place.volume not in shapes:
-            raise KeyError(
+            raise UnknownNameError(
                 f"patch {patches[row]!r} is of volume {place.volume!r}, which the dataset does not have; it has "
                 f"{', '.join(map(repr, list(shapes)[:20])) or 'none'}. Materialize cem/filtered_patches again."
             )

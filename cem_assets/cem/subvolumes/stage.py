@@ -25,6 +25,7 @@ from cem_assets.cem.subvolumes.files import (
     read_box,
 )
 from cem_assets.cem.subvolumes.places import Skipped, Subvolume, SubvolumeForm, SubvolumeParams, place_subvolumes
+from cem_assets.errors import UnknownNameError
 from cem_assets.execution.local import Engine, local_engine
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.imaging.boxes import Box
@@ -63,12 +64,8 @@ def cut_subvolumes(
     """Cut subvolumes around the filtered patches of a dataset, out of the volumes these were cut from.
 
     Args:
-        store: Where.
-        dataset: Partition key.
         params: Size, limit, overlap, seed, form.
-        run_id: Recorded in the manifest.
         engine: Shares the subvolumes; None chooses a pool.
-        progress: Called with (subvolumes done, in all).
 
     Returns:
         The committed partition of `cem/subvolumes`: one OME-Zarr folder or TIFF stack each, an index in the order in which
@@ -134,7 +131,6 @@ def read_subvolume(store: Store, manifest: Manifest, file: str) -> NDArray[np.ui
     """Read a stored subvolume.
 
     Args:
-        store: Where.
         manifest: Of `cem/subvolumes`.
         file: As the index names it.
 
@@ -148,7 +144,9 @@ def read_subvolume(store: Store, manifest: Manifest, file: str) -> NDArray[np.ui
     form = SubvolumeParams(**manifest.inputs.parameters).form
     inside = [item.name for item in manifest.objects if item.name == file or item.name.startswith(f"{file}/")]
     if not inside:
-        raise KeyError(f"{manifest.folder} has no subvolume {file!r}; its index (part-00000.parquet) lists those it has.")
+        raise UnknownNameError(
+            f"{manifest.folder} has no subvolume {file!r}; its index (part-00000.parquet) lists those it has."
+        )
     return decode_subvolume({name: store.read(f"{manifest.folder}/{name}") for name in inside}, form)
 
 

@@ -23,6 +23,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
 from cem_assets.cem.volumes.bricks import CHUNK_SHAPE, FLAT_CHUNK_SHAPE, XY_ONLY, brick_shape
 from cem_assets.cem.volumes.zarr_shards import ZSTD_LEVEL, decode_shard, encode_shard
+from cem_assets.errors import DataError
 from cem_assets.imaging.boxes import Box
 from cem_assets.imaging.intensity import IntensityMapping
 from cem_assets.store.store import Store
@@ -177,13 +178,13 @@ def decode_brick(shape: tuple[int, int, int], planes: tuple[int, ...], box: Box,
         uint8 (z, y, x).
 
     Raises:
-        ValueError: The bytes are damaged; every chunk carries a checksum.
+        DataError: The bytes are damaged; every chunk carries a checksum.
     """
     z, y, x = (span.stop - span.start for span in box)
     try:
         return decode_shard(data, chunk_shape(planes), brick_shape(shape, planes), (z, y, x))
     except ValueError as error:
-        raise ValueError(f"the brick at {_corner(box)} is damaged: {error}") from error
+        raise DataError(f"the brick at {_corner(box)} is damaged: {error}") from error
 
 
 def _corner(box: Box) -> str:
@@ -232,7 +233,7 @@ class StoredVolume:
 
         Raises:
             FileNotFoundError: The brick is absent; ours never are, so the store lost it.
-            ValueError: The brick is damaged.
+            DataError: The brick is damaged.
         """
         key = f"{self.folder}/{brick_name(self.shape, self.planes, box)}"
         try:
@@ -245,7 +246,7 @@ class StoredVolume:
         try:
             return decode_brick(self.shape, self.planes, box, data)
         except ValueError as error:
-            raise ValueError(
+            raise DataError(
                 f"volume {self.name!r}: {error} ({key}). Materialize cem/volumes again to repair the partition."
             ) from error
 

@@ -16,6 +16,7 @@ from cem_assets.cem.patches.tables import REJECTED_SCHEMA
 from cem_assets.cem.volumes.bricks import count_patches
 from cem_assets.cem.volumes.standardize import opened_volume, standardize_volume
 from cem_assets.cem.volumes.standardize_images import standardize_images
+from cem_assets.errors import DataError
 from cem_assets.execution.local import Engine
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.formats.arrays import Opened
@@ -40,9 +41,7 @@ def standardize_dataset(
     """Standardize a dataset of the inbox: uint8 OME-Zarr volumes, or a table of 2D images.
 
     Args:
-        store: Where.
         dataset: Partition key, its folder in the inbox.
-        run_id: Recorded in the manifest.
         engine: Shares bricks or images; None chooses a pool.
         progress: Called with (bricks or images done, in all) of the volume at hand.
 
@@ -51,7 +50,7 @@ def standardize_dataset(
 
     Raises:
         FileNotFoundError: The inbox has no such dataset.
-        ValueError: Its description breaks rules, or nothing in it can be used; the report lies in `quarantine/`.
+        DataError: Its description breaks rules, or nothing in it can be used; the report lies in `quarantine/`.
         OSError: The store or the scratch disk is in trouble; another attempt may help.
     """
     with scratch_folder("volumes") as scratch:
@@ -78,7 +77,7 @@ def _standardize_dataset(
     if not records and not counts["images"]:
         write_report(store, dataset, rejections, is_refused=True)
         listing = "\n".join(f"  - {item.what}: {item.reason}" for item in rejections[:20])
-        raise ValueError(
+        raise DataError(
             f"dataset {dataset!r} has nothing that can be used; {len(rejections)} file(s) or volume(s) were refused:\n"
             f"{listing}\nRepair or replace them in the inbox, then materialize {VOLUMES} again."
         )
@@ -148,6 +147,6 @@ def _parts(item: Intake, opened: Opened, description: DatasetDescription) -> Ite
     for box in drawn.boxes:
         name = roi_name(item.name, box)
         if len(name) > MAX_NAME:
-            raise ValueError(f"its cubes have names of {len(name)} characters; expected at most {MAX_NAME}. Rename it.")
+            raise DataError(f"its cubes have names of {len(name)} characters; expected at most {MAX_NAME}. Rename it.")
         region = replace(opened, source=Region(opened.source, box), notes=(*opened.notes, *drawn.notes))
         yield replace(item, name=name), region

@@ -31,6 +31,7 @@ from cem_assets.cem.volumes.ome_zarr import (
     metadata_objects,
     volume_folder,
 )
+from cem_assets.errors import DataError
 from cem_assets.execution.local import Engine, default_num_workers, local_engine, threads_or_processes
 from cem_assets.formats import open_file
 from cem_assets.formats.arrays import ArraySource, Opened, RawFile
@@ -75,8 +76,6 @@ def opened_volume(
     """Open one volume of the inbox.
 
     Args:
-        store: Where.
-        dataset: Its dataset.
         intake: Which volume.
         scratch: Folder for copies and unpacked voxels.
         kept: Copies that were made before; those of this volume are removed afterwards.
@@ -85,7 +84,7 @@ def opened_volume(
         The opened volume, usable until the block ends.
 
     Raises:
-        ValueError: It cannot be read.
+        DataError: It cannot be read.
     """
     description = dataset.description
     if intake.kind == "zarr":
@@ -128,7 +127,6 @@ def intensity_mapping(source: ArraySource, description: DatasetDescription, boxe
     """Choose the mapping of one volume; percentiles are measured on a fixed sample of its bricks.
 
     Args:
-        source: The volume.
         description: Declares the policy.
         boxes: All bricks of the volume.
 
@@ -136,7 +134,7 @@ def intensity_mapping(source: ArraySource, description: DatasetDescription, boxe
         The mapping.
 
     Raises:
-        ValueError: The policy does not fit the data.
+        DataError: The policy does not fit the data.
     """
     policy = description.intensity or default_policy(source.dtype)
     values: list[NDArray[Any]] = []
@@ -230,13 +228,12 @@ def standardize_volume(
         description: The dataset's description; its voxel size wins over the header's.
         commit: Where the objects go; bricks a killed run left there are not computed again.
         engine: Shares the bricks; None chooses a pool by their number.
-        progress: Called with (bricks done, bricks in all).
 
     Returns:
         The volume's record.
 
     Raises:
-        ValueError: The source is damaged, has NaN or infinite values, or is constant.
+        DataError: The source is damaged, has NaN or infinite values, or is constant.
     """
     source = opened.source
     declared = description.voxel_size()
@@ -351,19 +348,19 @@ def refuse_constant(histogram: NDArray[np.int64], mapping: IntensityMapping) -> 
         mapping: To tell the original value.
 
     Raises:
-        ValueError: It is constant, or no voxel of it could be read.
+        DataError: It is constant, or no voxel of it could be read.
     """
     values = np.flatnonzero(histogram)
     if len(values) == 0:
-        raise ValueError("no voxel of it could be read: every chunk is absent or refused. Upload the chunks.")
+        raise DataError("no voxel of it could be read: every chunk is absent or refused. Upload the chunks.")
     if len(values) > 1:
         return
     original = mapping.undo(values.astype(np.uint8))[0]
     if original == 0:
-        raise ValueError(
+        raise DataError(
             "it is constant: every voxel is 0. Zero-filled data mostly comes from a copy that broke off; expected at least two "
             "values. Copy it again from its source."
         )
-    raise ValueError(
+    raise DataError(
         f"it is constant: every voxel is {original:g} (blank); expected at least two values. Remove it from the dataset."
     )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cem_assets.cem.patches.tables import IMAGES_SCHEMA
 from cem_assets.cem.volumes.standardize import Progress, binning_notes, opened_zarr, refuse_constant
+from cem_assets.errors import DataError
 from cem_assets.execution.local import Engine, local_engine
 from cem_assets.formats.arrays import check_whole_in_memory
 from cem_assets.formats.stacks import read_plane
@@ -86,12 +87,12 @@ def _zarr_plane(store: Store, dataset: InboxDataset, intake: Intake) -> tuple[ND
     opened = opened_zarr(store, dataset, intake)
     z, y, x = opened.source.shape
     if z != 1:
-        raise ValueError(f'it is a stack of {z} slices; expected one 2D image. Use kind = "volume".')
+        raise DataError(f'it is a stack of {z} slices; expected one 2D image. Use kind = "volume".')
     check_whole_in_memory(f"image {intake.name}", y * x * opened.source.dtype.itemsize)
     box = (slice(0, 1), slice(0, y), slice(0, x))
     plane = np.asarray(opened.source.read(box)[0])
     if opened.source.missing(box) is not None:
-        raise ValueError("it lacks chunks; expected a whole image. Upload the chunks.")
+        raise DataError("it lacks chunks; expected a whole image. Upload the chunks.")
     return plane, opened.notes
 
 
@@ -106,12 +107,9 @@ def standardize_images(
     """Write 2D images as Parquet tables of TIFF bytes into a commit.
 
     Args:
-        store: Where the inbox lies.
-        dataset: The dataset.
         items: Its images.
         commit: Where the tables go.
         engine: Shares the images; None chooses a pool by their number.
-        progress: Called with (images done, images in all).
 
     Returns:
         (number of images, number of pixels, images that were refused).

@@ -16,6 +16,8 @@ import numpy as np
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
+
 Shape = tuple[int, int, int]
 
 ZSTD_LEVEL = 1
@@ -96,7 +98,6 @@ def decode_shard(data: bytes, chunk: Shape, shard: Shape, shape: Shape) -> NDArr
     """Decode one shard.
 
     Args:
-        data: Its bytes.
         chunk: Shape of a chunk.
         shard: Shape of a shard.
         shape: Voxels (z, y, x) of it that lie inside the array.
@@ -105,16 +106,16 @@ def decode_shard(data: bytes, chunk: Shape, shard: Shape, shape: Shape) -> NDArr
         uint8 of that shape, C-contiguous.
 
     Raises:
-        ValueError: A checksum differs, a chunk is absent, or the bytes are no such shard.
+        DataError: A checksum differs, a chunk is absent, or the bytes are no such shard.
     """
     z, y, x = (outer // inner for outer, inner in zip(shard, chunk, strict=True))
     num_bytes = z * y * x * 16
     view = np.frombuffer(data, np.uint8)
     footer = view[-num_bytes - _CHECKSUM_BYTES : -_CHECKSUM_BYTES]
     if len(data) < num_bytes + _CHECKSUM_BYTES:
-        raise ValueError(f"it has {len(data)} bytes; expected at least {num_bytes + _CHECKSUM_BYTES}")
+        raise DataError(f"it has {len(data)} bytes; expected at least {num_bytes + _CHECKSUM_BYTES}")
     if _checksum(footer) != data[-_CHECKSUM_BYTES:]:
-        raise ValueError("the checksum of its index differs")
+        raise DataError("the checksum of its index differs")
     index = np.frombuffer(footer, "<u8").reshape(z, y, x, 2).tolist()
     out = np.empty(shape, np.uint8)
     flat = np.empty(chunk[0] * chunk[1] * chunk[2], np.uint8)
@@ -125,16 +126,16 @@ def decode_shard(data: bytes, chunk: Shape, shard: Shape, shape: Shape) -> NDArr
             continue
         start, length = index[cell[0]][cell[1]][cell[2]]
         if start == int(_ABSENT) or length <= _CHECKSUM_BYTES or start + length > len(data):
-            raise ValueError(f"its chunk {cell} is absent or lies outside of it")
+            raise DataError(f"its chunk {cell} is absent or lies outside of it")
         packed = view[start : start + length - _CHECKSUM_BYTES]
         if _checksum(packed) != data[start + length - _CHECKSUM_BYTES : start + length]:
-            raise ValueError(f"the checksum of its chunk {cell} differs")
+            raise DataError(f"the checksum of its chunk {cell} differs")
         try:
             # Into a buffer of the right size: a frame that claims more is refused before anything is allocated for it.
             unpacked = _unpack(packed, out=flat)
         except (imagecodecs.ZstdError, ValueError) as error:
-            raise ValueError(f"its chunk {cell} cannot be unpacked: {error}") from error
+            raise DataError(f"its chunk {cell} cannot be unpacked: {error}") from error
         if len(unpacked) != len(flat):
-            raise ValueError(f"its chunk {cell} has {len(unpacked)} voxels; expected {len(flat)}")
+            raise DataError(f"its chunk {cell} has {len(unpacked)} voxels; expected {len(flat)}")
         out[span] = scratch[tuple(slice(part.stop - part.start) for part in span)]
     return out

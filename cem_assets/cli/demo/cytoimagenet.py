@@ -146,7 +146,6 @@ def run_cyto_demo(store: Store, folder: Path, run: Callable[..., None]) -> Itera
     """Take the phantom sources in and make a release of them.
 
     Args:
-        store: Where.
         folder: For the sources' files.
         run: Runs a job: its name, then `partition` and `config`.
 

@@ -6,7 +6,6 @@ classifier is trained on the phantom's own truth: enough to show the chain, not 
 """
 
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from cem_assets import environment
 from cem_assets.catalog import EmDataset, em_datasets
 from cem_assets.cem.patches.patchify import parse_patch_name
 from cem_assets.cem.phantom import em_phantom, label_of
@@ -33,7 +33,6 @@ from cem_assets.store.local import file_sha256
 from cem_assets.store.manifests import require_manifest
 from cem_assets.store.store import Store, open_store
 
-DATA_VARIABLE = "CEM_ASSETS_TEST_DATA"
 SEED = 7
 VOLUME_SHAPE = (240, 336, 336)
 IMAGE_SHAPES = ((560, 672), (672, 560), (448, 448), (700, 500), (512, 640), (448, 900))
@@ -144,7 +143,6 @@ def fetch_stack(row: EmDataset, folder: Path) -> tuple[bool, str]:
     """Get the files of a catalogue row: from the test data beside the checkout, else from their address.
 
     Args:
-        row: Of the catalogue.
         folder: Where to put the files and their `dataset.toml`.
 
     Returns:
@@ -167,7 +165,7 @@ def fetch_stack(row: EmDataset, folder: Path) -> tuple[bool, str]:
 
 
 def _local_stack() -> Path | None:
-    for base in (os.environ.get(DATA_VARIABLE), "../shared/data"):
+    for base in (environment.text(environment.TEST_DATA), "../shared/data"):
         if base and (Path(base) / "em3d_labelled/vnc_sstem_stack1/raw").is_dir():
             return Path(base) / "em3d_labelled/vnc_sstem_stack1/raw"
     return None
@@ -177,7 +175,6 @@ def write_truth_labels(store: Store, truth: dict[str, NDArray[np.bool_]]) -> int
     """Label patches of the phantoms by their truth, half good and half bad, into the store's label tables.
 
     Args:
-        store: Where.
         truth: bool arrays by `dataset/volume`.
 
     Returns:

@@ -105,7 +105,6 @@ def run_weights_demo(store: Store, folder: Path, run: Callable[..., None]) -> It
     """Train and import weights, score them, compare them.
 
     Args:
-        store: Where the demo's releases are.
         folder: For the benchmark's files.
         run: Runs a job: its name, then `partition` and `config`.
 

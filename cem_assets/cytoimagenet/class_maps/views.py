@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
+from cem_assets.errors import DataError
 from cem_assets.imaging.gallery import MAX_BYTES, Tile, figure_png, gallery_jpeg
 
 MAX_ENTRIES = 20
@@ -46,10 +47,10 @@ def class_grid(images: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> 
         A JPEG of at most `MAX_BYTES`.
 
     Raises:
-        ValueError: There are more or fewer captions than images.
+        DataError: There are more or fewer captions than images.
     """
     if len(images) != len(captions):
-        raise ValueError(f"{len(images)} images have {len(captions)} captions; expected one for each")
+        raise DataError(f"{len(images)} images have {len(captions)} captions; expected one for each")
     tiles = [
         Tile(_enlarged(image), _short(caption, _CAPTION_CHARACTERS)) for image, caption in zip(images, captions, strict=True)
     ]
@@ -162,10 +163,10 @@ def scales_and_sources_png(scaling: Sequence[float], source: Sequence[str]) -> b
         A PNG of at most `MAX_BYTES`: a bar for each of the largest sources, and one for all others.
 
     Raises:
-        ValueError: The lengths differ.
+        DataError: The lengths differ.
     """
     if len(scaling) != len(source):
-        raise ValueError(f"{len(scaling)} scales for {len(source)} sources; expected one of each per crop")
+        raise DataError(f"{len(scaling)} scales for {len(source)} sources; expected one of each per crop")
     names, places, num_others = _told_apart(source)
     shown = [_plain(name) for name in names] + ([f"other ({num_others:,} sources)"] if num_others else [])
     scales = np.asarray(scaling, dtype=np.float64)
@@ -208,17 +209,17 @@ def cosine_distances(features: NDArray[np.floating], labels: Sequence[str]) -> p
         single image; between: over all pairs of one image of the class and one of any other, NaN where there is no other.
 
     Raises:
-        ValueError: The lengths differ, or a feature vector is zero, NaN or infinite.
+        DataError: The lengths differ, or a feature vector is zero, NaN or infinite.
 
     Source: the mean pairwise distances of CytoImageNet (arXiv:2111.11646). Exact without going over pairs: the sum of all
     cosines between two groups of unit vectors is the product of the groups' sums. O(n d) time, float64.
     """
     if features.ndim != 2 or len(features) != len(labels):
-        raise ValueError(f"features of shape {features.shape} for {len(labels)} labels; expected (n, d) and n labels")
+        raise DataError(f"features of shape {features.shape} for {len(labels)} labels; expected (n, d) and n labels")
     vectors = features.astype(np.float64)
     norms = np.linalg.norm(vectors, axis=1)
     if len(bad := np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))):
-        raise ValueError(
+        raise DataError(
             f"{len(bad)} of {len(vectors)} feature vectors are zero, NaN or infinite and have no direction, the first in row "
             f"{bad[0]}; leave these images out"
         )
@@ -250,16 +251,15 @@ def class_map_png(points: NDArray[np.floating], labels: Sequence[str], title: st
     Args:
         points: (n, 2), of `umap_points`.
         labels: (n,); the most frequent get a colour each, the rest is gray.
-        title: Above the map.
 
     Returns:
         A PNG of at most `MAX_BYTES`.
 
     Raises:
-        ValueError: Points and labels do not fit each other.
+        DataError: Points and labels do not fit each other.
     """
     if points.shape != (len(labels), 2):
-        raise ValueError(f"points of shape {points.shape} for {len(labels)} labels; expected ({len(labels)}, 2)")
+        raise DataError(f"points of shape {points.shape} for {len(labels)} labels; expected ({len(labels)}, 2)")
     names, places, num_others = _told_apart(labels)
     figure = _figure(7.2, 4.4)
     axes = figure.add_subplot()
@@ -306,10 +306,10 @@ def umap_points(features: NDArray[np.floating], seed: int) -> NDArray[np.float32
         principal components of the unit vectors instead, each with the sign that makes its largest entry positive.
 
     Raises:
-        ValueError: Features are not (n, d), or not finite.
+        DataError: Features are not (n, d), or not finite.
     """
     if features.ndim != 2 or not np.isfinite(features).all():
-        raise ValueError(f"features of shape {features.shape}; expected (n, d) with finite numbers only")
+        raise DataError(f"features of shape {features.shape}; expected (n, d) with finite numbers only")
     if len(features) < MIN_UMAP:
         return _principal_points(features)
     import umap  # type: ignore[import-untyped]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.imaging.compiled import kernel
 
 LOW_PERCENT, HIGH_PERCENT = 0.1, 99.9
@@ -74,10 +75,10 @@ def histogram(values: NDArray[np.generic]) -> NDArray[np.int64]:
         int64 (256,) or (65536,); bin 0 is the type's smallest value.
 
     Raises:
-        ValueError: The type is another one.
+        DataError: The type is another one.
     """
     if not _has_few_values(values.dtype):
-        raise ValueError(f"histograms are of 8- and 16-bit integers; found {values.dtype}")
+        raise DataError(f"histograms are of 8- and 16-bit integers; found {values.dtype}")
     flat = _flat(values)
     return _counted(flat, 1 << (8 * flat.dtype.itemsize))
 
@@ -116,11 +117,11 @@ def percentile_bounds(plane: NDArray[np.generic]) -> tuple[float, float]:
         (low, high), exactly `numpy.percentile(finite.astype(float64), (0.1, 99.9))` with linear interpolation.
 
     Raises:
-        ValueError: It is no plane of real numbers, or no pixel is finite.
+        DataError: It is no plane of real numbers, or no pixel is finite.
     """
     found = _scaling(_plane_of_numbers(plane))
     if found is None:
-        raise ValueError("no pixel is finite, so there are no percentiles; expected at least one; leave the channel out")
+        raise DataError("no pixel is finite, so there are no percentiles; expected at least one; leave the channel out")
     return found.low, found.high
 
 
@@ -135,7 +136,7 @@ def normalise_channel(plane: NDArray[np.generic]) -> NDArray[np.float32]:
         become 0.
 
     Raises:
-        ValueError: It is no plane of real numbers.
+        DataError: It is no plane of real numbers.
     """
     plane = _plane_of_numbers(plane)
     out = np.zeros(plane.shape, np.float32)
@@ -164,7 +165,7 @@ def merge_channels(planes: Sequence[NDArray[np.generic]]) -> NDArray[np.uint8]:
         uint8 (y, x), exactly the definition in float64.
 
     Raises:
-        ValueError: There are no planes, one is no plane of real numbers, or their shapes differ.
+        DataError: There are no planes, one is no plane of real numbers, or their shapes differ.
 
     Source: CytoImageNet (arXiv:2111.11646).
     """
@@ -184,12 +185,12 @@ def gray_of_colour(planes: Sequence[NDArray[np.generic]]) -> NDArray[np.uint8]:
         uint8 (y, x), exactly the definition in float64, halves rounded to the even level.
 
     Raises:
-        ValueError: There are not three planes, one is no plane of real numbers, or their shapes differ.
+        DataError: There are not three planes, one is no plane of real numbers, or their shapes differ.
 
     Source: CytoImageNet (arXiv:2111.11646).
     """
     if len(planes) != 3:
-        raise ValueError(f"a colour image has 3 planes (red, green, blue); found {len(planes)}; leave alpha out")
+        raise DataError(f"a colour image has 3 planes (red, green, blue); found {len(planes)}; leave alpha out")
     checked = _same_shape(planes)
     if all(plane.dtype == np.uint8 for plane in checked):
         total = np.empty(checked[0].shape, np.uint16)
@@ -211,7 +212,7 @@ def merge_image(planes: Sequence[NDArray[np.generic]], is_colour: bool) -> NDArr
         uint8 (y, x).
 
     Raises:
-        ValueError: As of the two.
+        DataError: As of the two.
     """
     return gray_of_colour(planes) if is_colour else merge_channels(planes)
 
@@ -329,7 +330,7 @@ def _flat(plane: NDArray[np.generic]) -> NDArray[Any]:
 
 def _plane_of_numbers(plane: NDArray[np.generic]) -> NDArray[np.generic]:
     if plane.ndim != 2 or not plane.size or plane.dtype.kind not in "iuf":
-        raise ValueError(
+        raise DataError(
             f"a plane has two axes, at least one pixel, and integers or floating-point numbers; found shape {plane.shape} "
             f"of {plane.dtype}; split channels and stacks into planes first"
         )
@@ -341,5 +342,5 @@ def _same_shape(planes: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generi
     shapes = list(dict.fromkeys(plane.shape for plane in checked))
     if len(shapes) != 1:
         found = ", ".join(" x ".join(map(str, shape)) for shape in shapes) or "no planes"
-        raise ValueError(f"the planes of one image have one shape (y, x); found {found}; group the channels of one field")
+        raise DataError(f"the planes of one image have one shape (y, x); found {found}; group the channels of one field")
     return checked

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cem_assets.cytoimagenet.crops.channels import merge_channels
+from cem_assets.errors import DataError
 
 WHOLE = -1
 """Quadrant of a window that is the whole image."""
@@ -51,12 +52,12 @@ class CropParams(BaseModel):
     def _fits_together(self) -> Self:
         needed = math.ceil(self.min_crop_px / max(self.scales))
         if self.whole_below_px < needed:
-            raise ValueError(
+            raise DataError(
                 f"whole_below_px = {self.whole_below_px} leaves images without a crop of min_crop_px = {self.min_crop_px}; "
                 f"expected whole_below_px >= {needed}"
             )
         if self.max_images < self.min_images:
-            raise ValueError(f"max_images = {self.max_images}; expected at least min_images = {self.min_images}")
+            raise DataError(f"max_images = {self.max_images}; expected at least min_images = {self.min_images}")
         return self
 
 
@@ -96,12 +97,12 @@ def crops_per_image(num_images: int, params: CropParams) -> int:
         1 from 1,000 images on, 2 from 550, 3 from 400, else 4.
 
     Raises:
-        ValueError: There are no images.
+        DataError: There are no images.
 
     Source: CytoImageNet (arXiv:2111.11646), which brings small labels near 1,000 images so.
     """
     if num_images < 1:
-        raise ValueError(f"a label has at least one image; found {num_images}")
+        raise DataError(f"a label has at least one image; found {num_images}")
     return next((crops for fewest, crops in params.crop_steps if num_images >= fewest), params.max_crops)
 
 
@@ -124,12 +125,12 @@ def crop_windows(height_px: int, width_px: int, num_crops: int, identity: str, p
         `num_crops` windows in the order drawn; one whole window where a side is below `whole_below_px`.
 
     Raises:
-        ValueError: The image has no pixels, or the number of crops is not 1..4.
+        DataError: The image has no pixels, or the number of crops is not 1..4.
 
     Source: CytoImageNet (arXiv:2111.11646); there the draws are not seeded.
     """
     if min(height_px, width_px) < 1 or not 1 <= num_crops <= params.max_crops:
-        raise ValueError(
+        raise DataError(
             f"{identity}: expected sides of at least 1 px and 1 to {params.max_crops} crops; found {height_px} x {width_px} px "
             f"and {num_crops} crops"
         )
@@ -176,12 +177,12 @@ def sample_back(identities: Sequence[str], crop_numbers: Sequence[int], params: 
         bool (n,), true for `max_images` crops, or for all where there are no more; whatever their order.
 
     Raises:
-        ValueError: The two lists differ in length, or a crop is listed twice.
+        DataError: The two lists differ in length, or a crop is listed twice.
 
     Source: CytoImageNet (arXiv:2111.11646), which drops a second crop of the same image first; there unseeded.
     """
     if len(identities) != len(crop_numbers):
-        raise ValueError(f"every crop has an image and a number; found {len(identities)} images, {len(crop_numbers)} numbers")
+        raise DataError(f"every crop has an image and a number; found {len(identities)} images, {len(crop_numbers)} numbers")
     num = len(identities)
     images = {identity: place for place, identity in enumerate(dict.fromkeys(identities))}
     image = np.fromiter((images[identity] for identity in identities), np.int64, num)
@@ -193,7 +194,7 @@ def sample_back(identities: Sequence[str], crop_numbers: Sequence[int], params: 
     is_twice[1:] &= numbers[order][1:] == numbers[order][:-1]
     if is_twice.any():
         shown = [f"crop {crop_numbers[row]} of {identities[row]}" for row in order[is_twice][:5]]
-        raise ValueError(f"{int(is_twice.sum())} crops are listed twice, such as {', '.join(shown)}; list each once")
+        raise DataError(f"{int(is_twice.sum())} crops are listed twice, such as {', '.join(shown)}; list each once")
     if num <= params.max_images:
         return np.ones(num, np.bool_)
     rank = np.empty(num, np.int64)
@@ -216,13 +217,13 @@ def cut(image: NDArray[np.uint8], window: CropWindow) -> NDArray[np.uint8]:
         uint8 (window's height, window's width), contiguous; zeros where the crop is uniform.
 
     Raises:
-        ValueError: The image is no gray image, or the window leaves it.
+        DataError: The image is no gray image, or the window leaves it.
     """
     if image.ndim != 2 or image.dtype != np.uint8:
-        raise ValueError(f"crops are cut from uint8 images of two axes; found shape {image.shape} of {image.dtype}")
+        raise DataError(f"crops are cut from uint8 images of two axes; found shape {image.shape} of {image.dtype}")
     height, width = image.shape
     if not (0 <= window.y_min < window.y_max <= height and 0 <= window.x_min < window.x_max <= width):
-        raise ValueError(
+        raise DataError(
             f"the window y {window.y_min}..{window.y_max}, x {window.x_min}..{window.x_max} leaves the image of "
             f"{height} x {width} px; draw it for this image with crop_windows"
         )

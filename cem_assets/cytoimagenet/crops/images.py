@@ -18,6 +18,7 @@ from cem_assets.cytoimagenet.held_out.guard import Fingerprint, fingerprint
 from cem_assets.cytoimagenet.releases.card import VALIDATION_SHARE
 from cem_assets.cytoimagenet.sources.stage import file_of, page_of
 from cem_assets.cytoimagenet.tables import encode_png
+from cem_assets.errors import DataError
 from cem_assets.formats.microscopy_images import MicroscopyImage, read_microscopy_image
 from cem_assets.imaging.dhash import dhash
 from cem_assets.inbox.local import local_paths
@@ -99,7 +100,7 @@ class CropJob:
             for (name, digest), path in zip(expected.items(), paths, strict=True):
                 try:
                     if file_sha256(path) != digest:
-                        raise ValueError(
+                        raise DataError(
                             f"{name} changed since its source was read; materialize cytoimagenet/source_metadata again"
                         )
                     images[name] = read_microscopy_image(path)
@@ -138,19 +139,17 @@ def read_images(store: Store, source: str, digests: Mapping[str, str]) -> dict[s
     """Read files of a source in the inbox, each once.
 
     Args:
-        store: Where.
-        source: Its name.
         digests: sha256 by path, as the metadata recorded them.
 
     Raises:
         FileNotFoundError: A file is gone.
-        ValueError: A file changed, or cannot be decoded.
+        DataError: A file changed, or cannot be decoded.
     """
     images = {}
     with scratch_folder("images") as scratch, local_paths(store, source, digests, scratch) as paths:
         for (name, digest), path in zip(digests.items(), paths, strict=True):
             if file_sha256(path) != digest:
-                raise ValueError(f"{name} changed since its source was read; materialize cytoimagenet/source_metadata again")
+                raise DataError(f"{name} changed since its source was read; materialize cytoimagenet/source_metadata again")
             images[name] = read_microscopy_image(path)
     return images
 
@@ -159,7 +158,7 @@ def planes_of(files: Sequence[str], images: dict[str, MicroscopyImage]) -> Micro
     """Put the planes of an image together: pages and files as the metadata names them, in order of channel.
 
     Raises:
-        ValueError: A page is not there.
+        DataError: A page is not there.
     """
     if len(files) == 1 and page_of(files[0]) is None:
         return images[files[0]]
@@ -168,7 +167,7 @@ def planes_of(files: Sequence[str], images: dict[str, MicroscopyImage]) -> Micro
         image, page = images[file_of(name)], page_of(name)
         if page is not None:
             if page >= len(image.planes):
-                raise ValueError(f"{name}: the file has {len(image.planes)} page(s). Correct the recipe's channels.")
+                raise DataError(f"{name}: the file has {len(image.planes)} page(s). Correct the recipe's channels.")
             planes.append(image.planes[page])
         elif image.is_colour:  # a single stain saved in colour
             planes.append(np.asarray(np.mean(np.stack(image.planes), axis=0, dtype=np.float32)))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.cytoimagenet.crops.channels import HIGH_PERCENT, LOW_PERCENT, histogram, percentiles_of_counts
+from cem_assets.errors import DataError
 
 DIM_PERCENT = 75.0
 """A crop is dim where this percentile is 0."""
@@ -66,13 +67,13 @@ def pixel_fault(raw_crop: NDArray[np.uint8], crop: NDArray[np.uint8]) -> DropRea
         The reason to drop it, or None.
 
     Raises:
-        ValueError: The two are not uint8 of one shape with pixels.
+        DataError: The two are not uint8 of one shape with pixels.
 
     Source: the quality rules of CytoImageNet (arXiv:2111.11646), all of which look at the gray levels alone: two
     histograms serve them.
     """
     if raw_crop.dtype != np.uint8 or crop.dtype != np.uint8 or raw_crop.shape != crop.shape or not crop.size:
-        raise ValueError(
+        raise DataError(
             f"a crop is uint8 of the same shape before and after; found {raw_crop.shape} of {raw_crop.dtype} and "
             f"{crop.shape} of {crop.dtype}"
         )
@@ -102,10 +103,10 @@ def pixel_digest(crop: NDArray[np.uint8]) -> str:
         SHA-256 in 64 hexadecimal digits, of "height,width" and a line end, then the pixels row by row.
 
     Raises:
-        ValueError: It is not uint8 with two axes.
+        DataError: It is not uint8 with two axes.
     """
     if crop.ndim != 2 or crop.dtype != np.uint8:
-        raise ValueError(f"a crop is uint8 with two axes; found shape {crop.shape} of {crop.dtype}")
+        raise DataError(f"a crop is uint8 with two axes; found shape {crop.shape} of {crop.dtype}")
     digest = hashlib.sha256(f"{crop.shape[0]},{crop.shape[1]}\n".encode())
     digest.update(np.ascontiguousarray(crop).data)
     return digest.hexdigest()

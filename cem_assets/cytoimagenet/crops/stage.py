@@ -22,6 +22,7 @@ from cem_assets.cytoimagenet.labels.stage import LabelEntry, label_entries, labe
 from cem_assets.cytoimagenet.releases.card import image_name, label_folder, splits
 from cem_assets.cytoimagenet.sources.stage import file_of
 from cem_assets.cytoimagenet.tables import CROP_DROPPED_SCHEMA, CROPS_SCHEMA, frame_bytes, records_of
+from cem_assets.errors import UnknownNameError
 from cem_assets.execution.local import Engine, local_engine
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.store.assets import CODE_VERSIONS, CROPS, LABEL_TABLE, TEST_IMAGES
@@ -55,12 +56,9 @@ def make_crops(
     """Make the images of a label.
 
     Args:
-        store: Where.
         key: Partition key of the label.
         params: Sizes, thresholds and seeds.
-        run_id: Recorded in the manifest.
         engine: Shares the images; None chooses a pool. Results do not depend on it.
-        progress: Called with (images done, in all).
 
     Returns:
         The committed partition of `cytoimagenet/crops`: shards with pixels and the release's columns, `_dropped` with a reason
@@ -75,7 +73,7 @@ def make_crops(
     table = require_manifest(store, LABEL_TABLE)
     entries = label_entries(store, table)
     if key not in entries:
-        raise KeyError(
+        raise UnknownNameError(
             f"the label table has no label with the key {key!r}; it has {len(entries):,}, such as "
             f"{', '.join(list(entries)[:5])}."
         )

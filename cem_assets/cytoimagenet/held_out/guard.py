@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from cem_assets.errors import DataError
 from cem_assets.imaging.dhash import HASH_SIDE_PX, dhash
 from cem_assets.imaging.hamming import near_pairs
 
@@ -88,7 +89,7 @@ def load_rules() -> tuple[GuardRule, ...]:
     """Read the rules of the catalogue, in file order.
 
     Raises:
-        ValueError: Rules are incomplete or their patterns wrong; all are named.
+        DataError: Rules are incomplete or their patterns wrong; all are named.
     """
     return parse_rules(files("cem_assets.catalog").joinpath("test_sets.toml").read_text(encoding="utf-8"))
 
@@ -97,7 +98,7 @@ def parse_rules(text: str) -> tuple[GuardRule, ...]:
     """Read rules from TOML: a list of tables `rule` with the strings `test_set`, `pattern` and `why`.
 
     Raises:
-        ValueError: Rules are incomplete or their patterns wrong; all are named.
+        DataError: Rules are incomplete or their patterns wrong; all are named.
     """
     rules, problems = [], []
     for number, table in enumerate(tomllib.loads(text).get("rule", []), 1):
@@ -115,7 +116,7 @@ def parse_rules(text: str) -> tuple[GuardRule, ...]:
     if not rules and not problems:
         problems.append("there is no [[rule]]; nothing would be guarded")
     if problems:
-        raise ValueError("rules of test sets cannot be used: " + "; ".join(problems))
+        raise DataError("rules of test sets cannot be used: " + "; ".join(problems))
     return tuple(rules)
 
 
@@ -203,7 +204,7 @@ def turned(images: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 def _square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Stretch contrast to the 0.1 and 99.9 percentiles and squeeze to 224 x 224 px, bilinear."""
     if image.dtype != np.uint8 or image.ndim != 2 or not image.size:
-        raise ValueError(
+        raise DataError(
             f"fingerprints are made of uint8 images of shape (height, width), found {image.dtype} {image.shape}; "
             "standardize intensities and merge channels first"
         )
@@ -229,7 +230,7 @@ def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
         image: uint8 (height, width), of any size.
 
     Raises:
-        ValueError: It is not such an image.
+        DataError: It is not such an image.
     """
     square = _square(image)
     return Fingerprint(int(dhash(square[None])[0]), _thumbnail(square))
@@ -275,7 +276,7 @@ class FingerprintIndex:
             thumbnails: uint8 (n, 32, 32), of the image unchanged.
 
         Raises:
-            ValueError: Shapes or dtypes are others.
+            DataError: Shapes or dtypes are others.
         """
         num, side = len(names), THUMBNAIL_SIDE_PX
         problems = [
@@ -287,7 +288,7 @@ class FingerprintIndex:
             if array.dtype != dtype or array.shape != shape
         ]
         if problems:
-            raise ValueError(f"not an index of {num} names: " + "; ".join(problems))
+            raise DataError(f"not an index of {num} names: " + "; ".join(problems))
         self._names = list(names)
         self._dhashes = np.ascontiguousarray(dhashes)
         self._thumbnails = np.ascontiguousarray(thumbnails)

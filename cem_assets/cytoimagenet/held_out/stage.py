@@ -75,10 +75,7 @@ def fingerprint_test_images(
     """Fingerprint the images of all sources with `role = "test"`.
 
     Args:
-        store: Where.
-        run_id: Recorded in the manifest.
         engine: Shares the images; None chooses a pool.
-        progress: Called with (images done, in all).
 
     Returns:
         The committed `cytoimagenet/test_images`; empty where there is no such source.

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cem_assets.cytoimagenet.columns import LABEL_COLUMNS, split_values
+from cem_assets.errors import DataError
 
 FIRST_STRATA = ("name", "organism", "cell_type")
 SECOND_STRATA = ("organism", "cell_type", "cell_visible", "sirna", "compound", "phenotype")
@@ -52,7 +53,7 @@ class LabelParams(BaseModel):
     @model_validator(mode="after")
     def _ordered(self) -> "LabelParams":
         if not self.min_images <= self.max_images <= self.presample_images:
-            raise ValueError(
+            raise DataError(
                 f"min_images = {self.min_images}, max_images = {self.max_images}, presample_images = {self.presample_images}; "
                 "expected each to be at most the next."
             )
@@ -86,7 +87,7 @@ def assign_weak_labels(metadata: pd.DataFrame, params: LabelParams | None = None
         of assignment, the rows of a label in the order of the keyed hash of `idx`; so equal sets of rows give equal tables.
 
     Raises:
-        ValueError: There is no column `idx`, or its values are missing or not unique.
+        DataError: There is no column `idx`, or its values are missing or not unique.
     """
     return label_assignment(metadata, params).chosen
 
@@ -138,16 +139,16 @@ def _chosen(metadata: pd.DataFrame, order: _Rows, taken: list[_Rows], labels: li
 
 def _identities(metadata: pd.DataFrame) -> list[str]:
     if "idx" not in metadata.columns:
-        raise ValueError(
+        raise DataError(
             f"the metadata has no column 'idx'; found {', '.join(map(str, metadata.columns))}. Every image needs an "
             "index such as bbbc041-14631."
         )
     column = metadata["idx"]
     if column.isna().any():
-        raise ValueError(f"{int(column.isna().sum())} row(s) have no idx; expected one for every image.")
+        raise DataError(f"{int(column.isna().sum())} row(s) have no idx; expected one for every image.")
     if column.duplicated().any():
         shown = ", ".join(map(str, column[column.duplicated()].unique()[:3]))
-        raise ValueError(f"idx is not unique: {shown} and others occur more than once; expected one row per image.")
+        raise DataError(f"idx is not unique: {shown} and others occur more than once; expected one row per image.")
     return [str(value) for value in column]
 
 

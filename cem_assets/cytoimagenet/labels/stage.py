@@ -33,6 +33,7 @@ from cem_assets.cytoimagenet.tables import (
     records_of,
     to_frame,
 )
+from cem_assets.errors import DataError
 from cem_assets.execution.local import Engine, local_engine
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.store.assets import CODE_VERSIONS, LABEL_TABLE, SOURCE_METADATA
@@ -103,24 +104,21 @@ def make_label_table(
     """Assign weak labels to the images of all sources.
 
     Args:
-        store: Where.
         params: Thresholds and seed.
-        run_id: Recorded in the manifest.
         engine: Shares the reading of sources; None chooses a pool. The table does not depend on it.
-        progress: Called with (sources read, in all).
 
     Returns:
         The committed `cytoimagenet/label_table`: chosen rows in order of label, each label a row group; `_labels` with keys and
         digests; `_candidates` with what became of every value; `_excluded` with rows that may not be chosen and why.
 
     Raises:
-        ValueError: No source is committed, two share a short name, or no value is frequent enough to be a label.
+        DataError: No source is committed, two share a short name, or no value is frequent enough to be a label.
     """
     started = time.monotonic()
     params = params or LabelTableParams()
     manifests = [require_manifest(store, SOURCE_METADATA, source) for source in committed_partitions(store, SOURCE_METADATA)]
     if not manifests:
-        raise ValueError(f"no source is committed; materialize a partition of {SOURCE_METADATA} first.")
+        raise DataError(f"no source is committed; materialize a partition of {SOURCE_METADATA} first.")
     _check_short_names(manifests)
     upstream = {f"{SOURCE_METADATA}/{manifest.inputs.partition}": manifest.digest for manifest in manifests}
     rules = [[rule.test_set, rule.pattern] for rule in load_rules()]
@@ -142,7 +140,7 @@ def make_label_table(
     found = label_assignment(metadata, params)
     if not len(found.chosen):
         most = max((int(n) for n in found.candidates["num_left"]), default=0)
-        raise ValueError(
+        raise DataError(
             f"no label has {params.min_images:,} images among {len(metadata):,} rows of {len(manifests)} source(s); the most "
             f"frequent candidate has {most:,} left. Take in more sources, or lower min_images."
         )
@@ -176,7 +174,7 @@ def _check_short_names(manifests: list[Manifest]) -> None:
             sources.setdefault(facts["dir_name"] or facts["name"], []).append(facts["name"])
     told = [f"{', '.join(names)} (dir_name = {short!r})" for short, names in sources.items() if len(names) > 1]
     if told:
-        raise ValueError(
+        raise DataError(
             f"sources share a short name, so that their images would have the same idx: {'; '.join(told)}. Give each a "
             "dir_name of its own in its source.toml."
         )

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cem_assets.errors import DataError
+
 Canvas = NDArray[np.float32]
 
 _BACKGROUND, _READ_NOISE, _SHOT_GAIN = 160.0, 5.0, 1.6
@@ -91,10 +93,10 @@ def draw_cells(
         float32 (height, width) by channel, in 12-bit counts, neither rounded nor clipped.
 
     Raises:
-        ValueError: A channel has another name.
+        DataError: A channel has another name.
     """
     if unknown := sorted(set(channels) - set(_SIGNAL)):
-        raise ValueError(f"channels {', '.join(unknown)} are not drawn; expected some of {', '.join(_SIGNAL)}")
+        raise DataError(f"channels {', '.join(unknown)} are not drawn; expected some of {', '.join(_SIGNAL)}")
     shape = shape_px
     nucleus, rho = _cells(generator, look, shape)
     body = np.clip((1.0 - rho) * np.float32(look.cell_px / 3) + np.float32(0.5), 0, 1)

@@ -89,7 +89,6 @@ def dataset_card(
     """Write the dataset card of a release.
 
     Args:
-        version: Of the release.
         labels: What is in it.
         sources: Facts by source: title, database, licence, citation, source_url.
         excluded: Crops left out when the release was made, by reason.

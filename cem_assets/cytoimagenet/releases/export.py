@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from cem_assets.cytoimagenet.columns import RELEASE_COLUMNS
 from cem_assets.cytoimagenet.releases.stage import CARD, LISTING, METADATA, require_cyto_release
 from cem_assets.cytoimagenet.tables import read_frame
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, no_progress
 from cem_assets.store.store import Store
 
@@ -22,11 +23,9 @@ def export_cytoimagenet(store: Store, folder: Path, version: str = "", progress:
     """Write a release as a folder of PNG files.
 
     Args:
-        store: Where the release is.
         folder: Made where it is missing; `metadata.csv` (the published columns), `splits.csv` and the dataset card are
             written last, so that a folder with them is complete.
         version: Of the release; empty takes the newest.
-        progress: Called with (images written, in all).
 
     Returns:
         Number of images.
@@ -69,7 +68,7 @@ def _place(folder: Path, path: str, filename: str) -> Path:
     """Find where an image goes: in a folder named as the last part of its path, never outside."""
     name = path.rpartition("/")[2]
     if any(part in ("", ".", "..") or Path(part).name != part for part in (name, filename)):
-        raise ValueError(
+        raise DataError(
             f"the release has an image at {path!r} named {filename!r}, which is no plain name. It was tampered with."
         )
     return folder / name / filename

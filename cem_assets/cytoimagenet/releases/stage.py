@@ -24,6 +24,7 @@ from cem_assets.cytoimagenet.held_out.stage import test_images_upstream
 from cem_assets.cytoimagenet.labels.stage import LabelEntry, label_entries
 from cem_assets.cytoimagenet.releases.card import ReleasedLabel, dataset_card
 from cem_assets.cytoimagenet.tables import CROPS_SCHEMA, EXCLUDED_SCHEMA, RELEASED_SCHEMA, frame_bytes
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.store.assets import CODE_VERSIONS, CROPS, CYTO_RELEASES, LABEL_TABLE, TEST_IMAGES
 from cem_assets.store.commits import Commit
@@ -140,16 +141,13 @@ def make_cyto_release(store: Store, version: str = "", run_id: str = "", progres
     """Make a release of all labels whose crops are up to date.
 
     Args:
-        store: Where.
         version: Its name; empty counts up v1, v2, ...
-        run_id: Recorded in the manifest.
-        progress: Called with (labels read, in all).
 
     Returns:
         The new release; or the newest one, not new, where it holds the very same crops.
 
     Raises:
-        ValueError: The version is not allowed, nothing is ready, test images were not fingerprinted, or images of a test set
+        DataError: The version is not allowed, nothing is ready, test images were not fingerprinted, or images of a test set
             are among the crops.
         FileExistsError: The version is taken by a release with other contents.
     """
@@ -158,13 +156,13 @@ def make_cyto_release(store: Store, version: str = "", run_id: str = "", progres
         check_version(version)
     found = members(store)
     if found is not None and not found.is_guarded:
-        raise ValueError(
+        raise DataError(
             f"a test set was taken in or changed since test images were fingerprinted; materialize {TEST_IMAGES}, then the "
             f"partitions of {CROPS}."
         )
     if found is None or not found.current:
         waiting = f" {found.num_waiting:,} label(s) wait for their crops." if found and found.num_waiting else ""
-        raise ValueError(f"there is nothing to release: no partition of {CROPS} is up to date and holds images.{waiting}")
+        raise DataError(f"there is nothing to release: no partition of {CROPS} is up to date and holds images.{waiting}")
     _refuse_test_sets(found)
     known = list_cyto_releases(store)
     if known and dict(known[-1].inputs.upstream) == found.upstream and version in ("", known[-1].inputs.partition):
@@ -198,7 +196,7 @@ def _refuse_test_sets(found: Members) -> None:
                 hits[source] = guarded_set(texts, rules) or "a source with role = 'test'"
     if hits:
         told = ", ".join(f"{source} ({test_set})" for source, test_set in sorted(hits.items()))
-        raise ValueError(f"images of test sets are among the crops: {told}. Materialize {LABEL_TABLE} and its crops again.")
+        raise DataError(f"images of test sets are among the crops: {told}. Materialize {LABEL_TABLE} and its crops again.")
 
 
 def _commit(store: Store, version: str, found: Members, sequence: int, run_id: str, progress: Progress) -> Manifest:

@@ -26,6 +26,7 @@ from cem_assets.cytoimagenet.sources.recipe import (
     told,
 )
 from cem_assets.cytoimagenet.sources.special_tables import SPECIAL_READERS
+from cem_assets.errors import DataError
 from cem_assets.formats.tables.metadata import TableOptions, read_metadata_table
 from cem_assets.inbox.datasets import InboxFile, Rejection, copy_to_inbox, dataset_key, listed_files
 from cem_assets.inbox.local import local_paths
@@ -106,19 +107,19 @@ def parse_source(text: bytes, what: str) -> SourceDescription:
         what: Its place, for messages.
 
     Raises:
-        ValueError: It breaks rules; all of them are listed.
+        DataError: It breaks rules; all of them are listed.
     """
     data = parse_toml(text, what)
     facts = {key: data.pop(key) for key in list(data) if key in _FACTS}
     shipped = data.pop("recipe", None)
     if shipped is not None:
         if data:
-            raise ValueError(
+            raise DataError(
                 f"{what} has recipe = {shipped!r} and sections {', '.join(sorted(data))}; expected one or the other."
             )
         rows = microscopy_sources()
         if not isinstance(shipped, str) or shipped not in rows:
-            raise ValueError(
+            raise DataError(
                 f"{what} has recipe = {shipped!r}; expected one of {', '.join(sorted(rows))}. Or write its sections."
             )
         row = rows[shipped]
@@ -128,7 +129,7 @@ def parse_source(text: bytes, what: str) -> SourceDescription:
     try:
         checked = SourceFacts.model_validate(facts)
     except ValidationError as error:
-        raise ValueError(f"{told(error, what)} An example:\n{EXAMPLE}") from error
+        raise DataError(f"{told(error, what)} An example:\n{EXAMPLE}") from error
     recipe = parse_recipe(data, what)
     _check_readers(recipe, what)
     body = {"facts": checked.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json")}
@@ -139,9 +140,7 @@ def _check_readers(recipe: Recipe, what: str) -> None:
     unknown = sorted({table.reader for table in recipe.tables if table.reader} - set(SPECIAL_READERS))
     if unknown:
         known = ", ".join(SPECIAL_READERS)
-        raise ValueError(
-            f"{what} names reader(s) {', '.join(unknown)}; expected one of {known}. Leave `reader` out for tables."
-        )
+        raise DataError(f"{what} names reader(s) {', '.join(unknown)}; expected one of {known}. Leave `reader` out for tables.")
 
 
 def read_source_description(store: Store, source: str) -> SourceDescription:
@@ -149,7 +148,7 @@ def read_source_description(store: Store, source: str) -> SourceDescription:
 
     Raises:
         FileNotFoundError: The folder has none.
-        ValueError: It breaks rules, or names another source than its folder.
+        DataError: It breaks rules, or names another source than its folder.
     """
     key = dataset_key(source, SOURCE_TOML)
     size = store.size(key)
@@ -159,10 +158,10 @@ def read_source_description(store: Store, source: str) -> SourceDescription:
             f"An example:\n{EXAMPLE}"
         )
     if size > MAX_TOML_BYTES:
-        raise ValueError(f"{key} has {size} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
+        raise DataError(f"{key} has {size} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
     description = parse_source(store.read(key), key)
     if description.facts.name != source:
-        raise ValueError(
+        raise DataError(
             f"{key} says name = {description.facts.name!r}, but its folder is {source!r}; expected the same. Rename the "
             "folder or the source."
         )
@@ -174,12 +173,12 @@ def read_inbox_source(store: Store, source: str) -> InboxSource:
 
     Raises:
         FileNotFoundError: There is no such source.
-        ValueError: Its description breaks rules, or there is no file beside it.
+        DataError: Its description breaks rules, or there is no file beside it.
     """
     description = read_source_description(store, source)
     files, rejections = listed_files(store, source)
     if len(files) < 2:
-        raise ValueError(f"source {source!r} has no files beside its {SOURCE_TOML}. Upload its tables and images, and it last.")
+        raise DataError(f"source {source!r} has no files beside its {SOURCE_TOML}. Upload its tables and images, and it last.")
     return InboxSource(description, files, rejections)
 
 
@@ -187,14 +186,13 @@ def read_source_tables(store: Store, source: InboxSource) -> tuple[dict[str, pd.
     """Read the tables that a source's recipe names.
 
     Args:
-        store: Where.
         source: From `read_inbox_source`.
 
     Returns:
         Tables by name, cells as text; notes by file; rows of files that could not be read.
 
     Raises:
-        ValueError: A table has no file, or a file cannot be read; all of them are listed.
+        DataError: A table has no file, or a file cannot be read; all of them are listed.
     """
     paths = [item.path for item in source.files if item.path != SOURCE_TOML]
     tables: dict[str, pd.DataFrame] = {}
@@ -222,14 +220,14 @@ def read_source_tables(store: Store, source: InboxSource) -> tuple[dict[str, pd.
             if parts:
                 tables[spec.name] = pd.concat(parts, ignore_index=True).fillna("") if len(parts) > 1 else parts[0]
     if problems:
-        raise ValueError(f"source {source.description.facts.name!r}: " + "; ".join(problems) + ".")
+        raise DataError(f"source {source.description.facts.name!r}: " + "; ".join(problems) + ".")
     return tables, notes, rejections
 
 
 def _read(path: Path, spec: TableSpec) -> tuple[pd.DataFrame, list[str], tuple[tuple[int, str], ...]]:
     if spec.reader:
         if path.stat().st_size > _MAX_SPECIAL_BYTES:
-            raise ValueError(f"{path.name} has {path.stat().st_size} bytes; expected at most {_MAX_SPECIAL_BYTES}.")
+            raise DataError(f"{path.name} has {path.stat().st_size} bytes; expected at most {_MAX_SPECIAL_BYTES}.")
         return SPECIAL_READERS[spec.reader](path.read_bytes()).astype("str"), [f"read as {spec.reader}"], ()
     options = TableOptions(
         separator=spec.separator,
@@ -247,7 +245,6 @@ def register_source(store: Store, folder: Path, name: str | None = None, replace
     """Copy a local folder into the inbox, `source.toml` last.
 
     Args:
-        store: Where.
         folder: Tables and images with a `source.toml`.
         name: Name to give the source instead of the one in `source.toml`.
         replace: Whether other files under the same name may be replaced.
@@ -257,7 +254,7 @@ def register_source(store: Store, folder: Path, name: str | None = None, replace
 
     Raises:
         FileNotFoundError: There is no such folder, or no `source.toml` in it.
-        ValueError: The description breaks rules.
+        DataError: The description breaks rules.
         FileExistsError: A source of that name with other files is in the inbox already.
     """
     toml = folder / SOURCE_TOML

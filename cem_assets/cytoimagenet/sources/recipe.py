@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cem_assets.cytoimagenet.columns import LABEL_COLUMNS
+from cem_assets.errors import DataError
 
 MAX_TOML_BYTES = 256 * 1024
 MAX_PATTERN = 500
@@ -25,11 +26,11 @@ class _Strict(BaseModel):
 
 def _check_pattern(pattern: str) -> str:
     if len(pattern) > MAX_PATTERN:
-        raise ValueError(f"a regular expression of {len(pattern)} characters; expected at most {MAX_PATTERN}")
+        raise DataError(f"a regular expression of {len(pattern)} characters; expected at most {MAX_PATTERN}")
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        raise DataError(f"{pattern!r} is no regular expression: {error}") from error
     return pattern
 
 
@@ -59,7 +60,7 @@ class Condition(_Strict):
     def _one_test(self) -> "Condition":
         given = [name for name in ("is_in", "not_in", "matches", "not_empty") if getattr(self, name)]
         if len(given) != 1:
-            raise ValueError(f"a condition needs one of is_in, not_in, matches, not_empty; found {', '.join(given) or 'none'}")
+            raise DataError(f"a condition needs one of is_in, not_in, matches, not_empty; found {', '.join(given) or 'none'}")
         _check_pattern(self.matches)
         return self
 
@@ -195,7 +196,7 @@ class ValueSpec(_Strict):
     def _one_origin(self) -> "ValueSpec":
         given = [n for n in ("value", "column", "columns", "template", "flags", "from_channels") if getattr(self, n)]
         if len(given) != 1:
-            raise ValueError(
+            raise DataError(
                 f"needs one of value, column, columns, template, flags, from_channels; found {', '.join(given) or 'none'}"
             )
         return self
@@ -248,7 +249,7 @@ class Recipe(_Strict):
         if pattern and len(self.channels) > 1 and self.images and not self.images.is_pages and "(?P<channel>" not in pattern:
             problems.append("several channels need a group (?P<channel>...) in the images' pattern, or is_pages = true")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise DataError("; ".join(problems))
         return self
 
 
@@ -278,14 +279,14 @@ def parse_toml(text: bytes, what: str) -> dict[str, Any]:
     """Parse a TOML file of bounded size.
 
     Raises:
-        ValueError: Too large, or not TOML in UTF-8.
+        DataError: Too large, or not TOML in UTF-8.
     """
     if len(text) > MAX_TOML_BYTES:
-        raise ValueError(f"{what} has {len(text)} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
+        raise DataError(f"{what} has {len(text)} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
     try:
         return tomllib.loads(text.decode("utf-8-sig"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ValueError(f"{what} is not valid TOML in UTF-8: {error}. See docs/microscopy_sources.md.") from error
+        raise DataError(f"{what} is not valid TOML in UTF-8: {error}. See docs/microscopy_sources.md.") from error
 
 
 def parse_recipe(sections: dict[str, Any], what: str) -> Recipe:
@@ -296,12 +297,12 @@ def parse_recipe(sections: dict[str, Any], what: str) -> Recipe:
         what: Its file, for messages.
 
     Raises:
-        ValueError: Lists everything that breaks the rules.
+        DataError: Lists everything that breaks the rules.
     """
     try:
         return Recipe.model_validate(sections)
     except ValidationError as error:
-        raise ValueError(told(error, what)) from error
+        raise DataError(told(error, what)) from error
 
 
 def told(error: ValidationError, what: str) -> str:

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from cem_assets.cytoimagenet.columns import LABEL_COLUMNS, STANDARD_COLUMNS, check_columns, join_values, split_values
+from cem_assets.errors import DataError
 
 _MAX_PROBLEMS = 20
 
@@ -21,7 +22,7 @@ def check_metadata(table: pd.DataFrame, what: str) -> None:
         what: Name of the source, for the message.
 
     Raises:
-        ValueError: Lists which column breaks which rule, in how many rows, with examples.
+        DataError: Lists which column breaks which rule, in how many rows, with examples.
     """
     import pandera.pandas as pa  # 2 s to import
     from pandera.errors import SchemaErrors
@@ -46,6 +47,6 @@ def check_metadata(table: pd.DataFrame, what: str) -> None:
         for (column, check), cases in error.failure_cases.groupby(["column", "check"], dropna=False, sort=True):
             examples = ", ".join(repr(str(case))[:60] for case in cases["failure_case"].head(3))
             lines.append(f"- column {column}: {check} in {len(cases)} row(s), such as {examples}")
-        raise ValueError(
+        raise DataError(
             f"the metadata of {what} breaks its schema:\n" + "\n".join(lines[:_MAX_PROBLEMS]) + "\nCorrect the recipe."
         ) from error

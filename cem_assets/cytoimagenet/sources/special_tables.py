@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from cem_assets.errors import DataError
+
 MAX_JSON_BYTES = 256 << 20
 """BBBC041 boxes 80,000 cells in a few hundred bytes each; parsed JSON takes several times its size in memory."""
 _MAX_PROBLEMS = 5
@@ -25,17 +27,17 @@ def bbbc041_json(content: bytes) -> pd.DataFrame:
         The reference (CytoImageNet, arXiv:2111.11646) cuts out every box instead.
 
     Raises:
-        ValueError: Too large, no JSON, or records of another form; the first of these are told.
+        DataError: Too large, no JSON, or records of another form; the first of these are told.
     """
     what = "the annotation of BBBC041"
     if len(content) > MAX_JSON_BYTES:
-        raise ValueError(f"{what} has {len(content)} bytes; expected at most {MAX_JSON_BYTES}. Copy the right file.")
+        raise DataError(f"{what} has {len(content)} bytes; expected at most {MAX_JSON_BYTES}. Copy the right file.")
     try:
         records = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} is not valid JSON: {str(error)[:200]}. Copy the file again from its source.") from error
+        raise DataError(f"{what} is not valid JSON: {str(error)[:200]}. Copy the file again from its source.") from error
     if not isinstance(records, list):
-        raise ValueError(f"{what} is {type(records).__name__}; expected a list of images. Copy the right file.")
+        raise DataError(f"{what} is {type(records).__name__}; expected a list of images. Copy the right file.")
     problems, rows = [], []
     for number, record in enumerate(records, 1):
         try:
@@ -44,24 +46,24 @@ def bbbc041_json(content: bytes) -> pd.DataFrame:
             problems.append(f"image {number}: {error}")
     if problems:
         more = f" and {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
-        raise ValueError(f"{what} has records of another form: {'; '.join(problems[:_MAX_PROBLEMS])}{more}. Correct the file.")
+        raise DataError(f"{what} has records of another form: {'; '.join(problems[:_MAX_PROBLEMS])}{more}. Correct the file.")
     return pd.DataFrame(rows, columns=["pathname", "categories"], dtype="str")
 
 
 def _text(record: Any, *keys: str) -> str:
     for key in keys:
         if not isinstance(record, dict) or key not in record:
-            raise ValueError(f"it has no {'.'.join(keys)}")
+            raise DataError(f"it has no {'.'.join(keys)}")
         record = record[key]
     if not isinstance(record, str) or not record.strip() or "|" in record:
-        raise ValueError(f"its {'.'.join(keys)} is {record!r:.80}; expected text without '|'")
+        raise DataError(f"its {'.'.join(keys)} is {record!r:.80}; expected text without '|'")
     return record.strip()
 
 
 def _categories(record: dict[str, Any]) -> list[str]:
     cells = record.get("objects", [])
     if not isinstance(cells, list):
-        raise ValueError(f"its objects are {type(cells).__name__}; expected a list")
+        raise DataError(f"its objects are {type(cells).__name__}; expected a list")
     return [_text(cell, "category") for cell in cells]
 
 

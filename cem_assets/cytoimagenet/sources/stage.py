@@ -14,6 +14,7 @@ from cem_assets.cytoimagenet.sources.inbox import SOURCE_TOML, InboxSource, read
 from cem_assets.cytoimagenet.sources.schema import check_metadata
 from cem_assets.cytoimagenet.sources.standardize import standardize
 from cem_assets.cytoimagenet.tables import METADATA_SCHEMA, SOURCE_DROPPED_SCHEMA, frame_bytes
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.formats.microscopy_images import is_image
 from cem_assets.formats.tables.metadata import is_table
@@ -31,10 +32,7 @@ def standardize_source(store: Store, source: str, run_id: str = "", progress: Pr
     """Make the standard metadata of a source.
 
     Args:
-        store: Where.
         source: Partition key, its folder in the inbox.
-        run_id: Recorded in the manifest.
-        progress: Called with (steps done, in all).
 
     Returns:
         The committed partition of `cytoimagenet/source_metadata`: a table of rows, `_dropped` with a reason for every row and
@@ -42,7 +40,7 @@ def standardize_source(store: Store, source: str, run_id: str = "", progress: Pr
 
     Raises:
         FileNotFoundError: The inbox has no such source.
-        ValueError: Its description breaks rules, a table cannot be read, or no row is left; the report lies in `quarantine/`.
+        DataError: Its description breaks rules, a table cannot be read, or no row is left; the report lies in `quarantine/`.
     """
     started = time.monotonic()
     try:
@@ -88,7 +86,7 @@ def _standardized(store: Store, source: str, inbox: InboxSource) -> tuple[pd.Dat
     if not len(found.rows):
         reasons = "; ".join(f"{reason} ({count:,})" for reason, count in list(found.report["dropped"].items())[:10])
         num_read = sum(found.report["num_rows_read"].values())
-        raise ValueError(
+        raise DataError(
             f"source {source!r} has no row left of {num_read:,} in its tables and {len(images):,} images: "
             f"{reasons or 'its first table is empty'}. Correct the recipe, or the files, in the inbox."
         )

@@ -16,6 +16,7 @@ from cem_assets.cytoimagenet.columns import LABEL_COLUMNS, STANDARD_COLUMNS, joi
 from cem_assets.cytoimagenet.sources.image_groups import Dropped, attach_listed_files, group_images, key_of, separate_modalities
 from cem_assets.cytoimagenet.sources.recipe import JoinSpec, Recipe, SourceFacts, TableSpec
 from cem_assets.cytoimagenet.sources.values import ColumnValues, column_values, fill, holds
+from cem_assets.errors import DataError
 
 Terms = Mapping[str, Mapping[str, str]]
 ROW = "\0row"
@@ -45,7 +46,6 @@ def standardize(
     """Make the standard rows of a source.
 
     Args:
-        recipe: How.
         facts: What the source is.
         tables: By name, cells as text, missing ones "".
         paths: Of its image files, relative to its folder.
@@ -56,7 +56,7 @@ def standardize(
         image are merged, their values joined by "|".
 
     Raises:
-        ValueError: The recipe names tables or columns that are not there; lists all of them.
+        DataError: The recipe names tables or columns that are not there; lists all of them.
     """
     _check_names(recipe, tables)
     dropped: list[Dropped] = []
@@ -114,7 +114,7 @@ def _check_names(recipe: Recipe, tables: Mapping[str, pd.DataFrame]) -> None:
         have = "" if found is None else _some(found.columns)
         problems += [f"table {table.name!r} has no column {column!r}; it has {have}" for column in lacking]
     if problems:
-        raise ValueError("; ".join(problems) + ". Correct the recipe or the table.")
+        raise DataError("; ".join(problems) + ". Correct the recipe or the table.")
 
 
 def _some(names: Any) -> str:
@@ -144,7 +144,7 @@ def _join(frame: pd.DataFrame, join: JoinSpec, right: pd.DataFrame, dropped: lis
     """Add a table's columns; columns that are there already stay as they are, unless the join has a prefix."""
     missing = [column for column in join.on if "{" not in column and column not in frame.columns]
     if missing:
-        raise ValueError(
+        raise DataError(
             f"the join of {join.table!r} needs column(s) {', '.join(missing)}; the rows have {_some(frame.columns)}."
         )
     left_key = key_of(frame, list(join.on))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cem_assets.cytoimagenet.columns import SEPARATOR, join_values, split_values
 from cem_assets.cytoimagenet.sources.recipe import Condition, Recipe, ValueSpec
+from cem_assets.errors import DataError
 
 MAX_VALUE = 200
 """Characters of a value; longer ones are cut."""
@@ -38,14 +39,13 @@ def column_values(
     r"""Make a standard column.
 
     Args:
-        recipe: How.
         name: Of the column.
         frame: Rows with the tables' columns, and "\\0channels": tuple of `ChannelSpec`.
         terms: Value to the term used across sources.
         is_term: Whether values are lower-cased and brought to terms; paths and file names are not.
 
     Raises:
-        ValueError: A column named by the recipe is not there.
+        DataError: A column named by the recipe is not there.
     """
     specs = recipe.columns.get(name, ())
     if not specs and name in ("cell_visible", "microscopy"):
@@ -162,7 +162,7 @@ def _is_set(column: pd.Series, spec: ValueSpec) -> NDArray[np.bool_]:
 def _column(frame: pd.DataFrame, column: str, name: str) -> pd.Series:
     if column not in frame.columns:
         shown = [str(each) for each in frame.columns if not str(each).startswith("\0")]
-        raise ValueError(
+        raise DataError(
             f"column {name} comes from {column!r}, which neither the tables nor the images' pattern have; they have "
             f"{', '.join(shown[:30])}. Correct the recipe or the table."
         )
@@ -173,7 +173,7 @@ def holds(condition: Condition, frame: pd.DataFrame) -> NDArray[np.bool_]:
     """Tell which rows fulfil a condition: bool (n,).
 
     Raises:
-        ValueError: The column is not there.
+        DataError: The column is not there.
     """
     cells = _column(frame, condition.column, "a condition")
     folded = [cell.strip().casefold() for cell in cells]
@@ -196,7 +196,7 @@ def fill(template: str, frame: pd.DataFrame, name: str) -> list[str]:
     `:A` writes a row's number as its letter: 1 is A, 2 is B, 27 is AA.
 
     Raises:
-        ValueError: A column is not there.
+        DataError: A column is not there.
     """
     parts: list[list[str] | str] = []
     end = 0

@@ -19,6 +19,7 @@ import charset_normalizer
 import pandas as pd
 import pyarrow.compute as pc
 
+from cem_assets.errors import DataError
 from cem_assets.formats import sniff
 from cem_assets.formats.arrays import MAX_EXPANSION, shown
 from cem_assets.formats.tables.delimited_text import BLANKS, SEPARATORS, TextRecords, detect_separator, parse_even
@@ -114,19 +115,19 @@ def read_metadata_table(path: Path, options: TableOptions = _DETECT_ALL) -> Tabl
         The table as text.
 
     Raises:
-        ValueError: The file is empty, binary, damaged, too large, not decodable, no table, has more than
+        DataError: The file is empty, binary, damaged, too large, not decodable, no table, has more than
             `MAX_COLUMNS` columns or lacks the sheet; or an option makes no sense.
     """
     what = shown(path)
     _check_options(what, options)
     if not is_table(path.name):
-        raise ValueError(f"{what} has no suffix of a table; expected one of {', '.join(TABLE_SUFFIXES)}. Rename it.")
+        raise DataError(f"{what} has no suffix of a table; expected one of {', '.join(TABLE_SUFFIXES)}. Rename it.")
     data = _contents(path, what)
     named_workbook = path.name.lower().removesuffix(".gz").endswith(WORKBOOK_SUFFIXES)
     if data.startswith((XLSX_START, XLS_START)):
         if not named_workbook:
             kind = "zip" if data.startswith(XLSX_START) else "an OLE document"
-            raise ValueError(f"{what} is {kind}; expected text by its name. Rename it to .xlsx or .xls if it is a workbook.")
+            raise DataError(f"{what} is {kind}; expected text by its name. Rename it to .xlsx or .xls if it is a workbook.")
         return _read_workbook(data, options, what)
     text, notes = _decode(data, options.encoding, path, what)
     if named_workbook:
@@ -140,7 +141,7 @@ def _read_workbook(data: bytes, options: TableOptions, what: str) -> TableRead:
         try:
             unpacked = xlsx_unpacked_bytes(data)
         except BadZipFile as error:
-            raise ValueError(f"{what} is damaged or truncated (zip): {error}. Copy it again from its source.") from error
+            raise DataError(f"{what} is damaged or truncated (zip): {error}. Copy it again from its source.") from error
     _check_size(what, unpacked, len(data), MAX_WORKBOOK_BYTES)
     rows, notes = sheet_rows(data, options.sheet, options.encoding, what)
     rows = rows[options.skip_rows :]
@@ -163,21 +164,21 @@ def _check_options(what: str, options: TableOptions) -> None:
     if "" in names or len(set(names)) < len(names) or len(names) > MAX_COLUMNS:
         wrong.append(f"columns are {options.columns!r:.200}; expected distinct names, at most {MAX_COLUMNS}, none empty")
     if wrong:
-        raise ValueError(f"{what} cannot be read as declared: {'; '.join(wrong)}. Correct the options of the table.")
+        raise DataError(f"{what} cannot be read as declared: {'; '.join(wrong)}. Correct the options of the table.")
 
 
 def _contents(path: Path, what: str) -> bytes:
     """Read a file, unpacked where its name ends in .gz, within limits."""
     stored = path.stat().st_size
     if stored == 0:
-        raise ValueError(f"{what} is empty (0 bytes); expected a table. Copy it again from its source.")
+        raise DataError(f"{what} is empty (0 bytes); expected a table. Copy it again from its source.")
     _check_size(what, stored, stored, MAX_TABLE_BYTES)
     with open(path, "rb") as handle:
         is_gzip = handle.read(2) == b"\x1f\x8b"
     if is_gzip and not path.name.lower().endswith(".gz"):
-        raise ValueError(f"{what} is gzip; expected an unpacked table by its name. Rename it to end in .gz.")
+        raise DataError(f"{what} is gzip; expected an unpacked table by its name. Rename it to end in .gz.")
     if not is_gzip and path.name.lower().endswith(".gz"):
-        raise ValueError(f"{what} is not gzip, as its name says. Rename it without .gz, or copy it again from its source.")
+        raise DataError(f"{what} is not gzip, as its name says. Rename it without .gz, or copy it again from its source.")
     if not is_gzip:
         return path.read_bytes()
     blocks, total = [], 0
@@ -188,17 +189,17 @@ def _contents(path: Path, what: str) -> bytes:
                 _check_size(what, total, stored, MAX_TABLE_BYTES)
                 blocks.append(block)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{what} is damaged or truncated (gzip): {error}. Copy it again from its source.") from error
+        raise DataError(f"{what} is damaged or truncated (gzip): {error}. Copy it again from its source.") from error
     if not total:
-        raise ValueError(f"{what} is empty (0 bytes, unpacked); expected a table. Copy it again from its source.")
+        raise DataError(f"{what} is empty (0 bytes, unpacked); expected a table. Copy it again from its source.")
     return b"".join(blocks)
 
 
 def _check_size(what: str, unpacked: int, stored: int, limit: int) -> None:
     if unpacked > limit:
-        raise ValueError(f"{what} unpacks to {unpacked} bytes or more; expected at most {limit}. Split it into several tables.")
+        raise DataError(f"{what} unpacks to {unpacked} bytes or more; expected at most {limit}. Split it into several tables.")
     if unpacked > EXPANSION_FROM and unpacked > MAX_EXPANSION * stored:
-        raise ValueError(
+        raise DataError(
             f"{what} unpacks to {unpacked} bytes or more, over {MAX_EXPANSION} times its {stored}; it is taken for a "
             "decompression bomb. If it is real, save it uncompressed."
         )
@@ -213,10 +214,10 @@ def _decode(data: bytes, declared: str | None, path: Path, what: str) -> tuple[s
         text = data.decode(encoding)
         text.isascii() or text.encode()  # half a surrogate pair, which some codecs let pass, could not be stored
     except LookupError as error:
-        raise ValueError(f"{what}: there is no text encoding {encoding!r:.80}. Give one such as 'cp1252'.") from error
+        raise DataError(f"{what}: there is no text encoding {encoding!r:.80}. Give one such as 'cp1252'.") from error
     except UnicodeError as error:
         if declared or mark or encoding != "utf-8":
-            raise ValueError(
+            raise DataError(
                 f"{what} is not {encoding} ({how}): {error!s:.200}. Give the right encoding, or none to have it detected."
             ) from error
         text, encoding = _guessed(data)
@@ -224,12 +225,12 @@ def _decode(data: bytes, declared: str | None, path: Path, what: str) -> tuple[s
     head = text[:_HEAD]
     if "\0" in text or 100 * len(_CONTROL.findall(head)) > len(head):
         kind = None if path.name.lower().endswith(".gz") else sniff(path)
-        raise ValueError(f"{what} is {kind or 'binary'}: it has bytes that are no text; expected a table. Copy the right file.")
+        raise DataError(f"{what} is {kind or 'binary'}: it has bytes that are no text; expected a table. Copy the right file.")
     text = text.removeprefix("\ufeff").rstrip("\x1a")  # 1A ends a text of DOS
     start = text[:100].lstrip().lower()
     for prefix, kind in _NOT_TABLES.items():
         if start.startswith(prefix):
-            raise ValueError(f"{what} is {kind}; expected a table. Copy the table itself from its source.")
+            raise DataError(f"{what} is {kind}; expected a table. Copy the table itself from its source.")
     return text, (f"encoding {encoding} ({how})",)
 
 
@@ -282,7 +283,7 @@ def _read_text(text: str, options: TableOptions, what: str, notes: tuple[str, ..
     start = hint.end() if hint else start
     if not text[start:].strip(BLANKS):
         below = " below the lines that are no part of the table" if start else ""
-        raise ValueError(f"{what} is empty{below}; expected a header or rows. Copy it again from its source.")
+        raise DataError(f"{what} is empty{below}; expected a header or rows. Copy it again from its source.")
     separator, how = options.separator, "declared"
     if separator is None:
         separator, how = (hint[1], "by its first line") if hint else (None, "detected")
@@ -326,7 +327,7 @@ def _assemble(records: TextRecords | Rows, options: TableOptions, what: str, not
             num_shortened += 1
             rows.append(cells[: len(header)])
     if not header:
-        raise ValueError(f"{what} has no row that is not empty; expected a header. Copy it again from its source.")
+        raise DataError(f"{what} has no row that is not empty; expected a header. Copy it again from its source.")
     names, renamed = _unique_names(header)
     columns = zip(*rows, strict=True) if rows else [()] * len(names)
     frame = pd.DataFrame({name: pd.Series(cells, dtype="str") for name, cells in zip(names, columns, strict=True)})
@@ -345,7 +346,7 @@ def _counted(number: int, what: str, unit: str = "row") -> tuple[str, ...]:
 
 def _check_width(header: list[str], what: str) -> None:
     if len(header) > MAX_COLUMNS:
-        raise ValueError(
+        raise DataError(
             f"{what} has {len(header)} columns; expected at most {MAX_COLUMNS}. Give the right separator, or transpose it."
         )
 

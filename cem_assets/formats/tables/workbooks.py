@@ -13,6 +13,7 @@ from zipfile import ZipFile
 import openpyxl  # type: ignore[import-untyped]
 import xlrd  # type: ignore[import-untyped]
 
+from cem_assets.errors import DataError
 from cem_assets.formats.tables.delimited_text import BLANKS
 
 XLSX_START = b"PK\x03\x04"
@@ -46,7 +47,7 @@ def sheet_rows(data: bytes, sheet: str, encoding: str | None, what: str) -> tupl
         The rows in order, and notes on the choice of the sheet.
 
     Raises:
-        ValueError: There is no such sheet, the file is damaged, protected by a password, or no workbook.
+        DataError: There is no such sheet, the file is damaged, protected by a password, or no workbook.
     """
     try:
         with warnings.catch_warnings():
@@ -55,7 +56,7 @@ def sheet_rows(data: bytes, sheet: str, encoding: str | None, what: str) -> tupl
     except Exception as error:  # the libraries raise whatever a damaged file makes of them
         if isinstance(error, ValueError) and str(error).startswith(what):
             raise
-        raise ValueError(
+        raise DataError(
             f"{what} cannot be read as a workbook: {type(error).__name__}: {error!s:.200}. Save it again without a "
             "password, or as csv."
         ) from error
@@ -72,7 +73,7 @@ def _xlsx_rows(data: bytes, sheet: str, encoding: str | None, what: str) -> tupl
         rows: Rows = []
         for number, values in enumerate(page.iter_rows(values_only=True), 1):
             if number > MAX_SHEET_ROWS:
-                raise ValueError(f"{what} has more than {MAX_SHEET_ROWS} rows; no workbook can. Save it as csv.")
+                raise DataError(f"{what} has more than {MAX_SHEET_ROWS} rows; no workbook can. Save it as csv.")
             _add(rows, number, values, _cell_text)
         return rows, notes
     finally:
@@ -108,9 +109,9 @@ def _xls_rows(data: bytes, sheet: str, encoding: str | None, what: str) -> tuple
 
 def _choose(names: Sequence[str], visible: Sequence[bool], sheet: str, what: str) -> tuple[str, tuple[str, ...]]:
     if not names:
-        raise ValueError(f"{what} has no sheets with cells; expected at least one. Save it as csv.")
+        raise DataError(f"{what} has no sheets with cells; expected at least one. Save it as csv.")
     if sheet and sheet not in names:
-        raise ValueError(f"{what} has no sheet {sheet!r:.80}; it has {', '.join(map(repr, names)):.400}. Name one of these.")
+        raise DataError(f"{what} has no sheet {sheet!r:.80}; it has {', '.join(map(repr, names)):.400}. Name one of these.")
     name = sheet or next((name for name, shown in zip(names, visible, strict=True) if shown), names[0])
     others = [other for other in names if other != name]
     unread = f", not read: {', '.join(map(repr, others)):.200}" if others else ""

@@ -22,6 +22,7 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
+from cem_assets.errors import DataError
 from cem_assets.formats.arrays import Box, Opened, Shape, check_whole_in_memory
 from cem_assets.formats.hdf5 import place_axes
 from cem_assets.formats.zarr.bucket import read_bucket
@@ -172,7 +173,7 @@ def _read(source: ZarrArray, box: tuple[tuple[int, int], ...]) -> tuple[NDArray[
             mask = np.asarray(_refilled(array, 0)[spans] != _refilled(array, 1)[spans])
             mask = source._to_box(mask) if mask.any() else None
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise ValueError(
+        raise DataError(
             f"Zarr array {source.key} cannot be decoded: {type(error).__name__}: {error}. Copy it again from its source."
         ) from error
     return source._to_box(values.astype(source.dtype, copy=False)), mask
@@ -205,7 +206,7 @@ def open_zarr(
         The opened array.
 
     Raises:
-        ValueError: There is no such array, its codecs are not allowed, a chunk of it is too large to be one, or it cannot be
+        DataError: There is no such array, its codecs are not allowed, a chunk of it is too large to be one, or it cannot be
             one volume.
     """
     what = key.rsplit("/", 1)[-1]
@@ -220,15 +221,15 @@ def open_zarr(
     place = f"{key}/{check_key(array_path.strip('/'))}" if array_path else key
     _, kind = _metadata(store, place, what)
     if kind != "array":
-        raise ValueError(f"{what}: {array_path!r} is no array. Set zarr_array in dataset.toml to the array to take.")
+        raise DataError(f"{what}: {array_path!r} is no array. Set zarr_array in dataset.toml to the array to take.")
     try:
         opening = uuid.uuid4().hex
         array, _ = _opened(store, place, opening)
     except (ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{what} cannot be opened as Zarr: {error}. Copy it again from its source.") from error
+        raise DataError(f"{what} cannot be opened as Zarr: {error}. Copy it again from its source.") from error
     dtype, shape = np.dtype(array.dtype), tuple(int(size) for size in array.shape)
     if dtype.kind not in "iuf":
-        raise ValueError(f"{what} holds {dtype}; expected integers or floats.")
+        raise DataError(f"{what} holds {dtype}; expected integers or floats.")
     check_whole_in_memory(f"a chunk of {what}", int(np.prod(array.chunks, dtype=object)) * dtype.itemsize)
     _refuse_swollen_chunks(place, int(np.prod(array.shards or array.chunks, dtype=object)) * dtype.itemsize, sizes, what)
     if names is not None and len(names) == len(shape) and set("yx") <= set(names):
@@ -249,7 +250,7 @@ def _refuse_swollen_chunks(place: str, decoded_bytes: int, sizes: Sequence[tuple
     swollen = [(key, size) for key, size in large if key.rsplit("/", 1)[1] not in _METADATA_FILES]
     if swollen:
         key, size = swollen[0]
-        raise ValueError(
+        raise DataError(
             f"{what}: {key.removeprefix(place)[1:]} has {size} bytes, for a chunk that decodes to {decoded_bytes}; expected "
             f"at most {most}. Copy it again from its source ({len(swollen)} such files)."
         )
@@ -263,7 +264,7 @@ def _metadata(store: Store, key: str, what: str) -> tuple[dict[str, Any], str]:
         if size is None:
             continue
         if size > _MAX_METADATA_BYTES:
-            raise ValueError(f"{what}: {name} has {size} bytes; expected at most {_MAX_METADATA_BYTES}.")
+            raise DataError(f"{what}: {name} has {size} bytes; expected at most {_MAX_METADATA_BYTES}.")
         node = _json(store, path, what)
         if name == "zarr.json":
             _refuse_codecs(node.get("codecs", []), what)
@@ -271,16 +272,16 @@ def _metadata(store: Store, key: str, what: str) -> tuple[dict[str, Any], str]:
         _refuse_codecs([node.get("compressor"), *(node.get("filters") or [])], what)
         attributes = _json(store, f"{key}/.zattrs", what) if store.size(f"{key}/.zattrs") else {}
         return attributes, kind
-    raise ValueError(f"{what} is no Zarr store: it has no zarr.json, .zarray or .zgroup. Copy it again from its source.")
+    raise DataError(f"{what} is no Zarr store: it has no zarr.json, .zarray or .zgroup. Copy it again from its source.")
 
 
 def _json(store: Store, key: str, what: str) -> dict[str, Any]:
     try:
         node = json.loads(store.read(key))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what}: {key.rsplit('/', 1)[-1]} is not valid JSON: {error}. Copy it again.") from error
+        raise DataError(f"{what}: {key.rsplit('/', 1)[-1]} is not valid JSON: {error}. Copy it again.") from error
     if not isinstance(node, dict):
-        raise ValueError(f"{what}: {key.rsplit('/', 1)[-1]} is not a JSON object. Copy it again from its source.")
+        raise DataError(f"{what}: {key.rsplit('/', 1)[-1]} is not a JSON object. Copy it again from its source.")
     return node
 
 
@@ -289,10 +290,10 @@ def _refuse_codecs(codecs: Any, what: str) -> None:
         if codec is None:
             continue
         if not isinstance(codec, dict):
-            raise ValueError(f"{what} has a codec that is no JSON object. Copy it again from its source.")
+            raise DataError(f"{what} has a codec that is no JSON object. Copy it again from its source.")
         name = str(codec.get("id", codec.get("name", ""))).removeprefix("numcodecs.")
         if name not in SAFE_CODECS:
-            raise ValueError(f"{what} uses codec {name!r}; expected one of {', '.join(sorted(SAFE_CODECS))}. Rewrite it.")
+            raise DataError(f"{what} uses codec {name!r}; expected one of {', '.join(sorted(SAFE_CODECS))}. Rewrite it.")
         inner = codec.get("configuration")
         if isinstance(inner, dict):
             for nested in ("codecs", "index_codecs"):
@@ -329,7 +330,7 @@ def _multiscale(
                 continue
     if len(arrays) == 1:
         return arrays[0], None, None
-    raise ValueError(
+    raise DataError(
         f"{what} holds {len(arrays)} arrays ({', '.join(arrays[:20]) or 'none'}) and no OME multiscales metadata. Set "
         "zarr_array in dataset.toml to the path of the array to take."
     )
@@ -341,7 +342,7 @@ def _named_axes(
     others = [axis for axis, name in enumerate(names) if name not in "zyx"]
     long = [axis for axis in others if shape[axis] > 1]
     if long and (channel is None or len(long) > 1 or channel >= shape[long[0]]):
-        raise ValueError(
+        raise DataError(
             f"{what} has axes {names} of sizes {shape}; expected one gray volume. Give channel = N in dataset.toml (found "
             f"{channel}) to take one of several channels; save one time point."
         )

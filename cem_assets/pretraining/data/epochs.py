@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
+
 Remainder = Literal["drop", "keep"]
 
 _ORDER, _DATASET, _GROUP, _JITTER = range(4)
@@ -35,7 +37,7 @@ def epoch_order(sizes: Sequence[int], weight_gamma: float, seed: int, epoch: int
         int64 (sum of sizes,).
 
     Raises:
-        ValueError: A size or number is negative, or there is no row.
+        DataError: A size or number is negative, or there is no row.
 
     Source: `MultiCropDataset` of volume-em/cem-dataset, whose sampler draws such weights without replacement and
     within each rank's share; here the weights mean what they say, for any number of ranks.
@@ -73,10 +75,10 @@ def carried_order(sizes: Sequence[int], weight_gamma: float, seed: int, epoch: i
         leaves out what `epoch + 1` will begin with.
 
     Raises:
-        ValueError: As for `epoch_order`, or the batch size is not positive.
+        DataError: As for `epoch_order`, or the batch size is not positive.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size {batch_size} is not positive; expected the rows in a step, over all ranks.")
+        raise DataError(f"batch_size {batch_size} is not positive; expected the rows in a step, over all ranks.")
     num = int(_checked_sizes(sizes, weight_gamma, seed, epoch).sum())
     pieces = [epoch_order(sizes, weight_gamma, seed, epoch)]
     wanted, before = (epoch * num) % batch_size, epoch
@@ -108,13 +110,13 @@ def streaming_order(
         int64 (n,): the same entries; the draw itself where `reach` covers all groups.
 
     Raises:
-        ValueError: The reach is not positive, or a row lies outside the groups.
+        DataError: The reach is not positive, or a row lies outside the groups.
     """
     if reach < 1:
-        raise ValueError(f"reach {reach} is not positive; expected the row groups in use at the same time.")
+        raise DataError(f"reach {reach} is not positive; expected the row groups in use at the same time.")
     num_groups = len(group_starts) - 1
     if len(order) and (order.min() < group_starts[0] or order.max() >= group_starts[-1]):
-        raise ValueError(
+        raise DataError(
             f"rows {order.min()}..{order.max()} lie outside the groups, which hold {group_starts[0]}..{group_starts[-1] - 1}; "
             "make the order from the sizes of the same source."
         )
@@ -170,7 +172,7 @@ def share(
         int64 (k,) arrays, views of the order, in order of step.
 
     Raises:
-        ValueError: A number is out of range; all are named.
+        DataError: A number is out of range; all are named.
     """
     problems = [
         f"{name} is {value}, expected {low}..{high}" if high is not None else f"{name} is {value}, expected at least {low}"
@@ -187,7 +189,7 @@ def share(
     if world > 1 and batch_size % world:
         problems.append(f"batch_size is {batch_size}, expected a multiple of the {world} ranks")
     if problems:
-        raise ValueError(f"the share of an epoch of {len(order)} entries: {'; '.join(problems)}.")
+        raise DataError(f"the share of an epoch of {len(order)} entries: {'; '.join(problems)}.")
     num_full, mine = len(order) // batch_size, batch_size // world
     begins = [step * batch_size + rank * mine for step in range(start + (worker - start) % num_workers, num_full, num_workers)]
     batches = [order[begin : begin + mine] for begin in begins]
@@ -206,9 +208,9 @@ def _checked_sizes(sizes: Sequence[int], weight_gamma: float, seed: int, epoch: 
         problems.append(f"weight_gamma is {weight_gamma}")
     problems += [f"{name} is {value}" for name, value in (("seed", seed), ("epoch", epoch)) if value < 0]
     if problems:
-        raise ValueError(f"the draw of an epoch: {'; '.join(problems)}; expected nothing below 0.")
+        raise DataError(f"the draw of an epoch: {'; '.join(problems)}; expected nothing below 0.")
     if size.sum() == 0:
-        raise ValueError("the draw of an epoch: the datasets have no rows; expected at least one. Choose another release.")
+        raise DataError("the draw of an epoch: the datasets have no rows; expected at least one. Choose another release.")
     return size
 
 

@@ -16,11 +16,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cem_assets import environment
 from cem_assets.cem.releases.stage import LISTING
 from cem_assets.cytoimagenet.releases.stage import METADATA
+from cem_assets.errors import DataError
 from cem_assets.pixels.batch import Batch
 from cem_assets.pixels.cache import PATCH_BYTES
-from cem_assets.pixels.reader import DISK_CACHE_BYTES, MEMORY_CACHE_BYTES, BatchStream, TrainingSource
+from cem_assets.pixels.reader import MEMORY_CACHE_BYTES, BatchStream, TrainingSource
 from cem_assets.pretraining.data.epochs import carried_order, share, streaming_order
 from cem_assets.pretraining.data.subsets import choose_classes
 from cem_assets.pretraining.methods.params import MethodParams
@@ -28,8 +30,6 @@ from cem_assets.pretraining.training.plan import RELEASE_ASSETS, TrainingPlan
 from cem_assets.store.manifests import Manifest, find_manifest
 from cem_assets.store.store import Store
 
-CACHE_VARIABLE = "CEM_ASSETS_CACHE"
-CACHE_GIB_VARIABLE = "CEM_ASSETS_CACHE_GIB"
 _READ_AHEAD = 8
 _SUBSET_SEED = 0
 """The same classes whatever the seed of the training."""
@@ -140,13 +140,9 @@ class LabelledStream:
 def open_training_data(store: Store, plan: TrainingPlan) -> TrainingData:
     """Open the patches of a plan.
 
-    Args:
-        store: Where the release is.
-        plan: What is trained.
-
     Raises:
         FileNotFoundError: The release, or shards of it, are gone.
-        ValueError: The release does not fit the method; shards are damaged.
+        DataError: The release does not fit the method; shards are damaged.
     """
     manifest = find_manifest(store, RELEASE_ASSETS[plan.dataset], plan.version, plan.digest)
     listing = json.loads(store.read(f"{manifest.folder}/{LISTING}"))
@@ -162,7 +158,7 @@ def open_training_data(store: Store, plan: TrainingPlan) -> TrainingData:
     if is_cyto:
         return _cyto_data(store, plan, manifest, listing, source, reach)
     if plan.method == "supervised":
-        raise ValueError(
+        raise DataError(
             f"weights {plan.name!r} ask for supervised training on EM patches, which have no labels; expected dataset = "
             '"cytoimagenet", or the method moco or swav.'
         )
@@ -203,7 +199,7 @@ def _cyto_data(
         table = pq.ParquetFile(handle).read(columns=["label", "split"])
     labels = np.asarray(source.classes, dtype=object)[source.labels]
     if len(table) != source.num_rows or not np.array_equal(np.asarray(table["label"].to_pylist(), dtype=object), labels):
-        raise ValueError(
+        raise DataError(
             f"the metadata of release {plan.version} name {len(table)} images in another order than its shards, which hold "
             f"{source.num_rows}; expected the same rows. Compare the release with its manifest, and restore it."
         )
@@ -214,12 +210,12 @@ def _cyto_data(
     else:
         rows, validation = np.flatnonzero(is_chosen), np.empty(0, np.int64)
     if len(rows) < plan.params.batch_size:
-        raise ValueError(
+        raise DataError(
             f"release {plan.version} leaves {len(rows)} images to train on; expected at least a batch of "
             f"{plan.params.batch_size}. Lower batch_size, or choose another release or subset."
         )
     if plan.params.weight_gamma and len(rows) < source.num_rows:
-        raise ValueError("weight_gamma is not 0, and only a part of the release is trained on; expected weight_gamma = 0.")
+        raise DataError("weight_gamma is not 0, and only a part of the release is trained on; expected weight_gamma = 0.")
     sources = tuple(
         {
             "name": name,
@@ -243,12 +239,9 @@ def _cyto_data(
 
 def _cache(num_images: int) -> tuple[Path | None, int]:
     """Choose where decoded patches are kept: memory where they fit, else a folder that outlives the process."""
-    folder = os.environ.get(CACHE_VARIABLE)
+    folder = environment.text(environment.CACHE)
     if not folder and num_images * PATCH_BYTES * 1.1 < MEMORY_CACHE_BYTES:
         return None, MEMORY_CACHE_BYTES
-    text = os.environ.get(CACHE_GIB_VARIABLE, "")
-    if text and not text.isdecimal():
-        raise ValueError(f"{CACHE_GIB_VARIABLE} is {text!r}; expected a whole number of GiB.")
     place = Path(folder) if folder else Path(tempfile.gettempdir()) / "cem_assets-cache"
     place.mkdir(parents=True, exist_ok=True)
-    return place, int(text) << 30 if text else DISK_CACHE_BYTES
+    return place, environment.whole_number(environment.CACHE_GIB) << 30

@@ -10,6 +10,8 @@ runs; which classes they hold is ours.
 import hashlib
 from collections.abc import Mapping
 
+from cem_assets.errors import DataError
+
 SUBSETS: dict[str, int] = {"toy_20": 20, "toy_50": 50}
 """Classes of each subset."""
 
@@ -29,7 +31,7 @@ def choose_classes(sizes: Mapping[str, int], subset: str, seed: int) -> list[str
         Names, sorted; fewer than `SUBSETS[subset]` where the release has fewer classes with images, and then all of those.
 
     Raises:
-        ValueError: The subset is not known, the seed or a size is out of range, or no class has images; all are told.
+        DataError: The subset is not known, the seed or a size is out of range, or no class has images; all are told.
     """
     problems = [f"class {name!r} has {size} images, expected 0 or more" for name, size in sizes.items() if size < 0]
     if subset not in SUBSETS:
@@ -39,7 +41,7 @@ def choose_classes(sizes: Mapping[str, int], subset: str, seed: int) -> list[str
     if not any(sizes.values()):
         problems.append(f"none of {len(sizes)} classes has images, expected at least one")
     if problems:
-        raise ValueError(f"no classes can be chosen: {'; '.join(problems)}.")
+        raise DataError(f"no classes can be chosen: {'; '.join(problems)}.")
     key = seed.to_bytes(8, "little")
 
     def place(name: str) -> tuple[bytes, str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cem_assets.errors import DataError
 from cem_assets.pretraining.methods.params import MethodParams, views
 
 P = ParamSpec("P")
@@ -59,7 +60,7 @@ class Method(nn.Module, ABC):
             The mean loss, float32 (), and indicators of this rank, float32 () without gradient, on the device.
 
         Raises:
-            ValueError: The views or labels are not what the method needs.
+            DataError: The views or labels are not what the method needs.
         """
 
     @abstractmethod
@@ -81,7 +82,7 @@ class Method(nn.Module, ABC):
             given: As in `compute_loss`; sizes other than the parameters' are taken, so that small tests are possible.
 
         Raises:
-            ValueError: All problems.
+            DataError: All problems.
         """
         problems = []
         num = sum(spec.num for spec in views(self.params))
@@ -94,7 +95,7 @@ class Method(nn.Module, ABC):
             if view.ndim != 4 or view.shape[:2] != (num_images, 1) or view.shape[2] != view.shape[3]
         ]
         if problems:
-            raise ValueError(f"{self.params.method} cannot learn from this batch: {'; '.join(problems)}.")
+            raise DataError(f"{self.params.method} cannot learn from this batch: {'; '.join(problems)}.")
 
 
 def built_with_seed(seed: int, build: Callable[P, Built], *args: P.args, **kwargs: P.kwargs) -> Built:

@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cem_assets.errors import DataError
 from cem_assets.pretraining.training.distributed import is_distributed, sum_over_ranks, world_size
 
 
@@ -25,11 +26,11 @@ def splits_of_rank(num_batch_splits: int) -> int:
         Groups of one rank; 1 where there are more ranks than groups, as none reaches over two ranks.
 
     Raises:
-        ValueError: The groups cannot be shared out evenly.
+        DataError: The groups cannot be shared out evenly.
     """
     ranks = world_size()
     if ranks < num_batch_splits and num_batch_splits % ranks:
-        raise ValueError(
+        raise DataError(
             f"{num_batch_splits} BatchNorm groups cannot be shared out evenly among {ranks} ranks; set num_batch_splits to a "
             "multiple of the number of ranks."
         )
@@ -53,7 +54,7 @@ class SplitBatchNorm(nn.BatchNorm2d):
         if num_splits == 1:
             return super().forward(input)
         if len(input) % num_splits:
-            raise ValueError(f"a batch of {len(input)} does not split into {num_splits} equal groups; drop the incomplete one.")
+            raise DataError(f"a batch of {len(input)} does not split into {num_splits} equal groups; drop the incomplete one.")
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
@@ -96,7 +97,7 @@ class SynchronizedBatchNorm(nn.SyncBatchNorm):
         over = [axis for axis in range(values.ndim) if axis != 1]
         num = values.numel() // values.shape[1] * world_size()
         if num < 2:
-            raise ValueError("one value of each channel was given to BatchNorm; expected 2 or more while training.")
+            raise DataError("one value of each channel was given to BatchNorm; expected 2 or more while training.")
         column = (1, -1) + (1,) * (values.ndim - 2)
         mean = _sum(values.sum(dim=over)) / num
         centred = values - mean.view(column)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cem_assets.errors import DataError
+
 
 class FeatureQueue(nn.Module):
     """Keeps the last `num_rows` rows that were pushed, in the order of a ring.
@@ -29,7 +31,7 @@ class FeatureQueue(nn.Module):
     def __init__(self, num_rows: int, *row_shape: int) -> None:
         super().__init__()
         if num_rows < 1:
-            raise ValueError(f"a queue of {num_rows} rows was asked for; expected at least 1.")
+            raise DataError(f"a queue of {num_rows} rows was asked for; expected at least 1.")
         self.register_buffer("rows", torch.zeros(num_rows, *row_shape))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.register_buffer("num_filled", torch.zeros((), dtype=torch.int64))
@@ -57,11 +59,11 @@ class FeatureQueue(nn.Module):
             features: (n, *row_shape), n at most the number of rows; the last one is the newest.
 
         Raises:
-            ValueError: There are more of them than rows, or their shape is another one.
+            DataError: There are more of them than rows, or their shape is another one.
         """
         size, num = len(self.rows), len(features)
         if num > size or features.shape[1:] != self.rows.shape[1:]:
-            raise ValueError(
+            raise DataError(
                 f"features of shape {tuple(features.shape)} do not go into a queue of shape {tuple(self.rows.shape)}; "
                 "expected at most as many rows of the same shape."
             )
@@ -78,7 +80,7 @@ def _read_numbers(queue: nn.Module, _: Any) -> None:
     assert isinstance(queue, FeatureQueue)
     position, fill, size = int(queue.pointer), int(queue.num_filled), len(queue)
     if not (0 <= position < size and 0 <= fill <= size):
-        raise ValueError(
+        raise DataError(
             f"the queue's state has pointer {position} and num_filled {fill}, expected below and at most {size}. "
             "The checkpoint is damaged or of another run; start from an earlier one."
         )

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cem_assets.errors import DataError
 from cem_assets.pretraining.methods.presets import PRESETS
 
 __all__ = [
@@ -44,7 +45,7 @@ class ViewSpec:
         scale: Smallest and largest share of the image's area that a view shows; (1, 1) is the whole image.
 
     Raises:
-        ValueError: A number makes no sense.
+        DataError: A number makes no sense.
     """
 
     num: int
@@ -60,7 +61,7 @@ class ViewSpec:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             problems.append(f"scale is {self.scale}, expected 0 < smallest <= largest <= 1")
         if problems:
-            raise ValueError(f"these views cannot be drawn: {'; '.join(problems)}.")
+            raise DataError(f"these views cannot be drawn: {'; '.join(problems)}.")
 
 
 class MethodParams(BaseModel):
@@ -147,7 +148,7 @@ class MoCoParams(MethodParams):
         if self.queue < self.batch_size:
             problems.append(f"queue is {self.queue}, expected at least a batch ({self.batch_size})")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise DataError("; ".join(problems))
         return self
 
 
@@ -207,7 +208,7 @@ class SwAVParams(MethodParams):
         if 0 < self.queue < self.batch_size:
             problems.append(f"queue is {self.queue}, expected 0 or at least a batch ({self.batch_size})")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise DataError("; ".join(problems))
         return self
 
 
@@ -235,7 +236,7 @@ class SupervisedParams(MethodParams):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(self.crops) != 1 or self.crops[0].num != 1:
-            raise ValueError(f"crops ask for {[(spec.num, spec.size_px) for spec in self.crops]}, expected one view")
+            raise DataError(f"crops ask for {[(spec.num, spec.size_px) for spec in self.crops]}, expected one view")
         return self
 
 
@@ -260,10 +261,10 @@ def queue_length(queue: int, batch_size: int, num_samples: int) -> int:
         The largest multiple of `batch_size` that is at most `queue` and `num_samples`; 0 where `queue` is 0.
 
     Raises:
-        ValueError: The dataset is smaller than a batch.
+        DataError: The dataset is smaller than a batch.
     """
     if num_samples < batch_size:
-        raise ValueError(
+        raise DataError(
             f"the dataset has {num_samples} patches and a batch {batch_size}; expected at least one batch. Lower batch_size."
         )
     return min(queue, num_samples) // batch_size * batch_size
@@ -282,12 +283,12 @@ def params_for(method: str, preset: str, **overrides: Any) -> MethodParams:
         Frozen parameters.
 
     Raises:
-        ValueError: A name is not known, or a value makes no sense (all such values are named).
+        DataError: A name is not known, or a value makes no sense (all such values are named).
     """
     if method not in PRESETS:
-        raise ValueError(f"method {method!r} is not known; expected one of {', '.join(PRESETS)}.")
+        raise DataError(f"method {method!r} is not known; expected one of {', '.join(PRESETS)}.")
     if preset not in PRESETS[method]:
-        raise ValueError(f"preset {preset!r} is not known; expected one of {', '.join(PRESETS[method])}.")
+        raise DataError(f"preset {preset!r} is not known; expected one of {', '.join(PRESETS[method])}.")
     values = PRESETS[method][preset] | overrides
     if isinstance(epochs := overrides.get("epochs"), int):
         share = epochs / PRESETS[method][preset]["epochs"]

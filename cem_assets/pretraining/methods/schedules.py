@@ -5,6 +5,7 @@ Source: MoCo v2 steps down at milestones, SwAV falls with a half cosine in every
 
 import math
 
+from cem_assets.errors import DataError
 from cem_assets.pretraining.methods.params import MethodParams, MoCoParams, SwAVParams
 
 
@@ -31,10 +32,10 @@ def learning_rate(params: MethodParams, step: int, steps_per_epoch: int) -> floa
         The rate of every parameter group.
 
     Raises:
-        ValueError: A count makes no sense.
+        DataError: A count makes no sense.
     """
     if step < 0 or steps_per_epoch < 1:
-        raise ValueError(f"step is {step} and steps_per_epoch {steps_per_epoch}; expected at least 0 and 1.")
+        raise DataError(f"step is {step} and steps_per_epoch {steps_per_epoch}; expected at least 0 and 1.")
     if isinstance(params, MoCoParams):
         return step_decay(params.lr, step // steps_per_epoch, params.milestones, params.lr_decay)
     if isinstance(params, SwAVParams):

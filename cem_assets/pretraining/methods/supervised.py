@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cem_assets.encoders import build_encoder, num_features
+from cem_assets.errors import DataError
 from cem_assets.pretraining.methods.base import Method, built_with_seed, feature_std
 from cem_assets.pretraining.methods.batchnorm import average_running_statistics
 from cem_assets.pretraining.methods.params import SupervisedParams
@@ -30,7 +31,7 @@ class Supervised(Method):
     def __init__(self, params: SupervisedParams, arch: str, num_samples: int, num_classes: int = 0) -> None:
         super().__init__(params, arch, num_samples, num_classes)
         if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}; supervised training expects 2 or more.")
+            raise DataError(f"num_classes is {num_classes}; supervised training expects 2 or more.")
         self.backbone = built_with_seed(params.seed, build_encoder, arch, in_channels=1)
         self.dropout = nn.Dropout(params.dropout)
         self.classifier = built_with_seed(params.seed + 1, nn.Linear, num_features(arch), num_classes)
@@ -60,12 +61,12 @@ class Supervised(Method):
             The loss, and `top1` and `top5` (shares of right answers in this batch) and `feature_std`.
 
         Raises:
-            ValueError: There are no labels, or not as many as images.
+            DataError: There are no labels, or not as many as images.
         """
         self.check_views(views)
         if labels is None or labels.shape != (len(views[0]),):
             found = "none" if labels is None else f"shape {tuple(labels.shape)}"
-            raise ValueError(f"labels are {found}; supervised training expects ({len(views[0])},), one for each image.")
+            raise DataError(f"labels are {found}; supervised training expects ({len(views[0])},), one for each image.")
         features = self.backbone(views[0])
         scores = self.classifier(self.dropout(features)).float()
         loss = functional.cross_entropy(scores, labels)

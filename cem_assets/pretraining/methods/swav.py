@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cem_assets.encoders import build_encoder, num_features
+from cem_assets.errors import DataError
 from cem_assets.pretraining.methods.base import Method, built_with_seed, feature_std, unit_rows
 from cem_assets.pretraining.methods.batchnorm import replace_batchnorm, synchronized
 from cem_assets.pretraining.methods.feature_queue import FeatureQueue
@@ -39,7 +40,7 @@ class SwAV(Method):
         super().__init__(params, arch, num_samples, num_classes)
         num_rows = queue_length(params.queue, params.batch_size, num_samples)
         if params.batch_size % world_size():
-            raise ValueError(
+            raise DataError(
                 f"a batch of {params.batch_size} cannot be shared out evenly among {world_size()} ranks; "
                 "set batch_size to a multiple of the number of ranks."
             )
@@ -78,7 +79,7 @@ class SwAV(Method):
             image of this rank's batch).
 
         Raises:
-            ValueError: The views are not as many as asked for, or not of one batch.
+            DataError: The views are not as many as asked for, or not of one batch.
         """
         self.check_views(views)
         num = len(views[0])

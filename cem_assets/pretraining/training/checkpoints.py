@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from cem_assets.errors import DataError
 from cem_assets.pretraining.methods.base import Method
 from cem_assets.pretraining.methods.params import MAY_CHANGE
 from cem_assets.pretraining.training import distributed
@@ -228,17 +229,17 @@ def decode_state(data: bytes, what: str, max_bytes: int = MAX_BYTES) -> Any:
         The tree, tensors on the CPU.
 
     Raises:
-        ValueError: The file is too large, damaged, would unpack to more than its size, or holds objects whose
+        DataError: The file is too large, damaged, would unpack to more than its size, or holds objects whose
             loading runs code.
     """
     if len(data) > max_bytes:
-        raise ValueError(f"{what} has {len(data):,} bytes; expected at most {max_bytes:,}. Save the state_dict alone.")
+        raise DataError(f"{what} has {len(data):,} bytes; expected at most {max_bytes:,}. Save the state_dict alone.")
     try:
         if data[:4] == b"PK\x03\x04":
             _check_archive(data)
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except _DAMAGE as error:
-        raise ValueError(_reason(what, error)) from error
+        raise DataError(_reason(what, error)) from error
 
 
 def _check_archive(data: bytes) -> None:
@@ -246,15 +247,15 @@ def _check_archive(data: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         records = archive.infolist()
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise ValueError("it has compressed records; torch.save writes none")
+            raise DataError("it has compressed records; torch.save writes none")
         # Records that overlap would be read more than once.
         if sum(record.file_size for record in records) > len(data):
-            raise ValueError("its records are larger than the file")
+            raise DataError("its records are larger than the file")
         described = max((record.file_size for record in records if record.filename.endswith(".pkl")), default=0)
         if described > _MAX_PICKLE_BYTES:
-            raise ValueError(f"the description of its tensors takes {described:,} bytes; expected under {_MAX_PICKLE_BYTES:,}")
+            raise DataError(f"the description of its tensors takes {described:,} bytes; expected under {_MAX_PICKLE_BYTES:,}")
         if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"the checksum of its record {damaged!r} is wrong")
+            raise DataError(f"the checksum of its record {damaged!r} is wrong")
 
 
 def _reason(what: str, error: BaseException) -> str:
@@ -284,7 +285,7 @@ def restore_method(method: Method, checkpoint: bytes | Mapping[str, Any]) -> tup
         Epochs finished and steps made.
 
     Raises:
-        ValueError: It is damaged or of another run; what differs is named.
+        DataError: It is damaged or of another run; what differs is named.
     """
     content = read_checkpoint(checkpoint) if isinstance(checkpoint, bytes) else checkpoint
     mine = identity(method)
@@ -305,7 +306,7 @@ def restore_method(method: Method, checkpoint: bytes | Mapping[str, Any]) -> tup
         except (RuntimeError, ValueError) as error:
             problems.append(str(error).replace("\n", " ")[:500])
     if problems:
-        raise ValueError(
+        raise DataError(
             f"the checkpoint is of another run: {'; '.join(problems)}. Resume with that run's parameters, or start a new run."
         )
     return int(content["epoch"]), int(content["step"])
@@ -320,14 +321,14 @@ def read_checkpoint(data: bytes) -> dict[str, Any]:
     """Decode the checkpoint of a run.
 
     Raises:
-        ValueError: It is damaged, of another format or incomplete.
+        DataError: It is damaged, of another format or incomplete.
     """
     content = decode_state(data, "the checkpoint")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"the checkpoint has format {found!r}; expected {FORMAT}. Start a new run, or use the older version.")
+        raise DataError(f"the checkpoint has format {found!r}; expected {FORMAT}. Start a new run, or use the older version.")
     if missing := [name for name in CONTENTS if name not in content]:
-        raise ValueError(f"the checkpoint has no {', '.join(missing)}; expected {', '.join(CONTENTS)}. Start a new run.")
+        raise DataError(f"the checkpoint has no {', '.join(missing)}; expected {', '.join(CONTENTS)}. Start a new run.")
     return content
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.pixels.batch import Batch
 from cem_assets.pretraining.methods.params import ViewSpec, views
 from cem_assets.pretraining.methods.supervised import Supervised
@@ -149,7 +150,7 @@ class ClassificationScores:
             categories: Category of each class.
 
         Raises:
-            ValueError: There are fewer than two classes, a name comes twice, or categories are not as many.
+            DataError: There are fewer than two classes, a name comes twice, or categories are not as many.
         """
         problems = []
         if len(classes) < 2:
@@ -160,7 +161,7 @@ class ClassificationScores:
         if len(categories) != len(classes):
             problems.append(f"{len(categories)} categories for {len(classes)} classes, expected one of each class")
         if problems:
-            raise ValueError(f"these classes cannot be scored: {'; '.join(problems)}.")
+            raise DataError(f"these classes cannot be scored: {'; '.join(problems)}.")
         self._classes, self._categories = tuple(classes), tuple(categories)
         self._confusion = np.zeros((len(classes), len(classes)), np.int64)
         self._num_top5 = np.zeros(len(classes), np.int64)
@@ -175,7 +176,7 @@ class ClassificationScores:
             labels: int64 (n,), 0 to c - 1.
 
         Raises:
-            ValueError: Shapes do not fit, a label is no class or a score is not finite; nothing is counted then.
+            DataError: Shapes do not fit, a label is no class or a score is not finite; nothing is counted then.
         """
         num_classes = len(self._classes)
         problems = []
@@ -189,7 +190,7 @@ class ClassificationScores:
             if num_bad := int((~np.isfinite(logits).all(axis=1)).sum()):
                 problems.append(f"scores of {num_bad} of {len(labels)} images are not finite")
         if problems:
-            raise ValueError(f"this batch cannot be scored: {'; '.join(problems)}.")
+            raise DataError(f"this batch cannot be scored: {'; '.join(problems)}.")
         for start in range(0, len(labels), _ROWS_AT_ONCE):
             end = start + _ROWS_AT_ONCE
             self._add_rows(np.ascontiguousarray(logits[start:end], np.float64), labels[start:end])
@@ -208,12 +209,12 @@ class ClassificationScores:
         """Return the scores of all images so far.
 
         Raises:
-            ValueError: No image was added.
+            DataError: No image was added.
         """
         num_of_class, num_right = self._confusion.sum(axis=1), np.diagonal(self._confusion)
         num_images = int(num_of_class.sum())
         if num_images == 0:
-            raise ValueError("no image was scored; expected at least one. Hold more images out for validation.")
+            raise DataError("no image was scored; expected at least one. Hold more images out for validation.")
         of_category = np.array(self._categories)
         per_category = {}
         for name in sorted(set(self._categories)):
@@ -246,7 +247,7 @@ def score_classification(
         categories: Category of each class.
 
     Raises:
-        ValueError: As `ClassificationScores` and its methods.
+        DataError: As `ClassificationScores` and its methods.
     """
     scores = ClassificationScores(classes, categories)
     scores.add(logits, labels)
@@ -276,10 +277,10 @@ def evaluate_classifier(
         dtype: float32, or bfloat16 for autocast.
 
     Raises:
-        ValueError: As `ClassificationScores` and its methods, or the classes are not as many as the method's.
+        DataError: As `ClassificationScores` and its methods, or the classes are not as many as the method's.
     """
     if len(classes) != method.num_classes:
-        raise ValueError(f"{len(classes)} classes were named; expected {method.num_classes}, as the method has.")
+        raise DataError(f"{len(classes)} classes were named; expected {method.num_classes}, as the method has.")
     scores = ClassificationScores(classes, categories)
     size_px = views(method.params)[0].size_px
     whole = BatchAugmentation((ViewSpec(1, size_px, (1.0, 1.0)),), _UNTURNED, *norms)
@@ -311,10 +312,10 @@ def confusion_summary(result: ClassificationResult, num: int = 10) -> ConfusionS
         The most confused pairs, the worst and the best classes; with few classes a class can be in both lists.
 
     Raises:
-        ValueError: The number is not positive.
+        DataError: The number is not positive.
     """
     if num < 1:
-        raise ValueError(f"num is {num}; expected at least 1.")
+        raise DataError(f"num is {num}; expected at least 1.")
     wrong = result.confusion.copy()
     np.fill_diagonal(wrong, 0)
     true, predicted = np.nonzero(wrong)

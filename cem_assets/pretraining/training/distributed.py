@@ -14,6 +14,7 @@ import torch
 from torch import distributed, nn
 
 from cem_assets.encoders import pick_device
+from cem_assets.errors import DataError
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -51,7 +52,7 @@ def process_group(device: str = "auto", timeout_s: float = 1800) -> Iterator[tor
         The device of this process. Without torchrun's variables it is that of `pick_device`, and no group is made.
 
     Raises:
-        ValueError: Some of torchrun's variables are missing, or the device cannot be had.
+        DataError: Some of torchrun's variables are missing, or the device cannot be had.
         RuntimeError: A group exists already.
     """
     present = [name for name in _VARIABLES if name in os.environ]
@@ -59,7 +60,7 @@ def process_group(device: str = "auto", timeout_s: float = 1800) -> Iterator[tor
         yield pick_device(device)
         return
     if missing := [name for name in _VARIABLES if name not in present]:
-        raise ValueError(
+        raise DataError(
             f"the environment sets {', '.join(present)} but not {', '.join(missing)}; expected all of torchrun's variables "
             "or neither RANK nor WORLD_SIZE. Start the training with torchrun, or unset them."
         )
@@ -83,12 +84,12 @@ def process_group(device: str = "auto", timeout_s: float = 1800) -> Iterator[tor
 def _local_device(device: str) -> torch.device:
     local_rank = int(os.environ["LOCAL_RANK"])
     if ":" in device and int(os.environ["WORLD_SIZE"]) > 1:
-        raise ValueError(f'device {device!r} was asked for by each of several processes; expected "auto", "cpu" or "cuda".')
+        raise DataError(f'device {device!r} was asked for by each of several processes; expected "auto", "cpu" or "cuda".')
     chosen = pick_device(device)
     if chosen.type != "cuda" or ":" in device:
         return chosen
     if local_rank >= torch.cuda.device_count():
-        raise ValueError(
+        raise DataError(
             f"LOCAL_RANK is {local_rank}, but torch sees {torch.cuda.device_count()} GPUs here. "
             "Start at most one process for each GPU (torchrun --nproc-per-node)."
         )

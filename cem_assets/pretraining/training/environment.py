@@ -1,12 +1,11 @@
 """Where a training runs: versions, device, state of the code; recorded with every tracked run."""
 
-import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cem_assets import __version__
+from cem_assets import __version__, environment
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +31,7 @@ def environment_of(device: "torch.device") -> dict[str, str]:
 def git_state() -> str:
     """Return the commit of a checkout with "-dirty" where files were changed; CEM_ASSETS_GIT_STATE, or "" elsewhere."""
     folder = Path(__file__).parent
-    if found := os.environ.get("CEM_ASSETS_GIT_STATE"):
+    if found := environment.text(environment.GIT_STATE):
         return found
     try:
         top = _git(folder, "rev-parse", "--show-toplevel")

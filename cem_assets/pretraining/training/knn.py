@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from cem_assets.errors import DataError
 from cem_assets.pretraining.views.augmentations import normalised
 
 NUM_NEIGHBOURS = 20
@@ -47,10 +48,10 @@ def hold_out(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArra
         side, one of a single image is trained on.
 
     Raises:
-        ValueError: The share is not between 0 and 1.
+        DataError: The share is not between 0 and 1.
     """
     if not 0 < share < 1:
-        raise ValueError(f"the held-out share is {share}; expected a number between 0 and 1.")
+        raise DataError(f"the held-out share is {share}; expected a number between 0 and 1.")
     is_held = np.zeros(len(labels), np.bool_)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
@@ -119,10 +120,10 @@ def nearest_labels(
         near neighbours the earlier row comes first.
 
     Raises:
-        ValueError: The bank is empty, or k is not positive.
+        DataError: The bank is empty, or k is not positive.
     """
     if len(bank) == 0 or k < 1:
-        raise ValueError(f"{len(bank)} features and k = {k}; expected at least one of each.")
+        raise DataError(f"{len(bank)} features and k = {k}; expected at least one of each.")
     known = _unit_rows(bank)
     found = np.empty(len(queries), np.int64)
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
@@ -176,10 +177,10 @@ def measure_knn(
         Accuracy beside chance, and the spread of the features.
 
     Raises:
-        ValueError: Nothing is held out, or lengths differ.
+        DataError: Nothing is held out, or lengths differ.
     """
     if len(bank) != len(bank_labels) or len(queries) != len(query_labels) or len(queries) == 0:
-        raise ValueError(
+        raise DataError(
             f"{len(bank)} features with {len(bank_labels)} labels, {len(queries)} held out with {len(query_labels)} labels; "
             "expected as many labels as features, and at least one held out."
         )

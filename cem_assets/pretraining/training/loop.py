@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from cem_assets.errors import DataError
 from cem_assets.pixels.batch import Batch
 from cem_assets.pretraining.methods.base import Method
 from cem_assets.pretraining.methods.schedules import learning_rate
@@ -72,7 +73,7 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         if not self.checkpoint_interval_s >= 0 or (self.sync_steps is not None and self.sync_steps < 1):
-            raise ValueError(
+            raise DataError(
                 f"checkpoint_interval_s is {self.checkpoint_interval_s} and sync_steps {self.sync_steps}; "
                 "expected at least 0 and 1."
             )
@@ -134,7 +135,7 @@ def train(
         The result of every epoch that this call finished.
 
     Raises:
-        ValueError: The checkpoint is damaged or of another run; what differs is named.
+        DataError: The checkpoint is damaged or of another run; what differs is named.
         RuntimeError: The loss or a weight is not finite: the step is named and the last good checkpoint stays.
             Or a stream ended early.
     """
@@ -174,7 +175,7 @@ class _Run:
         self.num_batches = num_batches
         self.steps_per_epoch = num_batches(0)
         if self.steps_per_epoch < 1:
-            raise ValueError("an epoch has no batch; expected at least one. Lower batch_size, or train on more patches.")
+            raise DataError("an epoch has no batch; expected at least one. Lower batch_size, or train on more patches.")
         self.total_steps = sum(num_batches(epoch) for epoch in range(method.params.epochs))
         self.sync_steps = settings.sync_steps or (_GPU_SYNC_STEPS if device.type == "cuda" else 1)
         self.is_fused = True if device.type == "cuda" else None
@@ -224,7 +225,7 @@ class _Run:
         tensors = [*_tensors(self.method.state_dict()), *_tensors(self.optimizer.state_dict()["state"])]
         is_good = [torch.isfinite(tensor).all().to(self.device) for tensor in tensors if tensor.is_floating_point()]
         if not bool(torch.stack(is_good).all()):
-            raise RuntimeError(f"weights are not finite after step {self.state.step}. {self.remedy()}")
+            raise DataError(f"weights are not finite after step {self.state.step}. {self.remedy()}")
         sums = torch.empty((distributed.world_size(), 0), dtype=torch.float64)
         if self.state.sums:
             sums = torch.stack(distributed.gather_from_ranks(self.state.stacked()))
@@ -298,7 +299,7 @@ class _Run:
         flags = torch.cat([bad_step.view(1), torch.tensor(wanted, device=self.device)])
         bad, due, stop = distributed.max_over_ranks(flags).tolist()
         if bad >= 0:
-            raise RuntimeError(f"the loss of step {bad + 1} is not finite. {self.remedy()}")
+            raise DataError(f"the loss of step {bad + 1} is not finite. {self.remedy()}")
         self.is_due, self.is_stopping = bool(due), bool(stop)
 
     def compute_loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -307,7 +308,7 @@ class _Run:
         labels = _to_device(batch.labels, self.device) if self.method.num_classes else None
         num, ranks = len(images), distributed.world_size()
         if num * ranks != params.batch_size:
-            raise ValueError(
+            raise DataError(
                 f"a batch has {num} images on each of {ranks} processes; expected {params.batch_size} over all. "
                 "Share out batches of the size that the parameters say."
             )

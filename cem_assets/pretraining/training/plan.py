@@ -18,6 +18,7 @@ from cem_assets.catalog.weights import TrainedWeights
 from cem_assets.cem.releases.contamination_reports import report_partition
 from cem_assets.cem.releases.stage import list_releases
 from cem_assets.cytoimagenet.releases.stage import list_cyto_releases
+from cem_assets.errors import DataError
 from cem_assets.pretraining.methods.params import MAY_CHANGE, PARAMS, MethodParams
 from cem_assets.pretraining.weights.rows import params_of
 from cem_assets.store.assets import CONTAMINATION, CYTO_RELEASES, RELEASES, WEIGHTS
@@ -100,22 +101,20 @@ def read_plan(store: Store, key: str) -> TrainingPlan:
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is none.
+        DataError: It is none.
     """
     try:
         found = json.loads(store.read(key))
         values = {name: found[name] for name in ("name", "arch", "dataset", "version", "digest", "subset")}
         return TrainingPlan(**values, params=PARAMS[found["method"]].model_validate(found["params"]))
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-        raise ValueError(f"{key} is no training plan: {error}. Materialize the weights again; that writes it anew.") from error
+        raise DataError(f"{key} is no training plan: {error}. Materialize the weights again; that writes it anew.") from error
 
 
 def make_plan(store: Store, row: TrainedWeights, release: str = "", overrides: Mapping[str, Any] | None = None) -> TrainingPlan:
     """Make a row definite.
 
     Args:
-        store: Where the releases are.
-        row: Of the catalogue.
         release: Version or digest instead of the row's; empty takes the row's.
         overrides: Parameters instead of the row's.
 
@@ -125,7 +124,7 @@ def make_plan(store: Store, row: TrainedWeights, release: str = "", overrides: M
 
     Raises:
         FileNotFoundError: There is no such release.
-        ValueError: A parameter makes no sense.
+        DataError: A parameter makes no sense.
     """
     manifest = find_release(store, row.dataset, release or row.release)
     values = {**row.params, **(overrides or {})}
@@ -139,21 +138,20 @@ def contamination_of(store: Store, plan: TrainingPlan) -> str:
     """Say what is known of test images in a plan's release.
 
     Args:
-        store: Where reports are.
         plan: What is to be trained.
 
     Returns:
         Empty where a report on this very release found none; else a sentence that it was not compared, as a warning.
 
     Raises:
-        ValueError: The release was found to hold test images; the error says the ways.
+        DataError: The release was found to hold test images; the error says the ways.
     """
     report = current_manifest(store, CONTAMINATION, report_partition(plan.dataset, plan.version))
     if report is None or report.details["release"] != plan.digest:
         return f"{plan.release} was not compared with the benchmarks' test images yet; materialize {CONTAMINATION} to know."
     if num := report.counts["contaminated_patches"]:
         where = ", ".join(name for name, count in report.details["contaminated_by_benchmark"].items() if count)
-        raise ValueError(
+        raise DataError(
             f"{plan.release} holds {num:,} images that show test images of benchmarks ({where}); weights trained on it would "
             f"be scored on what they have seen. Make a release without them (exclude_contaminated), or set "
             f"allow_contaminated. The pairs: {store.url_of(report.folder)}"
@@ -165,7 +163,6 @@ def find_release(store: Store, dataset: str, wanted: str) -> Manifest:
     """Find a release.
 
     Args:
-        store: Where.
         dataset: A key of `RELEASE_ASSETS`.
         wanted: "newest", a version, or the digest of its manifest.
 

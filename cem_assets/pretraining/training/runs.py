@@ -48,12 +48,7 @@ class StoreCheckpoints:
     """Keeps the newest state of one run in the store; a `cem_assets.pretraining.training.checkpoints.CheckpointStore`."""
 
     def __init__(self, store: Store, folder: str) -> None:
-        """Name the place.
-
-        Args:
-            store: Where.
-            folder: Of the run.
-        """
+        """Name the place."""
         self._store = store
         self.key = f"{folder}/{CHECKPOINT}"
 
@@ -101,8 +96,6 @@ def stop_watch(
     """Make a function that tells whether a stop was requested, asking the store now and then.
 
     Args:
-        store: Where.
-        folder: Of the run.
         interval_s: Least time between two questions to the store.
         clock: Seconds.
     """

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, no_progress
 from cem_assets.pretraining.data.release_data import TrainingData, open_training_data
 from cem_assets.pretraining.training.environment import environment_of
@@ -94,10 +95,8 @@ def train_weights(
 
     Args:
         store: Where the release is, and checkpoints go.
-        plan: What is trained.
         loop: How.
         device: Of this process, which has joined the others where there are any.
-        progress: Called with (steps done, in all).
         on_epoch: Called with every epoch's result, on the first process.
         should_stop: Asked now and then, on every process.
         tags: More tags of the MLflow run, such as the Dagster run.
@@ -107,7 +106,7 @@ def train_weights(
 
     Raises:
         FileNotFoundError: The release is gone.
-        ValueError: The release does not fit, or the checkpoint is of another run.
+        DataError: The release does not fit, or the checkpoint is of another run.
         RuntimeError: The loss is not finite; the last good checkpoint stays.
     """
     import torch
@@ -127,7 +126,7 @@ def train_weights(
     before = checkpoints.load() if is_main else None
     results = list(finished_epochs(before)) if before else []
     if results and results[-1].epoch > plan.params.epochs:
-        raise ValueError(
+        raise DataError(
             f"the training of {plan.name!r} has done {results[-1].epoch} epochs already, and {plan.params.epochs} were asked "
             "for; expected at least as many. Ask for more, or give the row another name."
         )

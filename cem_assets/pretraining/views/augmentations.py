@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cem_assets.errors import DataError
 from cem_assets.pretraining.methods.params import ViewSpec
 from cem_assets.pretraining.views.view_parameters import SUPERVISED, AugmentationParams, ViewParameters, draw_parameters
 
@@ -36,15 +37,14 @@ class BatchAugmentation:
 
         Args:
             specs: Which views.
-            params: Distributions.
             mean: Of the pixels, scaled to 0..1.
             std: Of the pixels, scaled to 0..1.
 
         Raises:
-            ValueError: There are no views, or the deviation is not positive.
+            DataError: There are no views, or the deviation is not positive.
         """
         if not specs or not std > 0:
-            raise ValueError(
+            raise DataError(
                 f"{len(specs)} kinds of views and std {std} make no augmentation; expected at least one and std > 0."
             )
         self.specs = specs

@@ -98,7 +98,6 @@ def draw_parameters(
         height: Of the images.
         width: Of the images.
         scale: Of the crop's area, as in `ViewSpec`.
-        params: Distributions.
         generator: On the CPU. Advances by the same amount whatever is drawn.
     """
 

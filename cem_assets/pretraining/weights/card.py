@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cem_assets.catalog.weights import ARCHS
+from cem_assets.errors import DataError
 
 NOT_STATED = "not stated"
 _NON_COMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non[\s_-]*commercial|research[\s_-]+(use[\s_-]+)?only", re.IGNORECASE)
@@ -103,10 +104,10 @@ def weights_card(
         Markdown with a YAML head as model hubs read it.
 
     Raises:
-        ValueError: The architecture is not known.
+        DataError: The architecture is not known.
     """
     if facts.arch not in ARCHS:
-        raise ValueError(f"encoder {facts.arch!r} is not known; expected one of {', '.join(ARCHS)}.")
+        raise DataError(f"encoder {facts.arch!r} is not known; expected one of {', '.join(ARCHS)}.")
     lines = [
         "---",
         "license: other",

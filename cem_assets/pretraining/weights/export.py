@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from cem_assets.encoders import build_encoder, num_features
+from cem_assets.errors import DataError
 from cem_assets.pretraining.training.checkpoints import decode_state, encode_state
 
 PREFIXES: dict[str, str] = {"moco": "module.encoder_q.", "swav": "module.", "supervised": "module."}
@@ -85,7 +86,7 @@ def weights_of(
         epoch: Epochs of training.
 
     Raises:
-        ValueError: It is no such network, or holds values that are not finite.
+        DataError: It is no such network, or holds values that are not finite.
     """
     state = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
     return EncoderWeights(arch, _fitted(state, arch, "the encoder")[0], norms, epoch)
@@ -95,19 +96,18 @@ def to_published(weights: EncoderWeights, method: str) -> bytes:
     """Write the published checkpoint form, which the reference's own loaders take.
 
     Args:
-        weights: The encoder.
         method: A key of `PREFIXES`.
 
     Returns:
         A `.pth` file: `state_dict`, `norms` as [mean, std], `epoch` and `arch`; equal weights give equal bytes.
 
     Raises:
-        ValueError: The method is not known, or the weights have no norms.
+        DataError: The method is not known, or the weights have no norms.
     """
     if method not in PREFIXES:
-        raise ValueError(f"method {method!r} is not known; expected one of {', '.join(PREFIXES)}.")
+        raise DataError(f"method {method!r} is not known; expected one of {', '.join(PREFIXES)}.")
     if weights.norms is None:
-        raise ValueError(f"the {weights.arch} weights have no norms; expected (mean, std) of the pixels. Give them.")
+        raise DataError(f"the {weights.arch} weights have no norms; expected (mean, std) of the pixels. Give them.")
     prefix = PREFIXES[method]
     return encode_state(
         {
@@ -138,7 +138,6 @@ def sidecar(weights: EncoderWeights, method: str, files: Mapping[str, bytes], **
     """Describe weights for the JSON beside them.
 
     Args:
-        weights: The encoder.
         method: How they came to be: "moco", "swav", "supervised", "imported", "random".
         files: Content of the files written, by name.
         provenance: What else is known: parameters, release digest, licences, tracking run.
@@ -184,7 +183,7 @@ def read_weights(data: bytes, what: str, arch: str | None = None, max_bytes: int
         The encoder's weights.
 
     Raises:
-        ValueError: The file is too large, damaged or holds Python objects; or it is no such network: missing,
+        DataError: The file is too large, damaged or holds Python objects; or it is no such network: missing,
             unexpected and misshaped tensors are named.
     """
     content = _content(data, what, max_bytes)
@@ -194,7 +193,7 @@ def read_weights(data: bytes, what: str, arch: str | None = None, max_bytes: int
         about, state = content, content["state_dict"]
     problems = []
     if not isinstance(state, dict) or not state or not all(isinstance(name, str) for name in state):
-        raise ValueError(f"{what} holds no state_dict; expected tensors by name, alone or under `state_dict`.")
+        raise DataError(f"{what} holds no state_dict; expected tensors by name, alone or under `state_dict`.")
     said = about.get("arch")
     if said is not None and not isinstance(said, str):
         problems.append(f"`arch` is a {type(said).__name__}, expected a name")
@@ -212,7 +211,7 @@ def read_weights(data: bytes, what: str, arch: str | None = None, max_bytes: int
         except (TypeError, ValueError) as error:
             problems.append(str(error))
     if problems:
-        raise ValueError(f"{what} cannot be imported: {'; '.join(problems)}.")
+        raise DataError(f"{what} cannot be imported: {'; '.join(problems)}.")
     chosen = arch or said
     assert isinstance(chosen, str)
     fitted, notes = _fitted(_without_prefix(state), chosen, what)
@@ -234,7 +233,7 @@ def _content(data: bytes, what: str, max_bytes: int) -> Any:
         about = json.loads(header.get("__metadata__", {}).get(_METADATA_KEY, "{}"))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"{what} cannot be read as safetensors: {text}. Copy it again from its source.") from error
+        raise DataError(f"{what} cannot be read as safetensors: {text}. Copy it again from its source.") from error
     return {**about, "state_dict": state} if isinstance(about, dict) else state
 
 
@@ -284,7 +283,7 @@ def _fitted(state: Mapping[str, Any], arch: str, what: str) -> tuple[dict[str, t
         fitted[name] = values.clone(memory_format=torch.contiguous_format)
     if problems:
         more = f" and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
-        raise ValueError(
+        raise DataError(
             f"{what} does not fit an encoder {arch}: {'; '.join(_short(problem) for problem in problems[:_MAX_NAMED])}{more}. "
             "Name the right architecture, or give the state_dict of such a network."
         )
@@ -297,18 +296,18 @@ def _norms(value: Any) -> tuple[tuple[float, float], str]:
         value = (value.get("mean"), value.get("std"))
     problem = f"`norms` is {_short(value)}, expected mean and deviation of pixels on a scale of 0 to 1"
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError(problem)
+        raise DataError(problem)
     pair, note = [], ""
     for item in value:
         channels = list(item) if isinstance(item, list | tuple) else [item]
         if len(channels) not in (1, 3) or not all(type(channel) in (int, float) for channel in channels):
-            raise ValueError(problem)
+            raise DataError(problem)
         if len(set(channels)) > 1:
             note = "norms of three channels were averaged, which is an approximation"
         pair.append(math.fsum(channels) / len(channels))
     mean, std = pair
     if not (0 <= mean <= 1 and 0 < std <= 1):  # false for NaN too
-        raise ValueError(problem)
+        raise DataError(problem)
     return (mean, std), note
 
 

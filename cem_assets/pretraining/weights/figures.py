@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from cem_assets.errors import DataError
 from cem_assets.imaging.gallery import MAX_BYTES, figure_png
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ def curves_png(results: "Sequence[EpochResult]", title: str) -> bytes:
 
     Args:
         results: Of the epochs done, in order; indicators may come in some epochs only.
-        title: Above all.
 
     Returns:
         A PNG of at most `MAX_BYTES`: loss, learning rate, then the indicators in order of first occurrence.
@@ -98,7 +98,7 @@ def views_png(images: NDArray[np.uint8], views: "Sequence[Views]", mean: float, 
         fits, then gray levels do.
 
     Raises:
-        ValueError: There is no image, or views are not as many as images, not square shaped or not finite; all are told.
+        DataError: There is no image, or views are not as many as images, not square shaped or not finite; all are told.
     """
     arrays = [_array(view[:num]) for view in views]
     problems = [] if len(images) and images.ndim == 3 else [f"images have shape {images.shape}, expected (n, height, width)"]
@@ -110,7 +110,7 @@ def views_png(images: NDArray[np.uint8], views: "Sequence[Views]", mean: float, 
         elif not np.isfinite(array).all():
             problems.append(f"view {number} has values that are not finite")
     if problems:
-        raise ValueError(f"these views cannot be drawn: {'; '.join(problems)}.")
+        raise DataError(f"these views cannot be drawn: {'; '.join(problems)}.")
     columns = [("image", images[:num])]
     for number, array in enumerate(arrays):
         pixels = np.rint((array[:, 0].astype(np.float64) * std + mean).clip(0, 1) * 255).astype(np.uint8)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cem_assets.errors import DataError
 from cem_assets.pretraining.weights.stored import CARD, CHECKPOINT, SIDECAR, STATE
 from cem_assets.store.commits import Commit, installed_versions
 from cem_assets.store.manifests import Manifest
@@ -30,7 +31,6 @@ def commit_weights(
 
     Args:
         commit: Of the partition, not up to date.
-        weights: The encoder.
         method: "moco", "swav", "supervised" or "random".
         provenance: How they came to be; JSON values without NaN.
         card: The model card.
@@ -41,12 +41,12 @@ def commit_weights(
         where the pixel norms are known.
 
     Raises:
-        ValueError: An extra file has the name of one of these, or the provenance is no JSON.
+        DataError: An extra file has the name of one of these, or the provenance is no JSON.
     """
     from cem_assets.pretraining.weights.export import PREFIXES, sidecar, to_published, to_safetensors
 
     if taken := sorted({STATE, CHECKPOINT, SIDECAR, CARD} & set(extra)):
-        raise ValueError(f"extra file(s) {', '.join(taken)} have names that weights take themselves; choose others.")
+        raise DataError(f"extra file(s) {', '.join(taken)} have names that weights take themselves; choose others.")
     files = {STATE: to_safetensors(weights)}
     if weights.norms is not None:
         # Random weights were never published; they take the bare prefix, as supervised ones do.

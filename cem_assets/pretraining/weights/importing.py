@@ -13,19 +13,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from cem_assets import environment
 from cem_assets.catalog.weights import ImportedWeights
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.pretraining.weights.card import DataSource, WeightsFacts, weights_card
 from cem_assets.pretraining.weights.files import commit_weights
-from cem_assets.pretraining.weights.stored import (
-    FOLDER_VARIABLE,
-    ROWS,
-    WEIGHT_FILES,
-    Availability,
-    LocalCopy,
-    availability,
-    find_local_copy,
-)
+from cem_assets.pretraining.weights.stored import ROWS, WEIGHT_FILES, Availability, LocalCopy, availability, find_local_copy
 from cem_assets.sources.files.weights import check_sha256, download_weights
 from cem_assets.store.assets import CODE_VERSIONS, WEIGHTS
 from cem_assets.store.commits import Commit, installed_versions
@@ -50,9 +44,6 @@ def import_weights(store: Store, row: ImportedWeights, run_id: str = "", progres
     """Commit imported weights.
 
     Args:
-        store: Where.
-        row: Which.
-        run_id: Recorded in the manifest.
         progress: Called with (steps done, in all): got, read, committed.
 
     Returns:
@@ -61,7 +52,7 @@ def import_weights(store: Store, row: ImportedWeights, run_id: str = "", progres
     Raises:
         FileNotFoundError: There is no copy at hand, and no address with a checksum; the error says every way.
         ConnectionError: They could not be downloaded; the error says every other way.
-        ValueError: The file has another checksum, is too large, damaged, holds Python objects, or is of another network.
+        DataError: The file has another checksum, is too large, damaged, holds Python objects, or is of another network.
     """
     started = time.monotonic()
     if row.source == "random":
@@ -119,7 +110,7 @@ def _file_contents(row: ImportedWeights, copy: LocalCopy | None) -> Iterator[byt
         with copy.open() as handle:  # it may have grown since it was looked at
             data = handle.read(MAX_FILE_BYTES + 1) if copy.num_bytes <= MAX_FILE_BYTES else b""
         if copy.num_bytes > MAX_FILE_BYTES or len(data) > MAX_FILE_BYTES:
-            raise ValueError(
+            raise DataError(
                 f"{copy.place} has {max(copy.num_bytes, len(data)):,} bytes; expected weights of at most {MAX_FILE_BYTES:,}. "
                 "Save the state_dict alone."
             )
@@ -140,7 +131,7 @@ def _file_contents(row: ImportedWeights, copy: LocalCopy | None) -> Iterator[byt
 def _ways(row: ImportedWeights, why: str) -> str:
     ways = [
         f"put a copy into the store, at {WEIGHT_FILES}/{row.file}",
-        f"put a copy into a local folder, and name the folder in {FOLDER_VARIABLE}",
+        f"put a copy into a local folder, and name the folder in {environment.WEIGHTS_FOLDER}",
     ]
     if row.url and row.sha256:
         ways.append(f"materialize it again where {row.url} can be reached")
@@ -185,7 +176,7 @@ def _read(row: ImportedWeights, data: bytes) -> "EncoderWeights":
         note = "the file says nothing of pixel norms; those of the catalogue stand for them"
         return replace(weights, norms=norms, notes=(*weights.notes, note))
     if max(abs(mine - its) for mine, its in zip(norms, weights.norms, strict=True)) > _NORMS_TOLERANCE:
-        raise ValueError(
+        raise DataError(
             f"{row.file} has pixel norms {weights.norms}, its row {norms}; expected the same. Get the right file, or leave "
             f"mean and std out of a row {row.name!r} in {ROWS}."
         )

@@ -10,6 +10,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+from cem_assets.errors import DataError
 from cem_assets.execution.stage import StageResult
 from cem_assets.pretraining.data.release_data import TrainingData, open_training_data
 from cem_assets.pretraining.training.plan import TrainingPlan
@@ -55,10 +56,8 @@ def finish_weights(store: Store, plan: TrainingPlan, title: str, run_id: str = "
     """Commit the weights of a training that has done all its epochs, and register them in MLflow.
 
     Args:
-        store: Where its checkpoint is.
         plan: What was trained.
         title: Of the weights, for the card.
-        run_id: Recorded in the manifest.
 
     Returns:
         The committed partition.
@@ -76,7 +75,7 @@ def finish_weights(store: Store, plan: TrainingPlan, title: str, run_id: str = "
     checkpoint = StoreCheckpoints(store, plan.folder).load()
     results = finished_epochs(checkpoint) if checkpoint else ()
     if checkpoint is None or len(results) != plan.params.epochs:
-        raise RuntimeError(
+        raise DataError(
             f"the training of {plan.name!r} has done {len(results)} of {plan.params.epochs} epochs; materialize it again to go "
             "on."
         )

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cem_assets.catalog.weights import TrainedWeights, WeightsRow
+from cem_assets.errors import DataError
 from cem_assets.pretraining.methods.params import PARAMS, PRESETS, MethodParams, params_for
 from cem_assets.pretraining.weights.stored import ROWS, stored_weights_rows
 from cem_assets.store.store import Store
@@ -23,7 +24,7 @@ def known_weights(store: Store) -> dict[str, WeightsRow]:
         Rows by name; every trained one has parameters that `params_of` takes.
 
     Raises:
-        ValueError: Rows or their parameters make no sense; all problems are named.
+        DataError: Rows or their parameters make no sense; all problems are named.
     """
     rows = stored_weights_rows(store)
     problems = [
@@ -31,7 +32,7 @@ def known_weights(store: Store) -> dict[str, WeightsRow]:
     ]
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise ValueError(f"{ROWS} has {len(problems)} problem(s) in the parameters of trained weights:\n{listing}")
+        raise DataError(f"{ROWS} has {len(problems)} problem(s) in the parameters of trained weights:\n{listing}")
     return rows
 
 
@@ -43,10 +44,10 @@ def params_of(row: TrainedWeights, **overrides: Any) -> MethodParams:
         **overrides: Fields to change, as for `cem_assets.pretraining.methods.params.params_for`.
 
     Raises:
-        ValueError: A field is not known or a value makes no sense; all of them are named.
+        DataError: A field is not known or a value makes no sense; all of them are named.
     """
     if problems := params_problems(row, **overrides):
-        raise ValueError(f"the parameters of weights {row.name} cannot be used: {'; '.join(problems)}.")
+        raise DataError(f"the parameters of weights {row.name} cannot be used: {'; '.join(problems)}.")
     return params_for(row.method, row.preset, **{**row.params, **overrides})
 
 

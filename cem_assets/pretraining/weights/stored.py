@@ -5,13 +5,14 @@ Rows of the package are `cem_assets.catalog.weights`; their hyperparameters are 
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from cem_assets import environment
 from cem_assets.catalog.weights import ImportedWeights, WeightsRow, weights_rows
+from cem_assets.errors import DataError
 from cem_assets.store.assets import WEIGHTS
 from cem_assets.store.manifests import Manifest, find_manifest, manifest_numbers, require_manifest
 from cem_assets.store.store import Store
@@ -23,7 +24,6 @@ ROWS = "settings/weights.toml"
 """Rows of the store, in the form of the package's `weights.toml`."""
 WEIGHT_FILES = "pretraining/weight_files"
 """Folder of the store for copies of published files."""
-FOLDER_VARIABLE = "CEM_ASSETS_WEIGHTS_FOLDER"
 """Names a local folder with copies of published files."""
 STATE = "weights.safetensors"
 CHECKPOINT = "checkpoint.pth"
@@ -69,23 +69,23 @@ def stored_weights_rows(store: Store) -> dict[str, WeightsRow]:
     imported; a trained row cannot become an imported one, or the reverse, as its name would then mean another thing.
 
     Raises:
-        ValueError: `settings/weights.toml` is not TOML in UTF-8, too large, or has rows that make no sense.
+        DataError: `settings/weights.toml` is not TOML in UTF-8, too large, or has rows that make no sense.
     """
     rows = dict(weights_rows())
     size = store.size(ROWS)
     if size is None:
         return rows
     if size > _MAX_ROWS_BYTES:
-        raise ValueError(f"{ROWS} has {size:,} bytes; expected at most {_MAX_ROWS_BYTES:,}. Keep only rows of weights in it.")
+        raise DataError(f"{ROWS} has {size:,} bytes; expected at most {_MAX_ROWS_BYTES:,}. Keep only rows of weights in it.")
     try:
         text = store.read(ROWS).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{ROWS} is not UTF-8: {error}. Save it as UTF-8.") from error
+        raise DataError(f"{ROWS} is not UTF-8: {error}. Save it as UTF-8.") from error
     added = weights_rows(text, ROWS)
     turned = [name for name, row in added.items() if name in rows and rows[name].kind != row.kind]
     if turned:
         told = "; ".join(f"{name} is {rows[name].kind} in the package's catalogue, {added[name].kind} here" for name in turned)
-        raise ValueError(f"{ROWS} changes the kind of {len(turned)} row(s): {told}. Give them other names.")
+        raise DataError(f"{ROWS} changes the kind of {len(turned)} row(s): {told}. Give them other names.")
     return rows | added
 
 
@@ -97,10 +97,10 @@ def find_local_copy(store: Store, row: ImportedWeights) -> LocalCopy | None:
     size = store.size(key)
     if size is not None:
         return LocalCopy(f"{key} of the store", size, lambda: store.open(key))
-    folders = {FOLDER_VARIABLE: os.environ.get(FOLDER_VARIABLE, "")}
+    folders = {str(environment.WEIGHTS_FOLDER): environment.text(environment.WEIGHTS_FOLDER)}
     if row.source == "torchvision":
-        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        folders["torch's cache"] = f"{os.environ.get('TORCH_HOME') or f'{cache}/torch'}/hub/checkpoints"
+        torch_home = environment.text(environment.TORCH_HOME) or f"{environment.text(environment.XDG_CACHE_HOME)}/torch"
+        folders["torch's cache"] = f"{torch_home}/hub/checkpoints"
     for what, folder in folders.items():
         path = Path(folder).expanduser() / row.file
         if folder and path.is_file():
@@ -113,12 +113,7 @@ def _opener(path: Path) -> Callable[[], BinaryIO]:
 
 
 def availability(store: Store, row: WeightsRow) -> Availability:
-    """Tell whether weights can be had here, without downloading or asking the network.
-
-    Args:
-        store: Where.
-        row: Which.
-    """
+    """Tell whether weights can be had here, without downloading or asking the network."""
     if manifest_numbers(store, f"{WEIGHTS}/{row.name}"):
         return Availability(True, "in the store")
     if not isinstance(row, ImportedWeights):
@@ -136,7 +131,6 @@ def load_encoder_weights(store: Store, name: str, digest: str = "") -> tuple["En
     """Read committed weights, checked against their manifest.
 
     Args:
-        store: Where.
         name: The partition.
         digest: Of the manifest wanted; empty takes the current one.
 
@@ -145,7 +139,7 @@ def load_encoder_weights(store: Store, name: str, digest: str = "") -> tuple["En
 
     Raises:
         FileNotFoundError: Nothing is committed, or nothing with that digest, or the file is gone.
-        ValueError: What lies there is not what was committed.
+        DataError: What lies there is not what was committed.
     """
     from cem_assets.pretraining.weights.export import MAX_WEIGHTS_BYTES, read_weights
 
@@ -153,19 +147,19 @@ def load_encoder_weights(store: Store, name: str, digest: str = "") -> tuple["En
     key = f"{manifest.folder}/{STATE}"
     described = next((item for item in manifest.objects if item.name == STATE), None)
     if described is None:
-        raise ValueError(f"the manifest {manifest.key} lists no {STATE}. Materialize {WEIGHTS}, partition {name!r}, again.")
+        raise DataError(f"the manifest {manifest.key} lists no {STATE}. Materialize {WEIGHTS}, partition {name!r}, again.")
     size = store.size(key)
     if size is None:
         raise FileNotFoundError(f"{key} is gone from {store.url}. {_remedy(name)}")
     if size != described.num_bytes or size > MAX_WEIGHTS_BYTES:
-        raise ValueError(f"{key} has {size:,} bytes, expected {described.num_bytes:,}. {_remedy(name)}")
+        raise DataError(f"{key} has {size:,} bytes, expected {described.num_bytes:,}. {_remedy(name)}")
     data = store.read(key)
     found = hashlib.sha256(data).hexdigest()
     if found != described.sha256:
-        raise ValueError(f"{key} has sha256 {found[:12]}, expected {described.sha256[:12]}: it was changed. {_remedy(name)}")
+        raise DataError(f"{key} has sha256 {found[:12]}, expected {described.sha256[:12]}: it was changed. {_remedy(name)}")
     weights = read_weights(data, key)
     if weights.arch != manifest.details.get("arch"):
-        raise ValueError(f"{key} is for {weights.arch}, its manifest says {manifest.details.get('arch')!r}. {_remedy(name)}")
+        raise DataError(f"{key} is for {weights.arch}, its manifest says {manifest.details.get('arch')!r}. {_remedy(name)}")
     return weights, manifest
 
 

@@ -7,6 +7,7 @@ untrusted: bounded, its names checked, addresses built here and never taken from
 
 from collections.abc import Callable, Sequence
 
+from cem_assets.errors import UnknownNameError
 from cem_assets.sources.archives.bbbc import bbbc_files
 from cem_assets.sources.archives.biostudies import biostudies_files
 from cem_assets.sources.archives.empiar import empiar_files
@@ -49,7 +50,7 @@ def archive_files(archive: str, accession: str, names: Sequence[str] | None = No
         ConnectionError, PermissionError: It could not be asked.
     """
     if archive not in ADAPTERS:
-        raise KeyError(f"archive {archive!r} is not known; expected one of {', '.join(ADAPTERS)}.")
+        raise UnknownNameError(f"archive {archive!r} is not known; expected one of {', '.join(ADAPTERS)}.")
     found = ADAPTERS[archive](accession, names)
     if not found:
         raise FileNotFoundError(f"{archive} {accession} has no files; expected some. Check the accession.")

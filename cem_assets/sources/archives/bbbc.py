@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from cem_assets.errors import DataError
 from cem_assets.sources.archives.listings import walk_listing
 from cem_assets.sources.files.description import RemoteFile, check_file_path
 
@@ -19,10 +20,10 @@ def bbbc_files(
         base_url: Folder of all image sets.
 
     Raises:
-        ValueError: The accession or a name is malformed.
+        DataError: The accession or a name is malformed.
     """
     if not re.fullmatch(r"BBBC\d{3}", accession, re.ASCII):
-        raise ValueError(f"BBBC accession {accession!r} is malformed; expected BBBC and three digits.")
+        raise DataError(f"BBBC accession {accession!r} is malformed; expected BBBC and three digits.")
     base = f"{base_url}/{accession}/"
     found = walk_listing(base) if names is None else [check_file_path(name) for name in names]
     licence = f"see https://bbbc.broadinstitute.org/{accession}"

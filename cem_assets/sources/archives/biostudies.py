@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from cem_assets.errors import DataError
 from cem_assets.sources.archives.listings import MAX_FILES, chosen, read_json, size_of
 from cem_assets.sources.files.description import RemoteFile, check_file_path
 
@@ -27,11 +28,11 @@ def biostudies_files(
         base_url: Of the server.
 
     Raises:
-        ValueError: The accession or the answer is malformed, or a wanted entry is a folder.
+        DataError: The accession or the answer is malformed, or a wanted entry is a folder.
         FileNotFoundError: There is no such study or file.
     """
     if not re.fullmatch(r"[A-Z]-[A-Z]{2,8}-?\d{1,9}", accession, re.ASCII):
-        raise ValueError(f"BioStudies accession {accession!r} is malformed; expected one like S-BIAD634.")
+        raise DataError(f"BioStudies accession {accession!r} is malformed; expected one like S-BIAD634.")
     url = f"{base_url}/api/v1/studies/{accession}"
     study = read_json(url)
     there: dict[str, dict[str, Any]] = {}
@@ -43,7 +44,7 @@ def biostudies_files(
         if name := _attribute(section, "file list"):
             lists.append(check_file_path(name))
     if len(lists) > _MAX_LISTS:
-        raise ValueError(f"{url} names {len(lists)} file lists; expected at most {_MAX_LISTS}.")
+        raise DataError(f"{url} names {len(lists)} file lists; expected at most {_MAX_LISTS}.")
     for name in lists:
         # Studies name their lists as they were submitted, .tsv or .json; the archive serves each of them as JSON.
         address = f"{base_url}/files/{accession}/{quote(re.sub(r'[.](tsv|txt|csv|xlsx?)$', '.json', name))}"
@@ -51,7 +52,7 @@ def biostudies_files(
     found = []
     for name in chosen(names, there, url):
         if there[name].get("type", "file") != "file":
-            raise ValueError(f"{url}: {name!r} is a folder; expected files. Name the files in it.")
+            raise DataError(f"{url}: {name!r} is a folder; expected files. Name the files in it.")
         size = size_of(there[name].get("size"), f"{url} file {name!r}")
         found.append(RemoteFile(name, f"{base_url}/files/{accession}/{quote(name)}", size, None, licence))
     return found
@@ -60,7 +61,7 @@ def biostudies_files(
 def _sections(section: object, depth: int) -> Iterator[dict[str, Any]]:
     """Walk a section and its subsections, which may be wrapped into lists (tables)."""
     if depth > _MAX_DEPTH:
-        raise ValueError(f"sections are nested deeper than {_MAX_DEPTH}; expected a study.")
+        raise DataError(f"sections are nested deeper than {_MAX_DEPTH}; expected a study.")
     if isinstance(section, list):
         for item in section:
             yield from _sections(item, depth + 1)
@@ -85,6 +86,6 @@ def _add(there: dict[str, dict[str, Any]], files: object, url: str) -> None:
         elif isinstance(item, dict) and item.get("path"):
             there[str(item["path"])] = item
         else:
-            raise ValueError(f"{url} lists a file without a path: {str(item)[:100]}. The archive may have changed.")
+            raise DataError(f"{url} lists a file without a path: {str(item)[:100]}. The archive may have changed.")
         if len(there) > MAX_FILES:
-            raise ValueError(f"{url} lists more than {MAX_FILES:,} files; name the files you want in smaller studies.")
+            raise DataError(f"{url} lists more than {MAX_FILES:,} files; name the files you want in smaller studies.")

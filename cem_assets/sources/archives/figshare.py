@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from cem_assets.errors import DataError
 from cem_assets.sources.archives.listings import chosen, listed, read_json, size_of
 from cem_assets.sources.files.description import RemoteFile
 
@@ -23,12 +24,12 @@ def figshare_files(
         files_url: Under which files are served by their number.
 
     Raises:
-        ValueError: The accession or the answer is malformed, a file is only a link, or its md5 contradict each other.
+        DataError: The accession or the answer is malformed, a file is only a link, or its md5 contradict each other.
         FileNotFoundError: There is no such article or file.
     """
     match = re.fullmatch(r"(?:10\.6084/m9\.figshare\.)?(\d{1,12})(?:\.v(\d{1,4}))?", accession, re.ASCII)
     if match is None:
-        raise ValueError(f"figshare accession {accession!r} is malformed; expected the number of an article, with .v1.")
+        raise DataError(f"figshare accession {accession!r} is malformed; expected the number of an article, with .v1.")
     url = f"{base_url}/v2/articles/{match.group(1)}" + (f"/versions/{match.group(2)}" if match.group(2) else "")
     answer = read_json(url)
     licence = answer.get("license")
@@ -39,13 +40,13 @@ def figshare_files(
 
 def _file(name: str, item: dict[str, Any], url: str, files_url: str, licence: str) -> RemoteFile:
     if item.get("is_link_only"):
-        raise ValueError(f"{url} has only a link for {name!r}; expected the file. Use the archive that it leads to.")
+        raise DataError(f"{url} has only a link for {name!r}; expected the file. Use the archive that it leads to.")
     number = size_of(item.get("id"), f"{url} file {name!r}")
     if number is None:
-        raise ValueError(f"{url} gives no number for {name!r}; expected an id. The archive may have changed.")
+        raise DataError(f"{url} gives no number for {name!r}; expected an id. The archive may have changed.")
     md5s = {str(item[key]).lower() for key in ("supplied_md5", "computed_md5") if item.get(key)}
     if len(md5s) != 1:
-        raise ValueError(f"{url} has md5 {' and '.join(sorted(md5s)) or 'nowhere'} for {name!r}; expected one. Ask figshare.")
+        raise DataError(f"{url} has md5 {' and '.join(sorted(md5s)) or 'nowhere'} for {name!r}; expected one. Ask figshare.")
     return RemoteFile(
         name,
         f"{files_url}/{number}",

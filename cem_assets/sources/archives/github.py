@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from cem_assets.errors import DataError
 from cem_assets.sources.archives.listings import chosen, listed, read_json, size_of
 from cem_assets.sources.files.description import RemoteFile
 
@@ -28,17 +29,17 @@ def github_files(
         files_url: Under which files are served raw.
 
     Raises:
-        ValueError: The accession or the answer is malformed, or the tree is too large to be listed.
+        DataError: The accession or the answer is malformed, or the tree is too large to be listed.
         FileNotFoundError: There is no such repository, commit or file.
     """
     match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9-]{0,38})/([A-Za-z0-9_][A-Za-z0-9._-]{0,99})@([0-9a-f]{40})", accession)
     if match is None:
-        raise ValueError(f"GitHub accession {accession!r} is malformed; expected owner/name@<40 hex digits of a commit>.")
+        raise DataError(f"GitHub accession {accession!r} is malformed; expected owner/name@<40 hex digits of a commit>.")
     owner, repository, commit = match.groups()
     url = f"{base_url}/repos/{owner}/{repository}/git/trees/{commit}?recursive=1"
     answer = read_json(url)
     if answer.get("truncated"):
-        raise ValueError(f"{url} lists only a part of the tree; expected all of it. Use archive 'plain' with raw addresses.")
+        raise DataError(f"{url} lists only a part of the tree; expected all of it. Use archive 'plain' with raw addresses.")
     tree = listed(answer, "tree", url)
     there = {str(item.get("path", "")): item for item in tree if item.get("mode") in _FILE_MODES}
     return [

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from cem_assets.errors import DataError
 from cem_assets.sources.archives.listings import walk_listing
 from cem_assets.sources.files.description import RemoteFile, check_file_path
 
@@ -19,10 +20,10 @@ def idr_files(
         base_url: Folder of all studies.
 
     Raises:
-        ValueError: The accession or a name is malformed.
+        DataError: The accession or a name is malformed.
     """
     if not re.fullmatch(r"idr\d{4}-[A-Za-z0-9_-]{1,80}", accession, re.ASCII):
-        raise ValueError(f"IDR accession {accession!r} is malformed; expected the folder's name, such as idr0036-author-topic.")
+        raise DataError(f"IDR accession {accession!r} is malformed; expected the folder's name, such as idr0036-author-topic.")
     base = f"{base_url}/{accession}/"
     found = walk_listing(base) if names is None else [check_file_path(name) for name in names]
     licence = "see https://idr.openmicroscopy.org"

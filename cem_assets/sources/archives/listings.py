@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
+from cem_assets.errors import DataError
 from cem_assets.sources.files.description import check_file_path
 from cem_assets.sources.files.origins import open_origin
 
@@ -31,7 +32,7 @@ def read_answer(url: str, max_bytes: int = _MAX_ANSWER_BYTES) -> bytes:
         ConnectionError: It could not be had.
         FileNotFoundError: It is not there.
         PermissionError: It is not public.
-        ValueError: It is larger than allowed, or the address is malformed.
+        DataError: It is larger than allowed, or the address is malformed.
     """
     for attempt in range(_NUM_ATTEMPTS):
         try:
@@ -52,7 +53,7 @@ def _read_once(url: str, max_bytes: int) -> bytes:
         for block in opened.blocks:
             found += block
             if len(found) > max_bytes:
-                raise ValueError(f"{url} answers with more than {max_bytes:,} bytes; expected a list of files.")
+                raise DataError(f"{url} answers with more than {max_bytes:,} bytes; expected a list of files.")
             if time.monotonic() > deadline:
                 raise ConnectionError(f"it took more than {_MAX_ANSWER_S:.0f} s")
         if opened.num_bytes is not None and len(found) != opened.num_bytes:
@@ -68,18 +69,18 @@ def read_json(url: str, kind: type[dict[str, Any]] | type[list[Any]] = dict) -> 
         kind: Of its top level.
 
     Raises:
-        ValueError: It is no JSON of that kind.
+        DataError: It is no JSON of that kind.
         ConnectionError, FileNotFoundError, PermissionError: As `read_answer`.
     """
     data = read_answer(url)
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
+        raise DataError(
             f"{url} answers with no JSON: {type(error).__name__}: {error}. The archive may have changed."
         ) from error
     if not isinstance(found, kind):
-        raise ValueError(
+        raise DataError(
             f"{url} answers with a {type(found).__name__}; expected a {kind.__name__}. The archive may have changed."
         )
     return found
@@ -89,11 +90,11 @@ def listed(answer: dict[str, Any], key: str, url: str) -> list[dict[str, Any]]:
     """Return a list of objects of an answer.
 
     Raises:
-        ValueError: It is not there, no list of objects, or too long.
+        DataError: It is not there, no list of objects, or too long.
     """
     found = answer.get(key)
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found) or len(found) > MAX_FILES:
-        raise ValueError(f"{url}: {key!r} is no list of at most {MAX_FILES:,} objects. The archive may have changed.")
+        raise DataError(f"{url}: {key!r} is no list of at most {MAX_FILES:,} objects. The archive may have changed.")
     return found
 
 
@@ -101,13 +102,13 @@ def size_of(value: object, what: str) -> int | None:
     """Return a size of an answer, or None where it says none.
 
     Raises:
-        ValueError: It is no size.
+        DataError: It is no size.
     """
     if value is None:
         return None
     text = str(value)
     if isinstance(value, bool) or not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"{what} has size {text[:40]!r}; expected a number of bytes.")
+        raise DataError(f"{what} has size {text[:40]!r}; expected a number of bytes.")
     return int(text)
 
 
@@ -171,7 +172,7 @@ def walk_listing(url: str, read: Callable[[str], bytes] = read_answer) -> list[s
         read: Gives the bytes of an address.
 
     Raises:
-        ValueError: It has too many files or folders, or a name that is not allowed.
+        DataError: It has too many files or folders, or a name that is not allowed.
         ConnectionError, FileNotFoundError, PermissionError: As `read_answer`.
     """
     files: list[str] = []
@@ -180,7 +181,7 @@ def walk_listing(url: str, read: Callable[[str], bytes] = read_answer) -> list[s
         folder = folders.pop()
         num_folders += 1
         if num_folders > _MAX_FOLDERS or len(files) > MAX_FILES:
-            raise ValueError(
+            raise DataError(
                 f"{url} has more than {_MAX_FOLDERS:,} folders or {MAX_FILES:,} files; name the files you want instead of all."
             )
         address = f"{url}{quote(folder)}"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from urllib.parse import quote, unquote, urlsplit
 
+from cem_assets.errors import DataError
 from cem_assets.sources.files.description import RemoteFile, check_file_path
 
 
@@ -14,14 +15,14 @@ def plain_files(accession: str, names: Sequence[str] | None) -> list[RemoteFile]
         names: Paths below the folder.
 
     Raises:
-        ValueError: The address is of another kind, or there is no name, or it is not allowed.
+        DataError: The address is of another kind, or there is no name, or it is not allowed.
     """
     parts = urlsplit(accession)
     if parts.scheme not in ("https", "http", "ftp") or not parts.netloc or parts.fragment:
-        raise ValueError(f"address {accession!r} is of no known kind; expected https://, http:// or ftp://.")
+        raise DataError(f"address {accession!r} is of no known kind; expected https://, http:// or ftp://.")
     is_folder = accession.endswith("/")
     if is_folder != (names is not None):
-        raise ValueError(f"{accession!r} and {names} do not go together; expected a folder/ with names, or one file without.")
+        raise DataError(f"{accession!r} and {names} do not go together; expected a folder/ with names, or one file without.")
     if names is None:
         return [RemoteFile(check_file_path(unquote(parts.path.rsplit("/", 1)[-1])), accession)]
     return [RemoteFile(name, f"{accession}{quote(check_file_path(name))}") for name in names]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from cem_assets.errors import DataError
 from cem_assets.sources.archives.listings import chosen, listed, read_json, size_of
 from cem_assets.sources.files.description import RemoteFile
 
@@ -18,18 +19,18 @@ def zenodo_files(accession: str, names: Sequence[str] | None, base_url: str = "h
         base_url: Of the server.
 
     Raises:
-        ValueError: The accession or the answer is malformed, or its files are not public.
+        DataError: The accession or the answer is malformed, or its files are not public.
         FileNotFoundError: There is no such record or file.
     """
     match = re.fullmatch(r"(?:10\.5281/zenodo\.)?(\d{1,12})", accession, re.ASCII)
     if match is None:
-        raise ValueError(f"Zenodo accession {accession!r} is malformed; expected the number of a record.")
+        raise DataError(f"Zenodo accession {accession!r} is malformed; expected the number of a record.")
     url = f"{base_url}/api/records/{match.group(1)}"
     answer = read_json(url)
     raw = answer.get("metadata")
     metadata: dict[str, Any] = raw if isinstance(raw, dict) else {}
     if metadata.get("access_right", "open") != "open":
-        raise ValueError(f"{url}: access is {metadata['access_right']!r}; expected open. Ask its authors for the files.")
+        raise DataError(f"{url}: access is {metadata['access_right']!r}; expected open. Ask its authors for the files.")
     licence = metadata.get("license")
     licence_id = str(licence.get("id", "")) if isinstance(licence, dict) else ""
     there = {str(item.get("key", "")): item for item in listed(answer, "files", url)}

@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 
-PRIVATE_VARIABLE = "CEM_ASSETS_ALLOW_PRIVATE_SOURCES"
-MIRROR_FOLDERS_VARIABLE = "CEM_ASSETS_MIRROR_FOLDERS"
+from cem_assets import environment
+from cem_assets.errors import DataError
 
 _NETWORK_SCHEMES = ("https", "http", "ftp")
 
@@ -23,7 +23,7 @@ def check_address(url: str) -> str:
     """Return an https, http or ftp address unchanged, or refuse it.
 
     Raises:
-        ValueError: It is of another kind, or has credentials or invisible characters.
+        DataError: It is of another kind, or has credentials or invisible characters.
         PermissionError: It leads to this machine or a private network, and CEM_ASSETS_ALLOW_PRIVATE_SOURCES is not "yes".
         ConnectionError: Its host has no address.
     """
@@ -31,12 +31,12 @@ def check_address(url: str) -> str:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ValueError(f"address {url[:200]!r} is malformed: {error}; expected https://host/path.") from error
+        raise DataError(f"address {url[:200]!r} is malformed: {error}; expected https://host/path.") from error
     if parts.scheme not in _NETWORK_SCHEMES or not host or not url.isprintable():
-        raise ValueError(f"address {url[:200]!r} is of no known kind; expected https://, http:// or ftp:// with a host.")
+        raise DataError(f"address {url[:200]!r} is of no known kind; expected https://, http:// or ftp:// with a host.")
     if "@" in parts.netloc:
-        raise ValueError(f"address {parts.scheme}://{host}/... has credentials; expected a public address without them.")
-    if os.environ.get(PRIVATE_VARIABLE) == "yes":
+        raise DataError(f"address {parts.scheme}://{host}/... has credentials; expected a public address without them.")
+    if environment.is_yes(environment.ALLOW_PRIVATE_SOURCES):
         return url
     proxies = requests.utils.get_environ_proxies(url)  # names hosts without a proxy as well, so its truth says nothing
     has_proxy = parts.scheme != "ftp" and requests.utils.select_proxy(url, proxies) is not None
@@ -44,7 +44,7 @@ def check_address(url: str) -> str:
     if private:
         raise PermissionError(
             f"{url} leads to {private}, which is this machine or a private network; expected a public host. Set "
-            f"{PRIVATE_VARIABLE}=yes where the catalogue is your own and names internal mirrors on purpose."
+            f"{environment.ALLOW_PRIVATE_SOURCES}=yes where the catalogue is your own and names internal mirrors on purpose."
         )
     return url
 
@@ -74,12 +74,12 @@ def check_redirect(url: str, target: str) -> str:
     """Return the target of a redirect unchanged, or refuse it.
 
     Raises:
-        ValueError: It leads from https to anything else, from http to another kind, or breaks the rules of `check_address`.
+        DataError: It leads from https to anything else, from http to another kind, or breaks the rules of `check_address`.
         PermissionError: As `check_address`.
     """
     before, after = urlsplit(url).scheme, urlsplit(target).scheme
     if after not in ("https", "http") or (before == "https" and after != "https"):
-        raise ValueError(f"{url} leads to {target[:200]!r}; expected https to stay https. Check the address.")
+        raise DataError(f"{url} leads to {target[:200]!r}; expected https to stay https. Check the address.")
     return check_address(target)
 
 
@@ -92,13 +92,13 @@ def local_mirror_file(url: str) -> Path:
     """
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
-        raise ValueError(f"{url} names a host; expected file:///folder/file.")
-    folders = [Path(text).resolve() for text in os.environ.get(MIRROR_FOLDERS_VARIABLE, "").split(os.pathsep) if text]
+        raise DataError(f"{url} names a host; expected file:///folder/file.")
+    folders = [Path(text).resolve() for text in environment.text(environment.MIRROR_FOLDERS).split(os.pathsep) if text]
     path = Path(unquote(parts.path)).resolve()
     if not any(path.is_relative_to(folder) for folder in folders):
         raise PermissionError(
             f"{url} lies in no folder of mirrors; expected one of {[str(folder) for folder in folders]}. Name its folder in "
-            f"{MIRROR_FOLDERS_VARIABLE} (several are separated by {os.pathsep!r})."
+            f"{environment.MIRROR_FOLDERS} (several are separated by {os.pathsep!r})."
         )
     if not path.is_file():
         raise FileNotFoundError(f"{url} is not there, or no plain file; expected the mirrored file.")

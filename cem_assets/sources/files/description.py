@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from cem_assets.errors import DataError
+
 DIGEST_DIGITS = {"sha256": 64, "sha1": 40, "md5": 32, "git-sha1": 40}
 """Hex digits of each algorithm; "git-sha1" is git's name of a blob, sha1 over `blob <size>`, a NUL and the bytes."""
 
@@ -20,16 +22,16 @@ def check_file_path(path: str) -> str:
     """Return a relative path unchanged, or refuse one that could leave its folder or break a file system.
 
     Raises:
-        ValueError: It is empty, absolute or too long, or has '.', '..', a backslash or invisible characters.
+        DataError: It is empty, absolute or too long, or has '.', '..', a backslash or invisible characters.
     """
     parts = path.split("/")
     if len(path) > 800 or any(part in ("", ".", "..") for part in parts) or "\\" in path or not path.isprintable():
-        raise ValueError(
+        raise DataError(
             f"path {path[:120]!r} is not allowed; expected plain names joined by '/', none of them empty, '.' or '..', without "
             "backslashes and invisible characters."
         )
     if any(len(part.encode()) > _MAX_PART_BYTES for part in parts):
-        raise ValueError(f"path {path[:120]!r} is not allowed; expected parts of at most {_MAX_PART_BYTES} bytes.")
+        raise DataError(f"path {path[:120]!r} is not allowed; expected parts of at most {_MAX_PART_BYTES} bytes.")
     return path
 
 
@@ -37,11 +39,11 @@ def check_checksum(checksum: str) -> tuple[str, str]:
     """Split `algorithm:hex` into algorithm and lower-case digits.
 
     Raises:
-        ValueError: The algorithm is not known or the digits are not as many.
+        DataError: The algorithm is not known or the digits are not as many.
     """
     algorithm, _, digits = checksum.partition(":")
     if algorithm not in DIGEST_DIGITS or not re.fullmatch(rf"[0-9a-fA-F]{{{DIGEST_DIGITS[algorithm]}}}", digits):
-        raise ValueError(
+        raise DataError(
             f"checksum {checksum[:90]!r} is malformed; expected "
             + " or ".join(f"{name}:<{number} hex digits>" for name, number in DIGEST_DIGITS.items())
             + "."
@@ -72,7 +74,7 @@ class RemoteFile:
         if self.checksum is not None:
             check_checksum(self.checksum)
         if self.num_bytes is not None and self.num_bytes < 0:
-            raise ValueError(f"{self.name} is said to have {self.num_bytes} bytes; expected 0 or more.")
+            raise DataError(f"{self.name} is said to have {self.num_bytes} bytes; expected 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,6 @@ def file_digests(path: Path, checksum: str | None) -> tuple[str, str | None]:
     """Hash a file in one pass.
 
     Args:
-        path: The file.
         checksum: `algorithm:hex` that is expected, or None.
 
     Returns:

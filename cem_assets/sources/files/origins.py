@@ -6,7 +6,6 @@ digests are `cem_assets.sources.files.transfer`; which addresses are allowed is 
 """
 
 import ftplib  # archives offer ftp; contents are checked by digest, and no secret is sent
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
@@ -18,6 +17,8 @@ import fsspec
 import requests
 import urllib3
 
+from cem_assets import environment
+from cem_assets.errors import DataError
 from cem_assets.sources.files.addresses import check_address, check_redirect, local_mirror_file
 
 _BLOCK = 1 << 18
@@ -58,7 +59,7 @@ def _open_http(url: str, start: int, tag: str, timeout_s: float) -> Iterator[Ope
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         raise ConnectionError(f"{type(error).__name__}: {error}") from error
     except requests.RequestException as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+        raise DataError(f"{type(error).__name__}: {error}") from error
 
 
 def _answer(session: requests.Session, url: str, headers: dict[str, str], timeout_s: float) -> requests.Response:
@@ -73,7 +74,7 @@ def _answer(session: requests.Session, url: str, headers: dict[str, str], timeou
             return answer
         answer.close()
         url = check_redirect(url, urljoin(url, answer.headers["Location"]))
-    raise ValueError(f"it leads on more than {_MAX_REDIRECTS} times, at last to {url[:200]}")
+    raise DataError(f"it leads on more than {_MAX_REDIRECTS} times, at last to {url[:200]}")
 
 
 def _no_auth(request: Any) -> Any:
@@ -96,13 +97,13 @@ def _opened(answer: requests.Response, url: str, start: int) -> Opened:
         # All bytes are here already, or the file is another, shorter one: the transfer compares the size.
         return Opened(start, size, tag, iter(()))
     if status not in (200, 206):
-        raise ValueError(f"status {status}; expected 200 or 206")
+        raise DataError(f"status {status}; expected 200 or 206")
     if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise ValueError(f"{url} comes with Content-Encoding {answer.headers['Content-Encoding']!r}; expected the file itself")
+        raise DataError(f"{url} comes with Content-Encoding {answer.headers['Content-Encoding']!r}; expected the file itself")
     length = answer.headers.get("Content-Length", "")
     if status == 206:
         if match is None or match.group(1) is None:
-            raise ValueError("status 206 without a Content-Range")
+            raise DataError("status 206 without a Content-Range")
         return Opened(int(match.group(1)), size, tag, _http_blocks(answer))
     return Opened(0, int(length) if length.isdecimal() else None, tag, _http_blocks(answer))
 
@@ -123,7 +124,7 @@ def _open_ftp(url: str, start: int, tag: str, timeout_s: float) -> Iterator[Open
     parts = urlsplit(url)
     path = unquote(parts.path)
     if not path.isprintable():
-        raise ValueError(f"path {path!r} has control characters; expected none")
+        raise DataError(f"path {path!r} has control characters; expected none")
     with ExitStack() as stack:
         try:
             ftp = ftplib.FTP(timeout=timeout_s)  # noqa: S321
@@ -168,7 +169,7 @@ def _open_s3(url: str, start: int, tag: str, timeout_s: float) -> Iterator[Opene
         "s3",
         use_listings_cache=False,
         config_kwargs={
-            "retries": {"max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "8")), "mode": "standard"},
+            "retries": {"max_attempts": environment.whole_number(environment.AWS_MAX_ATTEMPTS), "mode": "standard"},
             "connect_timeout": 10,
             "read_timeout": timeout_s,
         },
@@ -216,9 +217,9 @@ def open_origin(url: str, start: int, tag: str, timeout_s: float) -> AbstractCon
         `FileNotFoundError`, `PermissionError` and `ValueError` for what stays.
 
     Raises:
-        ValueError: The address is of no known kind.
+        DataError: The address is of no known kind.
     """
     scheme = urlsplit(url).scheme
     if scheme not in OPENERS:
-        raise ValueError(f"address {url[:200]!r} is of no known kind; expected {', '.join(OPENERS)}.")
+        raise DataError(f"address {url[:200]!r} is of no known kind; expected {', '.join(OPENERS)}.")
     return OPENERS[scheme](url, start, tag, timeout_s)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pooch
 import requests
 
+from cem_assets.errors import DataError
+
 _TIMEOUT_SECONDS = 30
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -23,13 +25,13 @@ def download(url: str, sha256: str, folder: Path, name: str) -> Path:
         The file, its digest checked.
 
     Raises:
-        ValueError: The address or the digest is malformed, or the contents have another digest.
+        DataError: The address or the digest is malformed, or the contents have another digest.
         ConnectionError: The file could not be fetched.
     """
     if not url.startswith(("https://", "http://")):
-        raise ValueError(f"cannot download {url!r}; expected an https:// address. Give a local file as a path instead.")
+        raise DataError(f"cannot download {url!r}; expected an https:// address. Give a local file as a path instead.")
     if not _SHA256.fullmatch(sha256):
-        raise ValueError(
+        raise DataError(
             f"{url} needs the sha256 of its contents (64 hex digits), found {sha256!r}. Compute it from a copy you trust: "
             "sha256sum FILE."
         )

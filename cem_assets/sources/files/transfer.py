@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cem_assets.errors import DataError
 from cem_assets.sources.files.description import DownloadLimits, RemoteFile, check_checksum, file_digests
 from cem_assets.sources.files.origins import Opened, open_origin
 
@@ -78,18 +79,17 @@ def fetch(
         folder: Where it gets its name; `<name>.part` beside it is what came so far, and is continued by the next call
             where the file has a checksum.
         limits: Sizes, tries and waits.
-        progress: Called with (bytes so far, bytes in all where known).
 
     Returns:
         The file, whole and checked.
 
     Raises:
-        ValueError: It is larger than allowed, or every origin that answered serves other contents.
+        DataError: It is larger than allowed, or every origin that answered serves other contents.
         ConnectionError: No origin gave it; all of them are named with their reasons.
     """
     limits = limits or DownloadLimits()
     if file.num_bytes is not None and file.num_bytes > limits.max_bytes:
-        raise ValueError(f"{file.url} has {file.num_bytes:,} bytes; expected at most {limits.max_bytes:,}. Raise the limit.")
+        raise DataError(f"{file.url} has {file.num_bytes:,} bytes; expected at most {limits.max_bytes:,}. Raise the limit.")
     target = folder / file.name
     target.parent.mkdir(parents=True, exist_ok=True)
     if file.checksum is not None and target.is_file():
@@ -114,7 +114,7 @@ def fetch(
         return Fetched(target, sha256, origin, tuple(tried))
     told = "; ".join(f"{item.origin}: {item.problem}" for item in tried)
     if all(item.is_contents for item in tried):
-        raise ValueError(f"{file.name} is not what was expected anywhere: {told}. The file was replaced or the row is wrong.")
+        raise DataError(f"{file.name} is not what was expected anywhere: {told}. The file was replaced or the row is wrong.")
     raise ConnectionError(f"{file.name} could not be fetched: {told}. Run again later, or add a mirror.")
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cem_assets.errors import DataError
 from cem_assets.sources.files.description import check_file_path
 
 _BLOCK = 1 << 20
@@ -71,7 +72,7 @@ def unpack(path: Path, folder: Path, limits: UnpackLimits | None = None) -> list
         The files, relative to the folder, in order of name.
 
     Raises:
-        ValueError: It is damaged, encrypted or of no known kind, has members that are not allowed, or too much in it.
+        DataError: It is damaged, encrypted or of no known kind, has members that are not allowed, or too much in it.
         FileExistsError: The folder is there already.
     """
     limits = limits or UnpackLimits()
@@ -84,10 +85,10 @@ def unpack(path: Path, folder: Path, limits: UnpackLimits | None = None) -> list
         sink = _Sink(part, path, limits)
         _unpacker(path)(path, sink)
         if not sink.files:
-            raise ValueError(f"{path.name} has no files; expected some.")
+            raise DataError(f"{path.name} has no files; expected some.")
         part.rename(folder)
     except _DAMAGED as error:
-        raise ValueError(f"{path.name} cannot be unpacked: {type(error).__name__}: {error}. Download it again.") from error
+        raise DataError(f"{path.name} cannot be unpacked: {type(error).__name__}: {error}. Download it again.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return sorted(sink.files)
@@ -109,7 +110,7 @@ class _Sink:
     def check_amount(self, num_bytes: int) -> None:
         """Refuse more than the limits, counted or only claimed."""
         if num_bytes > self._most:
-            raise ValueError(
+            raise DataError(
                 f"{self._archive} unpacks to more than {self._most:,} bytes; expected at most that ({self._limits.max_bytes:,} "
                 f"in all, {self._limits.max_ratio:g} for each byte of it). Unpack it yourself if you trust it."
             )
@@ -117,7 +118,7 @@ class _Sink:
     def _count(self, name: str) -> str:
         self._num_members += 1
         if self._num_members > self._limits.max_members:
-            raise ValueError(f"{self._archive} has more than {self._limits.max_members:,} members; expected at most that.")
+            raise DataError(f"{self._archive} has more than {self._limits.max_members:,} members; expected at most that.")
         plain = name.removeprefix("./").removesuffix("/")
         try:
             return check_file_path(plain)
@@ -168,8 +169,8 @@ def _unpacker(path: Path) -> Callable[[Path, _Sink], None]:
     if lower.endswith(".gz"):
         return _unpack_gz
     if lower.endswith(".7z"):
-        raise ValueError(f"{path.name}: 7z is not read here; expected zip, tar or gz. Unpack it yourself and add its files.")
-    raise ValueError(f"{path.name} is of no known kind; expected .zip, {', '.join(_TAR_SUFFIXES)} or .gz.")
+        raise DataError(f"{path.name}: 7z is not read here; expected zip, tar or gz. Unpack it yourself and add its files.")
+    raise DataError(f"{path.name} is of no known kind; expected .zip, {', '.join(_TAR_SUFFIXES)} or .gz.")
 
 
 def _unpack_zip(path: Path, sink: _Sink) -> None:
@@ -207,7 +208,7 @@ def _check_directory(handle: BinaryIO, name: str) -> None:
         if record.startswith(b"PK\6\6") and len(record) == 56:
             num_bytes = struct.unpack_from("<Q", record, 40)[0]
     if num_bytes > _MAX_DIRECTORY_BYTES:
-        raise ValueError(f"{name} has a directory of {num_bytes:,} bytes; expected at most {_MAX_DIRECTORY_BYTES:,}.")
+        raise DataError(f"{name} has a directory of {num_bytes:,} bytes; expected at most {_MAX_DIRECTORY_BYTES:,}.")
     handle.seek(0)
 
 
@@ -233,7 +234,7 @@ class _Inflating:
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _MAX_HEADER_BYTES:
-            raise ValueError(f"a header claims {size:,} bytes; expected at most {_MAX_HEADER_BYTES:,}. It is no sound tar.")
+            raise DataError(f"a header claims {size:,} bytes; expected at most {_MAX_HEADER_BYTES:,}. It is no sound tar.")
         blocks = []
         while size > 0 and (block := self.take(size)):
             blocks.append(block)

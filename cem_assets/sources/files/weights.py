@@ -9,6 +9,8 @@ from pathlib import Path
 
 import requests
 
+from cem_assets.errors import DataError
+
 _TIMEOUT_SECONDS = 30
 _BLOCK = 1 << 20
 
@@ -22,13 +24,11 @@ def check_sha256(found: str, expected: str, what: str) -> None:
         what: The file, for messages.
 
     Raises:
-        ValueError: It begins otherwise.
+        DataError: It begins otherwise.
     """
     if not found.startswith(expected):
         begins = "" if len(expected) == len(found) else "one that begins with "
-        raise ValueError(
-            f"{what} has sha256 {found}, expected {begins}{expected}. It is damaged or another file: get it again."
-        )
+        raise DataError(f"{what} has sha256 {found}, expected {begins}{expected}. It is damaged or another file: get it again.")
 
 
 def download_weights(url: str, sha256: str, path: Path, max_bytes: int) -> None:
@@ -42,11 +42,11 @@ def download_weights(url: str, sha256: str, path: Path, max_bytes: int) -> None:
         max_bytes: Largest accepted size.
 
     Raises:
-        ValueError: The address or digest will not do, the file is too large, or has another digest; no file is left.
+        DataError: The address or digest will not do, the file is too large, or has another digest; no file is left.
         ConnectionError: It could not be fetched.
     """
     if len(sha256) < 8 or not url.startswith("https://" if len(sha256) < 64 else ("https://", "http://")):
-        raise ValueError(
+        raise DataError(
             f"cannot download {url!r} with sha256 {sha256!r}; expected https:// and 8 digits or more, or http:// and all 64."
         )
     digest = hashlib.sha256()
@@ -65,7 +65,7 @@ def download_weights(url: str, sha256: str, path: Path, max_bytes: int) -> None:
         raise ConnectionError(f"{url} could not be fetched: {error}") from error
     try:
         if num_bytes > max_bytes:
-            raise ValueError(f"{url} has more than {max_bytes:,} bytes; expected weights of at most that.")
+            raise DataError(f"{url} has more than {max_bytes:,} bytes; expected weights of at most that.")
         check_sha256(digest.hexdigest(), sha256, url)
     except ValueError:
         path.unlink()

@@ -13,6 +13,8 @@ from typing import Any
 
 import imagecodecs
 
+from cem_assets.errors import DataError
+
 
 def inflate(encoding: str, data: bytes, max_bytes: int, what: str) -> bytes:
     """Undo a compression, never beyond a limit.
@@ -24,7 +26,7 @@ def inflate(encoding: str, data: bytes, max_bytes: int, what: str) -> bytes:
         what: Name for errors.
 
     Raises:
-        ValueError: The data are damaged, larger than allowed, or the compression is not known.
+        DataError: The data are damaged, larger than allowed, or the compression is not known.
     """
     try:
         if encoding in ("raw", "identity"):
@@ -39,13 +41,13 @@ def inflate(encoding: str, data: bytes, max_bytes: int, what: str) -> bytes:
             decode: Any = imagecodecs.brotli_decode if encoding == "br" else imagecodecs.zstd_decode
             out = bytes(decode(data, out=max_bytes))
         else:
-            raise ValueError(f"compression {encoding!r} is not known; expected gzip, zlib, br, zstd or bzip2")
+            raise DataError(f"compression {encoding!r} is not known; expected gzip, zlib, br, zstd or bzip2")
     except (zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, ValueError) as error:
-        raise ValueError(
+        raise DataError(
             f"{what} cannot be unpacked within {max_bytes} bytes: {type(error).__name__}: {error}. Check the source."
         ) from error
     if len(out) > max_bytes:
-        raise ValueError(f"{what} unpacks to {len(out)} bytes; expected at most {max_bytes}.")
+        raise DataError(f"{what} unpacks to {len(out)} bytes; expected at most {max_bytes}.")
     return out
 
 
@@ -56,9 +58,9 @@ def _bounded(make: Callable[[], Any], data: bytes, max_bytes: int) -> bytes:
         member = make()
         out += member.decompress(data, max_bytes - len(out) + 1)
         if len(out) > max_bytes:
-            raise ValueError(f"it is larger than {max_bytes} bytes")
+            raise DataError(f"it is larger than {max_bytes} bytes")
         if not member.eof:
-            raise ValueError("it ends too early")
+            raise DataError("it ends too early")
         data = member.unused_data
     return bytes(out)
 
@@ -73,13 +75,13 @@ def check_inflation(compressor: str, data: bytes, max_bytes: int, what: str) -> 
         what: Name for errors.
 
     Raises:
-        ValueError: It is larger, or damaged.
+        DataError: It is larger, or damaged.
     """
     if compressor == "blosc":
         if len(data) < 16:
-            raise ValueError(f"{what} has {len(data)} bytes; expected a blosc header of 16. Check the source.")
+            raise DataError(f"{what} has {len(data)} bytes; expected a blosc header of 16. Check the source.")
         claimed = struct.unpack_from("<I", data, 4)[0]
         if claimed > max_bytes:
-            raise ValueError(f"{what} unpacks to {claimed} bytes; expected at most {max_bytes}. Check the source.")
+            raise DataError(f"{what} unpacks to {claimed} bytes; expected at most {max_bytes}. Check the source.")
     elif compressor != "raw":
         inflate(compressor, data, max_bytes, what)

@@ -7,6 +7,7 @@ checked. Where chunks lie inside shards is `remote_shards`; reading voxels is `r
 
 from collections.abc import Callable
 
+from cem_assets.errors import DataError
 from cem_assets.sources.volumes.objects import S3_SIGNED_VARIABLE, RemoteObjects
 from cem_assets.sources.volumes.scales import KINDS, ScaleLayout
 
@@ -24,14 +25,14 @@ def read_scales(objects: RemoteObjects, kind: str) -> list[ScaleLayout]:
     Raises:
         FileNotFoundError: There is no volume of that kind.
         PermissionError: Everything asked for is refused.
-        ValueError: Its metadata break rules or ask for what is not supported.
+        DataError: Its metadata break rules or ask for what is not supported.
     """
     from cem_assets.sources.volumes.n5 import n5_scales
     from cem_assets.sources.volumes.precomputed import precomputed_scales
     from cem_assets.sources.volumes.zarr import zarr_scales
 
     if kind not in KINDS:
-        raise ValueError(f"kind of remote volume is {kind!r}; expected one of {', '.join(KINDS)}.")
+        raise DataError(f"kind of remote volume is {kind!r}; expected one of {', '.join(KINDS)}.")
     readers: dict[str, Callable[[RemoteObjects], list[ScaleLayout] | None]] = {
         "zarr2": lambda o: zarr_scales(o, (2,)),
         "zarr3": lambda o: zarr_scales(o, (3,)),
@@ -43,7 +44,7 @@ def read_scales(objects: RemoteObjects, kind: str) -> list[ScaleLayout]:
         try:
             scales = readers[name](objects)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(
+            raise DataError(
                 f"{objects.address}: its {name} metadata lack or misuse {error}; expected them to follow the format."
             ) from error
         if scales:

@@ -6,6 +6,7 @@ A pyramid is a group with `s0`, `s1`, ...: COSEM's (with `pixelResolution`) and 
 
 from typing import Any
 
+from cem_assets.errors import DataError
 from cem_assets.sources.volumes.objects import RemoteObjects
 from cem_assets.sources.volumes.scales import (
     MAX_SCALES,
@@ -49,7 +50,7 @@ def _layout(attributes: dict[str, Any], path: str, factor: Triple | None, where:
     shape = whole_numbers(attributes["dimensions"], f"{where}: dimensions")
     chunk = whole_numbers(attributes["blockSize"], f"{where}: blockSize", length=len(shape))
     if len(shape) < 3:
-        raise ValueError(f"{where} has {len(shape)} axes; expected x, y, z.")
+        raise DataError(f"{where} has {len(shape)} axes; expected x, y, z.")
     stated = attributes.get("downsamplingFactors")
     if factor is None:
         factor = (1.0, 1.0, 1.0)
@@ -58,7 +59,7 @@ def _layout(attributes: dict[str, Any], path: str, factor: Triple | None, where:
     compression = attributes.get("compression", {"type": attributes.get("compressionType", "raw")})
     kind = str(compression["type"])
     if kind not in _COMPRESSORS:
-        raise ValueError(f"{where} is compressed with {kind[:40]!r}; expected one of {', '.join(_COMPRESSORS)}.")
+        raise DataError(f"{where} is compressed with {kind[:40]!r}; expected one of {', '.join(_COMPRESSORS)}.")
     decoding = {
         "dimensions": list(shape),
         "blockSize": list(chunk),

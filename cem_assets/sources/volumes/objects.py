@@ -17,6 +17,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
+from cem_assets.errors import DataError
 from cem_assets.sources.volumes.inflation import inflate
 
 S3_ENDPOINT_VARIABLE = "CEM_ASSETS_REMOTE_S3_ENDPOINT"
@@ -92,7 +93,7 @@ def http_address(url: str) -> tuple[str, bool]:
         (`CEM_ASSETS_REMOTE_S3_ENDPOINT`; the endpoint of our own store is never used for foreign volumes).
 
     Raises:
-        ValueError: The address is of another kind, or holds credentials, a query or '..'.
+        DataError: The address is of another kind, or holds credentials, a query or '..'.
     """
     text = url
     for prefix in ("precomputed://", "n5://", "zarr://", "zarr2://", "zarr3://"):
@@ -100,14 +101,12 @@ def http_address(url: str) -> tuple[str, bool]:
     parts = urlsplit(text)
     bucket, path = parts.netloc, parts.path.strip("/")
     if parts.scheme not in ("s3", "gs", "http", "https") or not bucket:
-        raise ValueError(
+        raise DataError(
             f"remote volume {url!r} has no address of a known kind; expected s3://bucket/key, gs://bucket/key or https://... . "
             "Drop a local volume into the inbox instead."
         )
     if "@" in bucket or parts.query or parts.fragment:
-        raise ValueError(
-            f"remote volume {parts.scheme}://... has credentials, a query or a fragment; expected a plain address."
-        )
+        raise DataError(f"remote volume {parts.scheme}://... has credentials, a query or a fragment; expected a plain address.")
     check_object_key(path or "x")
     if parts.scheme == "gs":
         return f"https://storage.googleapis.com/{bucket}/{path}", False
@@ -126,11 +125,11 @@ def check_object_key(key: str) -> str:
     """Return a relative key unchanged, or refuse one that could leave its volume.
 
     Raises:
-        ValueError: It is empty, absolute, too long, or has '.', '..' or control characters.
+        DataError: It is empty, absolute, too long, or has '.', '..' or control characters.
     """
     parts = key.split("/")
     if len(key) > 1000 or any(part in ("", ".", "..") for part in parts) or "\\" in key or not key.isprintable():
-        raise ValueError(f"path {key[:120]!r} is not allowed; expected parts joined by '/', none of them '.' or '..'.")
+        raise DataError(f"path {key[:120]!r} is not allowed; expected parts joined by '/', none of them '.' or '..'.")
     return key
 
 
@@ -185,7 +184,7 @@ class RemoteObjects:
         Raises:
             ConnectionError: The server or the network stayed in trouble for all tries.
             PermissionError: The server wants to know who asks (401).
-            ValueError: The object is larger than allowed, or the server cannot give parts of objects.
+            DataError: The object is larger than allowed, or the server cannot give parts of objects.
             BudgetSpentError: It does not fit into what is left of the budget.
         """
         url = f"{self.address}/{quote(key)}" if key else self.address
@@ -237,19 +236,19 @@ class RemoteObjects:
             if status in _RETRIED or status >= 500:
                 return f"status {status}", _retry_after(response.headers.get("Retry-After", ""))
             if url.startswith("https://") and not response.url.startswith("https://"):
-                raise ValueError(f"{url} leads to an address without https; expected none. Check the address.")
+                raise DataError(f"{url} leads to an address without https; expected none. Check the address.")
             is_part = "Range" in headers
             if is_part and status == 200:
-                raise ValueError(f"{url}: the server cannot give parts of objects; expected ranges to work. Use a mirror.")
+                raise DataError(f"{url}: the server cannot give parts of objects; expected ranges to work. Use a mirror.")
             if status not in (200, 206):
-                raise ValueError(f"{url} answered with status {status}; expected 200, 403 or 404. Check the address.")
+                raise DataError(f"{url} answered with status {status}; expected 200, 403 or 404. Check the address.")
             return self._body(response, url, max_bytes)
 
     def _body(self, response: requests.Response, url: str, max_bytes: int) -> Fetched:
         length = response.headers.get("Content-Length", "")
         if length.isdecimal():
             if int(length) > max_bytes:
-                raise ValueError(f"{url} has {length} bytes; expected at most {max_bytes} by its metadata. Check the source.")
+                raise DataError(f"{url} has {length} bytes; expected at most {max_bytes} by its metadata. Check the source.")
             self._check_budget(int(length), url)
         blocks: list[bytes] = []
         num_bytes = 0
@@ -259,7 +258,7 @@ class RemoteObjects:
                 blocks.append(block)
                 num_bytes += len(block)
                 if num_bytes > max_bytes:
-                    raise ValueError(f"{url} has more than {max_bytes} bytes; expected at most that, as its metadata say.")
+                    raise DataError(f"{url} has more than {max_bytes} bytes; expected at most that, as its metadata say.")
                 if time.monotonic() > deadline:
                     raise requests.Timeout(f"{num_bytes} bytes in {self.limits.object_seconds:.0f} s")
         except (OSError, requests.RequestException) as error:

@@ -5,6 +5,7 @@ Source: the format's specification in google/neuroglancer (`src/datasource/preco
 
 from typing import Any
 
+from cem_assets.errors import DataError
 from cem_assets.sources.volumes.objects import RemoteObjects, check_object_key
 from cem_assets.sources.volumes.scales import (
     MAX_SCALES,
@@ -27,9 +28,9 @@ def precomputed_scales(objects: RemoteObjects) -> list[ScaleLayout] | None:
     where = f"{objects.address}/info"
     scales = info["scales"]
     if not isinstance(scales, list) or not 1 <= len(scales) <= MAX_SCALES:
-        raise ValueError(f"{where} has no list of 1 to {MAX_SCALES} scales; expected one.")
+        raise DataError(f"{where} has no list of 1 to {MAX_SCALES} scales; expected one.")
     if info.get("type", "image") != "image":
-        raise ValueError(f"{where} is a {str(info.get('type'))[:40]!r}; expected an image.")
+        raise DataError(f"{where} is a {str(info.get('type'))[:40]!r}; expected an image.")
     (channels,) = whole_numbers([info["num_channels"]], f"{where}: num_channels")
     finest = _resolution(scales[0], where)
     return [_layout(info, scale, channels, finest, f"{where}: scale {number}") for number, scale in enumerate(scales)]
@@ -38,7 +39,7 @@ def precomputed_scales(objects: RemoteObjects) -> list[ScaleLayout] | None:
 def _resolution(scale: dict[str, Any], where: str) -> Triple:
     found = positive_triple(list(scale["resolution"])[::-1])
     if found is None:
-        raise ValueError(f"{where} has a resolution {str(scale['resolution'])[:60]}; expected three positive numbers.")
+        raise DataError(f"{where} has a resolution {str(scale['resolution'])[:60]}; expected three positive numbers.")
     return found
 
 
@@ -49,7 +50,7 @@ def _layout(info: dict[str, Any], scale: dict[str, Any], channels: int, finest: 
     voxel = _resolution(scale, where)
     encoding = str(scale["encoding"])
     if encoding not in _COMPRESSORS:
-        raise ValueError(f"{where} is encoded as {encoding[:40]!r}; expected {', '.join(_COMPRESSORS)}.")
+        raise DataError(f"{where} is encoded as {encoding[:40]!r}; expected {', '.join(_COMPRESSORS)}.")
     key = check_object_key(str(scale["key"]))
     kept: dict[str, Any] = {name: scale[name] for name in ("resolution", "size", "encoding", "jpeg_quality") if name in scale}
     single: dict[str, Any] = {**kept, "key": "s", "chunk_sizes": [list(chunk)], "voxel_offset": list(offset)}
@@ -59,7 +60,7 @@ def _layout(info: dict[str, Any], scale: dict[str, Any], channels: int, finest: 
     }  # fmt: skip
     sharding = scale.get("sharding")
     if sharding is not None and not isinstance(sharding, dict):
-        raise ValueError(f"{where} has sharding that is no JSON object; expected one.")
+        raise DataError(f"{where} has sharding that is no JSON object; expected one.")
     z, y, x = (a / b for a, b in zip(voxel, finest, strict=True))
     return checked_layout(
         ScaleLayout(

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from cem_assets.errors import DataError
 from cem_assets.sources.volumes.objects import RemoteObjects, check_object_key
 
 Triple = tuple[float, float, float]
@@ -81,7 +82,7 @@ def read_json(objects: RemoteObjects, key: str) -> dict[str, Any] | None:
     """Read a JSON object; None where there is none (or where access to it alone is refused).
 
     Raises:
-        ValueError: It is no JSON object, or too large.
+        DataError: It is no JSON object, or too large.
     """
     fetched = objects.get(key, MAX_METADATA_BYTES)
     if fetched.status != "present":
@@ -89,9 +90,9 @@ def read_json(objects: RemoteObjects, key: str) -> dict[str, Any] | None:
     try:
         node = json.loads(fetched.data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{objects.address}/{key} is no JSON: {error}. Check the address.") from error
+        raise DataError(f"{objects.address}/{key} is no JSON: {error}. Check the address.") from error
     if not isinstance(node, dict):
-        raise ValueError(f"{objects.address}/{key} holds {type(node).__name__}; expected a JSON object. Check the address.")
+        raise DataError(f"{objects.address}/{key} holds {type(node).__name__}; expected a JSON object. Check the address.")
     return node
 
 
@@ -99,11 +100,11 @@ def whole_numbers(values: Any, what: str, low: int = 1, length: int | None = Non
     """Return a list of whole numbers of untrusted JSON as a tuple.
 
     Raises:
-        ValueError: It is no list, too long, or a number is out of range.
+        DataError: It is no list, too long, or a number is out of range.
     """
     is_list = isinstance(values, list) and 1 <= len(values) <= 8 and (length is None or len(values) == length)
     if not is_list or not all(type(v) is int and low <= v <= _MAX_SIDE for v in values):
-        raise ValueError(f"{what} is {str(values)[:100]}; expected {length or '1 to 8'} whole numbers of {low} to {_MAX_SIDE}.")
+        raise DataError(f"{what} is {str(values)[:100]}; expected {length or '1 to 8'} whole numbers of {low} to {_MAX_SIDE}.")
     return tuple(values)
 
 
@@ -111,15 +112,15 @@ def checked_layout(layout: ScaleLayout, where: str) -> ScaleLayout:
     """Return a layout, or refuse types and chunks that cannot be read in bounded memory.
 
     Raises:
-        ValueError: The type is not of 8 or 16 bits, or a chunk is too large or of other dimensions.
+        DataError: The type is not of 8 or 16 bits, or a chunk is too large or of other dimensions.
     """
     if layout.dtype not in DTYPES:
-        raise ValueError(f"{where} holds {layout.dtype[:40]!r}; expected one of {', '.join(DTYPES)}.")
+        raise DataError(f"{where} holds {layout.dtype[:40]!r}; expected one of {', '.join(DTYPES)}.")
     if len(layout.chunk_shape) != len(layout.stored_shape):
-        raise ValueError(f"{where} has chunks {layout.chunk_shape} of an array {layout.stored_shape}; expected as many axes.")
+        raise DataError(f"{where} has chunks {layout.chunk_shape} of an array {layout.stored_shape}; expected as many axes.")
     num_bytes = math.prod(layout.chunk_shape) * int(layout.dtype.lstrip("uint")) // 8
     if num_bytes > MAX_CHUNK_BYTES:
-        raise ValueError(
+        raise DataError(
             f"{where} has chunks of {layout.chunk_shape}, {num_bytes} bytes; expected at most {MAX_CHUNK_BYTES}. It cannot be "
             "sampled in bounded memory."
         )

@@ -17,6 +17,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.sources.volumes.inflation import inflate
 from cem_assets.sources.volumes.objects import RemoteObjects, Status
 from cem_assets.sources.volumes.scales import ScaleLayout
@@ -95,7 +96,7 @@ class ChunkPlaces:
             index: Its number along each stored axis, from 0.
 
         Raises:
-            ValueError: A shard's index is damaged.
+            DataError: A shard's index is damaged.
             ConnectionError: A shard's index could not be fetched.
         """
         layout = self._layout
@@ -126,9 +127,9 @@ class ChunkPlaces:
             return fetched.status, None
         data = fetched.data
         if len(data) != num_bytes:
-            raise ValueError(f"shard {key} has an index of {len(data)} bytes; expected {num_bytes}. The source is damaged.")
+            raise DataError(f"shard {key} has an index of {len(data)} bytes; expected {num_bytes}. The source is damaged.")
         if has_crc and google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
-            raise ValueError(f"shard {key}: the checksum of its index disagrees. The source is damaged.")
+            raise DataError(f"shard {key}: the checksum of its index disagrees. The source is damaged.")
         return "present", np.frombuffer(data, "<u8", 2 * math.prod(ratio)).reshape(*ratio, 2)
 
     def _precomputed_place(self, index: tuple[int, ...]) -> Place:
@@ -164,7 +165,7 @@ class ChunkPlaces:
         if fetched.status != "present":
             return fetched.status, None
         if len(fetched.data) != num_bytes:
-            raise ValueError(
+            raise DataError(
                 f"shard {key} has an index of {len(fetched.data)} bytes; expected {num_bytes}. The source is damaged."
             )
         return "present", np.frombuffer(fetched.data, "<u8").reshape(-1, 2)
@@ -185,7 +186,7 @@ class ChunkPlaces:
         encoding = str((self._layout.sharding or {}).get("minishard_index_encoding", "raw"))
         data = inflate(encoding, fetched.data, _MAX_INDEX_BYTES, f"minishard index in {key}")
         if len(data) % 24:
-            raise ValueError(f"shard {key} has a minishard index of {len(data)} bytes; expected 24 per chunk. It is damaged.")
+            raise DataError(f"shard {key} has a minishard index of {len(data)} bytes; expected 24 per chunk. It is damaged.")
         deltas = np.frombuffer(data, "<u8").reshape(3, -1)
         ids = np.cumsum(deltas[0], dtype=np.uint64)
         starts = np.uint64(base) + np.cumsum(deltas[1] + np.concatenate(([np.uint64(0)], deltas[2][:-1])), dtype=np.uint64)
@@ -194,7 +195,7 @@ class ChunkPlaces:
 
 def _checked_span(key: str, start: int, stop: int) -> Place:
     if not 0 <= start < stop <= 1 << 50:
-        raise ValueError(f"shard {key} lists a chunk at bytes {start} to {stop}; expected a span inside of it. It is damaged.")
+        raise DataError(f"shard {key} lists a chunk at bytes {start} to {stop}; expected a span inside of it. It is damaged.")
     return Place(key, (start, stop))
 
 
@@ -209,21 +210,21 @@ def _check_zarr_sharding(layout: ScaleLayout) -> None:
     endian = sharding["index_codecs"][0].get("configuration", {}).get("endian", "little")
     location = sharding.get("index_location", "end")
     if names not in (["bytes"], ["bytes", "crc32c"]) or endian != "little" or location not in ("start", "end"):
-        raise ValueError(f"shard indexes are encoded as {str(names)[:80]} ({endian}); expected little-endian bytes and crc32c.")
+        raise DataError(f"shard indexes are encoded as {str(names)[:80]} ({endian}); expected little-endian bytes and crc32c.")
     if 16 * math.prod(_chunks_per_shard(layout)) > _MAX_INDEX_BYTES:
-        raise ValueError(f"shards of {math.prod(_chunks_per_shard(layout))} chunks have too large an index for bounded memory.")
+        raise DataError(f"shards of {math.prod(_chunks_per_shard(layout))} chunks have too large an index for bounded memory.")
 
 
 def _check_precomputed_sharding(layout: ScaleLayout) -> None:
     sharding = layout.sharding or {}
     bits = [sharding.get(name) for name in ("preshift_bits", "minishard_bits", "shard_bits")]
     if sharding.get("@type") != "neuroglancer_uint64_sharded_v1" or not all(type(b) is int and 0 <= b <= 64 for b in bits):
-        raise ValueError(f"sharding {str(sharding)[:160]} is not known; expected neuroglancer_uint64_sharded_v1.")
+        raise DataError(f"sharding {str(sharding)[:160]} is not known; expected neuroglancer_uint64_sharded_v1.")
     if int(sharding["minishard_bits"]) > 20 or int(sharding["minishard_bits"]) + int(sharding["shard_bits"]) > 64:
-        raise ValueError(f"shards of 2^{sharding['minishard_bits']} minishards have too large an index for bounded memory.")
+        raise DataError(f"shards of 2^{sharding['minishard_bits']} minishards have too large an index for bounded memory.")
     encodings = [sharding.get(name, "raw") for name in ("minishard_index_encoding", "data_encoding")]
     if sharding.get("hash") not in ("identity", "murmurhash3_x86_128") or not set(encodings) <= {"raw", "gzip"}:
-        raise ValueError(f"sharding {str(sharding)[:160]} has an unknown hash or encoding; expected the format's own.")
+        raise DataError(f"sharding {str(sharding)[:160]} has an unknown hash or encoding; expected the format's own.")
 
 
 def compressed_morton_code(index: tuple[int, ...], grid: list[int]) -> int:
@@ -250,7 +251,7 @@ def murmurhash3_x86_128_low64(data: bytes) -> int:
     Source: Austin Appleby's public-domain reference; only the tail of 5 to 8 bytes is needed for a 64-bit number.
     """
     if len(data) != 8:
-        raise ValueError(f"a chunk number has 8 bytes, found {len(data)}.")
+        raise DataError(f"a chunk number has 8 bytes, found {len(data)}.")
     m32 = 0xFFFFFFFF
     k1, k2 = struct.unpack("<II", data)
     h2 = (_rotated((k2 * 0xAB0E9789) & m32, 16) * 0x38B34AE5) & m32

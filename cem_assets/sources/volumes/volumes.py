@@ -20,6 +20,7 @@ import numpy as np
 import tensorstore as ts
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.imaging.boxes import Box
 from cem_assets.sources.volumes.inflation import check_inflation, inflate
 from cem_assets.sources.volumes.layouts import read_scales
@@ -72,9 +73,9 @@ class _Decoder:
         try:
             self._array = ts.open(spec, context=self._context, open=True, read=True).result()
         except ValueError as error:
-            raise ValueError(f"its metadata cannot be used: {str(error)[:400]}. Check the source.") from error
+            raise DataError(f"its metadata cannot be used: {str(error)[:400]}. Check the source.") from error
         if self._array.dtype.name != layout.dtype or tuple(self._array.shape) != layout.stored_shape:
-            raise ValueError(
+            raise DataError(
                 f"its metadata say {layout.dtype} {layout.stored_shape}, its decoder {self._array.dtype.name} "
                 f"{self._array.shape}; expected the same."
             )
@@ -84,7 +85,6 @@ class _Decoder:
 
         Args:
             index: The chunk's number along each stored axis.
-            data: Its bytes.
             part: In stored order of axes, from 0.
         """
         layout = self._layout
@@ -118,7 +118,7 @@ class RemoteVolume:
 
     def __init__(self, url: str, objects: RemoteObjects, scales: list[ScaleLayout], scale: int) -> None:
         if not -len(scales) <= scale < len(scales):
-            raise ValueError(f"{url} has {len(scales)} scale(s); expected a number below that, found {scale}.")
+            raise DataError(f"{url} has {len(scales)} scale(s); expected a number below that, found {scale}.")
         self.url, self.scales, self.scale = url, tuple(scales), scale % len(scales)
         self.layout = self.scales[self.scale]
         self.kind, self.shape, self.voxel_size_nm = self.layout.kind, self.layout.shape, self.layout.voxel_size_nm
@@ -132,7 +132,7 @@ class RemoteVolume:
             self._places = ChunkPlaces(objects, self.layout)
             self._decoder = _Decoder(self.layout, self._num_threads)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(f"{url}: {error}") from error
+            raise DataError(f"{url}: {error}") from error
         self._has_readable_chunk = False
 
     @property
@@ -159,7 +159,7 @@ class RemoteVolume:
             The voxels, and which of them the source does not have.
 
         Raises:
-            ValueError: The box is outside or too large, or a chunk is damaged.
+            DataError: The box is outside or too large, or a chunk is damaged.
             PermissionError: Every chunk is refused, here and elsewhere in the array.
             ConnectionError: A chunk could not be fetched for trouble, after all retries.
             BudgetSpentError: The byte budget does not suffice.
@@ -195,9 +195,9 @@ class RemoteVolume:
 
     def _region(self, box: Box) -> tuple[slice, ...]:
         if len(box) != 3 or not all(0 <= s.start < s.stop <= size for s, size in zip(box, self.shape, strict=True)):
-            raise ValueError(f"box {box} is not inside the volume {self.shape} of {self.url}.")
+            raise DataError(f"box {box} is not inside the volume {self.shape} of {self.url}.")
         if math.prod(s.stop - s.start for s in box) * self.dtype.itemsize > _MAX_BOX_BYTES:
-            raise ValueError(f"box {box} is larger than {_MAX_BOX_BYTES} bytes; read it in pieces.")
+            raise DataError(f"box {box} is larger than {_MAX_BOX_BYTES} bytes; read it in pieces.")
         region = [slice(0, 1)] * len(self.layout.stored_shape)
         for axis, span in zip(self.layout.axes, box, strict=True):
             region[axis] = span
@@ -225,7 +225,7 @@ class RemoteVolume:
             try:
                 out[target] = self._decoder.decode(index, data, part)
             except ValueError as error:
-                raise ValueError(f"{self.url}: chunk {index} of scale {self.scale} is damaged: {str(error)[:300]}") from error
+                raise DataError(f"{self.url}: chunk {index} of scale {self.scale} is damaged: {str(error)[:300]}") from error
         return status
 
     def _chunk(self, index: tuple[int, ...]) -> tuple[Status, bytes]:
@@ -235,9 +235,7 @@ class RemoteVolume:
         # Compressed noise is a little larger than its voxels, never much; JPEG and PNG of noise less than twice.
         most = 2 * self._chunk_bytes + (1 << 16)
         if place.span is not None and place.span[1] - place.span[0] > most:
-            raise ValueError(
-                f"{place.key} lists chunk {index} with {place.span} bytes; expected at most {most}. It is damaged."
-            )
+            raise DataError(f"{place.key} lists chunk {index} with {place.span} bytes; expected at most {most}. It is damaged.")
         fetched = self._objects.get(place.key, most, span=place.span)
         if fetched.status != "present":
             return fetched.status, b""
@@ -247,7 +245,7 @@ class RemoteVolume:
         """Undo what the decoder does not know, and refuse what would unpack to more than the chunk's voxels."""
         what = f"{self.url}: chunk {index} of scale {self.scale}"
         if span is not None and len(data) != span[1] - span[0]:
-            raise ValueError(f"{what} has {len(data)} bytes; expected {span[1] - span[0]}, as its shard's index says.")
+            raise DataError(f"{what} has {len(data)} bytes; expected {span[1] - span[0]}, as its shard's index says.")
         layout = self.layout
         if layout.kind == "precomputed" and layout.sharding is not None:
             data = inflate(str(layout.sharding.get("data_encoding", "raw")), data, most, what)
@@ -312,7 +310,7 @@ def open_remote_volume(
         FileNotFoundError: There is no such volume.
         PermissionError: Access is refused.
         ConnectionError: The server is in trouble.
-        ValueError: The address or the metadata break rules, or the format has a feature that is not supported.
+        DataError: The address or the metadata break rules, or the format has a feature that is not supported.
     """
     address, is_own_endpoint = http_address(url)
     is_signed = os.environ.get(S3_SIGNED_VARIABLE, "") == "yes" and (is_own_endpoint or url.startswith("s3://"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cem_assets.errors import DataError
 from cem_assets.sources.volumes.objects import RemoteObjects, check_object_key
 from cem_assets.sources.volumes.scales import (
     MAX_SCALES,
@@ -57,14 +58,14 @@ def zarr_scales(objects: RemoteObjects, versions: tuple[int, ...]) -> list[Scale
 
 def _multiscale(objects: RemoteObjects, version: int, ome: dict[str, Any]) -> list[ScaleLayout]:
     if not ome.get("multiscales"):
-        raise ValueError(
+        raise DataError(
             f"{objects.address} is a Zarr group without multiscales metadata; expected an array or an OME-Zarr image. Give the "
             "address of the array itself."
         )
     multiscale = ome["multiscales"][0]
     datasets = multiscale["datasets"]
     if not isinstance(datasets, list) or not 1 <= len(datasets) <= MAX_SCALES:
-        raise ValueError(f"{objects.address} has no list of 1 to {MAX_SCALES} scales; expected one.")
+        raise DataError(f"{objects.address} has no list of 1 to {MAX_SCALES} scales; expected one.")
     axes = multiscale.get("axes")
     names = None if axes is None else tuple(str(a["name"] if isinstance(a, dict) else a).lower() for a in axes)
     units = None if axes is None else tuple(NM_PER_UNIT.get(str(a.get("unit"))) if isinstance(a, dict) else None for a in axes)
@@ -120,10 +121,10 @@ def _layout(
 def _axes(names: tuple[str, ...] | None, shape: tuple[int, ...], where: str) -> tuple[int, int, int]:
     if names is not None:
         if len(names) != len(shape) or any(names.count(axis) != 1 for axis in "zyx"):
-            raise ValueError(f"{where} has axes {names} of sizes {shape}; expected z, y and x among them.")
+            raise DataError(f"{where} has axes {names} of sizes {shape}; expected z, y and x among them.")
         return (names.index("z"), names.index("y"), names.index("x"))
     if len(shape) < 3 or any(size != 1 for size in shape[:-3]):
-        raise ValueError(f"{where} has unnamed axes of sizes {shape}; expected z, y, x, and only sizes of 1 before them.")
+        raise DataError(f"{where} has unnamed axes of sizes {shape}; expected z, y, x, and only sizes of 1 before them.")
     return (len(shape) - 3, len(shape) - 2, len(shape) - 1)
 
 
@@ -132,14 +133,14 @@ def _version2(node: dict[str, Any], where: str) -> dict[str, Any]:
     kind = "raw" if compressor is None else _COMPRESSORS.get(str(compressor["id"]))
     if kind is None or node.get("filters"):
         found = str([compressor, node.get("filters")])[:120]
-        raise ValueError(f"{where} is encoded as {found}; expected no filters and one of {', '.join(_COMPRESSORS)}.")
+        raise DataError(f"{where} is encoded as {found}; expected no filters and one of {', '.join(_COMPRESSORS)}.")
     try:
         dtype = np.dtype(str(node["dtype"])).newbyteorder("=").name
     except TypeError as error:
-        raise ValueError(f"{where} has a type {str(node['dtype'])[:40]!r}; expected numbers.") from error
+        raise DataError(f"{where} has a type {str(node['dtype'])[:40]!r}; expected numbers.") from error
     separator = str(node.get("dimension_separator", "."))
     if separator not in (".", "/"):
-        raise ValueError(f"{where} joins chunk names with {separator[:10]!r}; expected '.' or '/'.")
+        raise DataError(f"{where} joins chunk names with {separator[:10]!r}; expected '.' or '/'.")
     kept = {name: node[name] for name in ("shape", "chunks", "dtype", "compressor", "order")}
     decoding = {**kept, "zarr_format": 2, "filters": None, "fill_value": None, "dimension_separator": "/"}
     return {"chunk": node["chunks"], "dtype": dtype, "decoding": decoding, "compressor": kind, "separator": separator}
@@ -148,23 +149,23 @@ def _version2(node: dict[str, Any], where: str) -> dict[str, Any]:
 def _version3(node: dict[str, Any], where: str) -> dict[str, Any]:
     grid, encoding = node["chunk_grid"], node["chunk_key_encoding"]
     if grid["name"] != "regular" or node.get("storage_transformers"):
-        raise ValueError(f"{where} has a chunk grid {str(grid['name'])[:40]!r} or transformers; expected a regular grid.")
+        raise DataError(f"{where} has a chunk grid {str(grid['name'])[:40]!r} or transformers; expected a regular grid.")
     if encoding["name"] not in ("default", "v2"):
-        raise ValueError(f"{where} names chunks by {str(encoding['name'])[:40]!r}; expected 'default' or 'v2'.")
+        raise DataError(f"{where} names chunks by {str(encoding['name'])[:40]!r}; expected 'default' or 'v2'.")
     is_default = encoding["name"] == "default"
     separator = str(encoding.get("configuration", {}).get("separator", "/" if is_default else "."))
     if separator not in (".", "/"):
-        raise ValueError(f"{where} joins chunk names with {separator[:10]!r}; expected '.' or '/'.")
+        raise DataError(f"{where} joins chunk names with {separator[:10]!r}; expected '.' or '/'.")
     outer, codecs = grid["configuration"]["chunk_shape"], node["codecs"]
     chunk, sharding = outer, None
     if any(codec["name"] == "sharding_indexed" for codec in codecs):
         if len(codecs) != 1:
-            raise ValueError(f"{where} has codecs around its shards; expected the sharding codec alone.")
+            raise DataError(f"{where} has codecs around its shards; expected the sharding codec alone.")
         sharding = {**codecs[0]["configuration"], "shard_shape": outer}
         chunk, codecs = sharding["chunk_shape"], sharding["codecs"]
         sides = list(zip(whole_numbers(outer, f"{where}: shards"), whole_numbers(chunk, f"{where}: chunks"), strict=False))
         if len(outer) != len(chunk) or any(a % b for a, b in sides):
-            raise ValueError(f"{where} has shards {outer} of chunks {chunk}; expected whole chunks.")
+            raise DataError(f"{where} has shards {outer} of chunks {chunk}; expected whole chunks.")
     decoding = {
         "zarr_format": 3,
         "node_type": "array",
@@ -197,5 +198,5 @@ def _compressor3(codecs: list[dict[str, Any]], where: str) -> str:
         or any(name not in _COMPRESSORS for name in packers)
         or names.count("crc32c") > int(is_last_crc)
     ):
-        raise ValueError(f"{where} has codecs {str(names)[:120]}; expected one of {', '.join(_COMPRESSORS)}, then crc32c.")
+        raise DataError(f"{where} has codecs {str(names)[:120]}; expected one of {', '.join(_COMPRESSORS)}, then crc32c.")
     return (_COMPRESSORS[packers[0]] if packers else "raw") + ("+crc32c" if is_last_crc else "")

@@ -12,8 +12,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from cem_assets import environment
 from cem_assets.benchmarks.data import files as benchmark_files_module
-from cem_assets.benchmarks.data.files import FOLDER_VARIABLE, FolderFiles, benchmark_files, unpack_zip
+from cem_assets.benchmarks.data.files import FolderFiles, benchmark_files, unpack_zip
 from cem_assets.benchmarks.data.previews import benchmark_pictures
 from cem_assets.benchmarks.data.rows import SETTINGS, require_benchmark
 from cem_assets.benchmarks.data.segmentation_sets import PreparedBenchmark, open_benchmark
@@ -32,7 +33,7 @@ ROWS = benchmark_rows()
 
 @pytest.fixture(autouse=True)
 def _no_benchmarks_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv(environment.BENCHMARKS_FOLDER.name, raising=False)
 
 
 def prepared(store: Store, name: str, folder: Path | None = None, row=None) -> PreparedBenchmark:
@@ -393,7 +394,7 @@ def test_equal_files_are_prepared_once_wherever_they_come_from(store: Store, tmp
     row = own_row(store, "mine")
     first = prepare_benchmark(store, row, tmp_path / "mine")
     assert first.is_new and not prepare_benchmark(store, row, tmp_path / "mine").is_new
-    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(environment.BENCHMARKS_FOLDER.name, str(tmp_path))
     assert not prepare_benchmark(store, row).is_new
     for path in sorted((tmp_path / "mine").rglob("*.png")):
         store.put(f"benchmarks/inbox/mine/{path.relative_to(tmp_path / 'mine').as_posix()}", path)
@@ -417,7 +418,12 @@ def test_training_parameters_do_not_prepare_anew_but_steps_do(local_store: Store
 def test_without_files_all_ways_are_told(local_store: Store):
     with pytest.raises(FileNotFoundError) as caught:
         prepare_benchmark(local_store, ROWS["lucchi_pp"])
-    for words in ("benchmarks/inbox/lucchi_pp/", FOLDER_VARIABLE, SETTINGS, "sha256 of http://www.casser.io"):
+    for words in (
+        "benchmarks/inbox/lucchi_pp/",
+        environment.BENCHMARKS_FOLDER.name,
+        SETTINGS,
+        "sha256 of http://www.casser.io",
+    ):
         assert words in str(caught.value)
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         prepare_benchmark(local_store, ROWS["lucchi_pp"], Path("nowhere"))

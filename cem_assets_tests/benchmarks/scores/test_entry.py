@@ -333,7 +333,7 @@ def test_a_loss_that_is_not_finite_is_told_and_tracked_as_failed(sets, monkeypat
     loss = segmentation_training.segmentation_loss
     monkeypatch.setattr(segmentation_training, "segmentation_loss", lambda *given: loss(*given) * float("nan"))
     asked = params(seed=11)
-    with pytest.raises(RuntimeError, match="not finite"):
+    with pytest.raises(ValueError, match="not finite"):
         score_benchmark(sets, "discs", "pretrained", asked)
     assert Recorder.opened[0].ends == ["FAILED"]
     assert "not finite" in read_status(sets, run_folder(sets, "discs", "pretrained", asked)).message

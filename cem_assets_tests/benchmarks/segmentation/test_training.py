@@ -190,7 +190,7 @@ def test_weights_that_are_not_finite_are_never_kept():
         model.last.bias.data.fill_(math.inf)
         return {1: 0.0}
 
-    with pytest.raises(RuntimeError, match="weights are not finite after step 2"):
+    with pytest.raises(ValueError, match="weights are not finite after step 2"):
         run(model, params, evaluate=evaluate, checkpoint=store)
     assert store.kept == []
 

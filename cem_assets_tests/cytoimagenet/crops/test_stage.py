@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cem_assets import environment
 from cem_assets.cytoimagenet.crops import images as cyto_images
 from cem_assets.cytoimagenet.crops import stage as cyto_crops
 from cem_assets.cytoimagenet.crops.crops import CropParams
@@ -29,7 +30,6 @@ from cem_assets.execution.local import LocalEngine
 from cem_assets.store.assets import CROPS, LABEL_TABLE, SOURCE_METADATA
 from cem_assets.store.commits import ContentFolder
 from cem_assets.store.manifests import committed_partitions, current_manifest, damaged_objects, require_manifest
-from cem_assets.store.scratch import SCRATCH_VARIABLE
 from cem_assets.store.store import Store, open_store
 from cem_assets_tests.cytoimagenet.example_sources import (
     CROPPING,
@@ -513,7 +513,7 @@ def test_pixels_wait_in_scratch_and_leave_nothing_behind(local_store: Store, tmp
     plate(local_store, "own", WELLS, shape=(300, 300))
     take_in(local_store, "own")
     label(local_store)
-    monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path / "scratch"))
+    monkeypatch.setenv(environment.SCRATCH.name, str(tmp_path / "scratch"))
     sizes = []
     write = cyto_crops._write_shards
 

@@ -424,7 +424,7 @@ def test_a_finished_run_does_nothing_and_goes_on_with_more_epochs():
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(sync_steps, kept_step):
     store, stream = MemoryCheckpoints(), Stream(12, tiny_params(epochs=4))
     settings = LoopSettings(checkpoint_interval_s=0, sync_steps=sync_steps)
-    with pytest.raises(RuntimeError, match=f"loss of step 5 is not finite.*the checkpoint of step {kept_step} was kept"):
+    with pytest.raises(ValueError, match=f"loss of step 5 is not finite.*the checkpoint of step {kept_step} was kept"):
         run_tiny(Tiny(tiny_params(epochs=4), bad_step=4), stream, checkpoint=store, settings=settings)
     assert stream.num_open == 0
     whole = MemoryCheckpoints()
@@ -434,7 +434,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(s
 
 
 def test_a_bad_loss_before_any_checkpoint_says_so():
-    with pytest.raises(RuntimeError, match="the loss of step 1 is not finite. Training stopped; no checkpoint was kept yet"):
+    with pytest.raises(ValueError, match="the loss of step 1 is not finite. Training stopped; no checkpoint was kept yet"):
         run_tiny(Tiny(tiny_params(), bad_step=0), checkpoint=MemoryCheckpoints())
 
 
@@ -446,7 +446,7 @@ def test_weights_that_are_not_finite_are_never_kept():
                     self.last.weight[0, 0] = math.inf
 
     store = MemoryCheckpoints()
-    with pytest.raises(RuntimeError, match="weights are not finite after step 5.*the checkpoint of step 4 was kept"):
+    with pytest.raises(ValueError, match="weights are not finite after step 5.*the checkpoint of step 4 was kept"):
         run_tiny(Poisoned(tiny_params()), checkpoint=store, settings=EVERY_STEP)
     assert decode_state(store.data, "x")["step"] == 4
 

@@ -198,7 +198,7 @@ def test_more_epochs_extend_and_fewer_are_refused(textured):
     assert (first.details["epoch"], second.details["epoch"]) == (1, 3)
     with pytest.raises(ValueError, match="has done 3 epochs already, and 2 were asked for"):
         train(textured, make_plan(textured, MOCO, overrides={"epochs": 2}))
-    with pytest.raises(RuntimeError, match="has done 3 of 5 epochs"):
+    with pytest.raises(ValueError, match="has done 3 of 5 epochs"):
         finish_weights(textured, make_plan(textured, MOCO, overrides={"epochs": 5}), "t")
 
 
@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(textured, monkeypat
         return (loss * float("nan") if step == 6 else loss), indicators
 
     monkeypatch.setattr(MoCo, "compute_loss", sometimes)
-    with pytest.raises(RuntimeError, match=r"the loss of step 7 is not finite.*checkpoint of step 6 was kept"):
+    with pytest.raises(ValueError, match=r"the loss of step 7 is not finite.*checkpoint of step 6 was kept"):
         train(textured, plan, CAREFUL)
     status = read_status(textured, plan.folder)
     assert status.state == "failed" and "not finite" in status.message

@@ -14,14 +14,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from cem_assets import readers
+from cem_assets import environment, readers
 from cem_assets.catalog.weights import ImportedWeights, TrainedWeights, weights_rows
 from cem_assets.pretraining.weights import importing as weights_import
 from cem_assets.pretraining.weights.export import read_weights
 from cem_assets.pretraining.weights.files import commit_weights
 from cem_assets.pretraining.weights.importing import availability, import_weights
 from cem_assets.pretraining.weights.rows import known_weights, params_of
-from cem_assets.pretraining.weights.stored import FOLDER_VARIABLE, ROWS, WEIGHT_FILES, load_encoder_weights
+from cem_assets.pretraining.weights.stored import ROWS, WEIGHT_FILES, load_encoder_weights
 from cem_assets.sources.files.weights import download_weights
 from cem_assets.store.assets import WEIGHTS
 from cem_assets.store.commits import Commit
@@ -34,7 +34,7 @@ RANDOM = ImportedWeights("chance", "Random", "random", "efficientnet_b0", "rando
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch, tmp_path) -> Iterator[None]:
-    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv(environment.WEIGHTS_FOLDER.name, raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -162,7 +162,7 @@ def test_weights_that_lost_a_file_are_imported_again(local_store):
 def test_nothing_of_this_machine_is_recorded(local_store, monkeypatch, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "published.pth.tar").write_bytes(small())
-    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "elsewhere"))
+    monkeypatch.setenv(environment.WEIGHTS_FOLDER.name, str(tmp_path / "elsewhere"))
     assert "local copy" in availability(local_store, row()).reason
     manifest = import_weights(local_store, row()).manifest
     for name in (item.name for item in manifest.objects):
@@ -174,7 +174,7 @@ def test_nothing_of_this_machine_is_recorded(local_store, monkeypatch, tmp_path)
 
 
 def test_the_stores_copy_comes_before_the_folders(local_store, monkeypatch, tmp_path):
-    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(environment.WEIGHTS_FOLDER.name, str(tmp_path))
     (tmp_path / "published.pth.tar").write_bytes(b"not looked at")
     digest = put(local_store, small())
     assert import_weights(local_store, row(sha256=digest)).manifest.details["provenance"]["sha256"] == digest
@@ -201,7 +201,14 @@ def test_what_is_not_at_hand_and_has_no_checksum_is_told_with_every_way(local_st
     with pytest.raises(FileNotFoundError, match="'published' are not available here") as error:
         import_weights(local_store, row(url=url))
     told = str(error.value)
-    for part in (f"{WEIGHT_FILES}/published.pth.tar", FOLDER_VARIABLE, ROWS, "sha256", "Nothing is used in their place", url):
+    for part in (
+        f"{WEIGHT_FILES}/published.pth.tar",
+        environment.WEIGHTS_FOLDER.name,
+        ROWS,
+        "sha256",
+        "Nothing is used in their place",
+        url,
+    ):
         assert part in told
     assert is_nothing_committed(local_store)
     assert availability(local_store, row(url=url)).is_available is False
@@ -219,7 +226,7 @@ def test_a_download_that_fails_is_told_and_nothing_is_committed(local_store):
     assert (found.is_available, found.is_downloadable) == (False, True) and "not tried" in found.reason
     with pytest.raises(ConnectionError, match="not available here: there is no local copy .* could not be fetched") as error:
         import_weights(local_store, asked)
-    assert FOLDER_VARIABLE in str(error.value) and is_nothing_committed(local_store)
+    assert environment.WEIGHTS_FOLDER.name in str(error.value) and is_nothing_committed(local_store)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cem_assets import environment
 from cem_assets.sources.archives import ADAPTERS, archive_files, listings
 from cem_assets.sources.archives.bbbc import bbbc_files
 from cem_assets.sources.archives.biostudies import biostudies_files
@@ -17,7 +18,6 @@ from cem_assets.sources.archives.github import github_files
 from cem_assets.sources.archives.idr import idr_files
 from cem_assets.sources.archives.plain import plain_files
 from cem_assets.sources.archives.zenodo import zenodo_files
-from cem_assets.sources.files.addresses import PRIVATE_VARIABLE
 from cem_assets.sources.files.transfer import fetch
 from cem_assets_tests.services.unreliable_http import Answer, UnreliableHttp, serve_unreliably
 
@@ -28,7 +28,7 @@ COMMIT = "4a5f051466d24d8dc1e855ab55658bb1b1dcd6bf"
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[UnreliableHttp]:
-    monkeypatch.setenv(PRIVATE_VARIABLE, "yes")
+    monkeypatch.setenv(environment.ALLOW_PRIVATE_SOURCES.name, "yes")
     monkeypatch.setattr(listings, "_BACKOFF_S", 0.001)
     with serve_unreliably() as served:
         yield served

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cem_assets.sources.files.addresses import MIRROR_FOLDERS_VARIABLE, PRIVATE_VARIABLE, check_address, check_redirect
+from cem_assets import environment
+from cem_assets.sources.files.addresses import check_address, check_redirect
 from cem_assets.sources.files.description import DownloadLimits, RemoteFile, check_file_path
 from cem_assets.sources.files.transfer import fetch
 from cem_assets_tests.conftest import S3
@@ -22,7 +23,7 @@ LIMITS = DownloadLimits(max_bytes=10**7, num_attempts=3, backoff_s=0.01, timeout
 
 @pytest.fixture
 def primary(monkeypatch: pytest.MonkeyPatch) -> Iterator[UnreliableHttp]:
-    monkeypatch.setenv(PRIVATE_VARIABLE, "yes")
+    monkeypatch.setenv(environment.ALLOW_PRIVATE_SOURCES.name, "yes")
     with serve_unreliably({"a.bin": DATA}) as served:
         yield served
 
@@ -218,15 +219,15 @@ def test_redirects_are_followed_and_checked(primary: UnreliableHttp, tmp_path: P
     ],
 )  # fmt: skip
 def test_private_addresses_need_permission(url: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv(PRIVATE_VARIABLE, raising=False)
-    with pytest.raises(PermissionError, match=f"{PRIVATE_VARIABLE}=yes"):
+    monkeypatch.delenv(environment.ALLOW_PRIVATE_SOURCES.name, raising=False)
+    with pytest.raises(PermissionError, match=f"{environment.ALLOW_PRIVATE_SOURCES}=yes"):
         check_address(url)
-    monkeypatch.setenv(PRIVATE_VARIABLE, "yes")
+    monkeypatch.setenv(environment.ALLOW_PRIVATE_SOURCES.name, "yes")
     assert check_address(url) == url
 
 
 def test_a_name_is_judged_by_its_addresses_unless_a_proxy_resolves_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(PRIVATE_VARIABLE, "no")
+    monkeypatch.setenv(environment.ALLOW_PRIVATE_SOURCES.name, "no")
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(variable, raising=False)
     found = {"public.example": ["93.184.215.14"], "inside.example": ["93.184.215.14", "10.0.0.8"]}
@@ -243,7 +244,7 @@ def test_a_name_is_judged_by_its_addresses_unless_a_proxy_resolves_it(monkeypatc
 
 
 def test_a_public_server_cannot_lead_to_a_private_one(primary: UnreliableHttp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv(PRIVATE_VARIABLE)
+    monkeypatch.delenv(environment.ALLOW_PRIVATE_SOURCES.name)
     assert check_address("https://93.184.215.14/a") == "https://93.184.215.14/a"
     with pytest.raises(PermissionError, match="private network"):
         check_redirect("https://93.184.215.14/a", "https://127.0.0.1/a")
@@ -271,9 +272,9 @@ def test_a_mirror_folder_serves_only_what_lies_below_it(
     (tmp_path / "secret").write_bytes(DATA)
     (shelf / "link").symlink_to(tmp_path / "secret")
     urls = [f"file://{shelf}/../secret", f"file://{shelf}/link", f"file://{shelf}/a%20b.bin"]
-    with pytest.raises(ConnectionError, match=f"lies in no folder of mirrors.*{MIRROR_FOLDERS_VARIABLE}"):
+    with pytest.raises(ConnectionError, match=f"lies in no folder of mirrors.*{environment.MIRROR_FOLDERS}"):
         fetch(wanted(primary), urls, tmp_path / "out", LIMITS)
-    monkeypatch.setenv(MIRROR_FOLDERS_VARIABLE, str(shelf))
+    monkeypatch.setenv(environment.MIRROR_FOLDERS.name, str(shelf))
     found = fetch(wanted(primary), urls, tmp_path / "out", LIMITS)
     assert found.sha256 == SHA256 and found.origin == urls[2]
     assert [("no folder of mirrors" in item.problem) for item in found.tried] == [False, True, True]
