@@ -1,12 +1,12 @@
-# One image for webserver, daemon, code server and MLflow. `make image` builds the wheel first;
-# `make image-check` performs these steps in a clean folder, without a container engine.
+# One image for the webserver, the daemon, the code server and MLflow. `make image` builds the wheel first, then this image.
+# `make image-check` performs the same steps in a clean folder, without a container engine.
 # For a Ray cluster: docker build --build-arg LOCK=requirements-ray.lock --tag cem-assets-ray:latest .
 FROM python:3.11-slim-bookworm AS build
 RUN pip install --no-cache-dir uv==0.13.8
 ARG LOCK=requirements.lock
-COPY ${LOCK} /build/requirements.lock
+COPY requirements.lock requirements-ray.lock /build/
 RUN uv venv /opt/venv && \
-    uv pip sync --python /opt/venv/bin/python --require-hashes --compile-bytecode --no-cache /build/requirements.lock
+    uv pip sync --python /opt/venv/bin/python --require-hashes --compile-bytecode --no-cache /build/${LOCK}
 COPY dist/cem_assets-*.whl /build/
 RUN uv pip install --python /opt/venv/bin/python --no-deps --compile-bytecode --no-cache /build/cem_assets-*.whl
 

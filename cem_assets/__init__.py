@@ -1,7 +1,7 @@
-"""cem_assets: raw microscopy to pretraining sets, weights and benchmark scores, as Dagster assets.
+"""cem_assets: Dagster assets that turn raw microscopy into pretraining sets, weights and benchmark scores.
 
-The package is a house of rooms, described in `docs/architecture.md`. People who only read what the
-platform wrote need `cem_assets.readers`; Dagster loads `cem_assets.definitions`.
+To read what the platform wrote, import `cem_assets.readers`. Dagster loads `cem_assets.definitions`. `docs/architecture.md`
+describes the folders of this package.
 """
 
 __version__ = "0.1.0"

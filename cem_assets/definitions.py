@@ -1,9 +1,7 @@
-"""The front door: what `workspace.yaml` names and Dagster loads.
+"""All definitions of the platform; `workspace.yaml` names this module, and Dagster loads it.
 
-Definitions are listed, not discovered, so that they load from an installed wheel as well.
+They are listed here by hand, in the order in which data flow, so that they load from an installed wheel as well.
 """
-
-from typing import Any
 
 import dagster as dg
 
@@ -42,62 +40,38 @@ from cem_assets.pretraining.jobs import pretraining_weights
 
 sleep_while_waiting()
 
-CYTO_ASSETS = [source_metadata, test_images, label_table, crops, cyto_releases, class_maps]
-ALL_SENSORS = [inbox_sensor, reconciliation_sensor]
-CYTO_SENSORS = [cytoimagenet_sensor]
-ALL_SCHEDULES = [release_schedule, catalogue_schedule, maintenance_schedule]
-CYTO_SCHEDULES = [cyto_release_schedule]
-ALL_JOBS: list[Any] = [
-    cem_chain,
-    cem_subvolumes,
-    cem_release,
-    cem_patch_classifier,
-    cem_choose_classifier,
-    cyto_sources,
-    cyto_test_images,
-    cyto_label_table,
-    cyto_crops,
-    cyto_release,
-    pretraining_weights,
-    benchmark_preparation,
-    benchmark_scoring,
-    benchmark_leaderboard,
-    benchmark_contamination,
-    benchmark_promotion,
-    weights_analyses,
-    analysis_comparison,
-    catalogue_intake,
-    maintenance,
-]
-
 
 def build_definitions(store_url: str = "") -> dg.Definitions:
-    """Build every definition of the platform.
+    """List every definition of the platform.
 
     Args:
         store_url: Root of the store; empty takes CEM_ASSETS_ROOT, else a local folder.
-
-    Returns:
-        Assets, checks, jobs, sensors, schedules and resources.
     """
     return dg.Definitions(
         assets=[
-            *CHAIN,
-            subvolumes,
-            patch_classifier,
-            releases,
-            *CYTO_ASSETS,
+            *(*CHAIN, subvolumes, patch_classifier, releases),
+            *(source_metadata, test_images, label_table, crops, cyto_releases, class_maps),
             weights,
             *BENCHMARK_ASSETS,
-            *ANALYSIS_ASSETS,
-            comparisons,
+            *(*ANALYSIS_ASSETS, comparisons),
         ],
         asset_checks=[*all_checks(), *cyto_checks(), *weights_checks(), *benchmark_checks(), *analysis_checks()],
-        jobs=ALL_JOBS,
-        sensors=[*ALL_SENSORS, *CYTO_SENSORS, *WEIGHTS_SENSORS, *BENCHMARK_SENSORS, failure_alerts, freshness_alerts],
-        schedules=[*ALL_SCHEDULES, *CYTO_SCHEDULES],
+        jobs=[
+            *(cem_chain, cem_subvolumes, cem_release, cem_patch_classifier, cem_choose_classifier),
+            *(cyto_sources, cyto_test_images, cyto_label_table, cyto_crops, cyto_release),
+            pretraining_weights,
+            *(benchmark_preparation, benchmark_scoring, benchmark_leaderboard, benchmark_contamination, benchmark_promotion),
+            *(weights_analyses, analysis_comparison),
+            *(catalogue_intake, maintenance),
+        ],
+        sensors=[
+            *(inbox_sensor, reconciliation_sensor, cytoimagenet_sensor),
+            *(*WEIGHTS_SENSORS, *BENCHMARK_SENSORS),
+            *(failure_alerts, freshness_alerts),
+        ],
+        schedules=[release_schedule, cyto_release_schedule, catalogue_schedule, maintenance_schedule],
         resources={"store": StoreResource(url=store_url)},
-        # One process for a whole run: a process of its own for each step costs seconds, most datasets take less.
+        # All steps of a run share one process: a process for each step takes seconds to start, and most datasets need less.
         executor=dg.in_process_executor,
     )
 

@@ -1,7 +1,7 @@
-"""Every environment variable that this package reads, with its meaning and default: the one place that reads them.
+"""Every environment variable that this package reads, with its meaning and default. Only this module reads them.
 
-`docs/configuration.md` has the same table for people; a test compares the two. Libraries read variables of their own beside
-these: botocore the AWS_* ones, Dagster DAGSTER_*, MLflow MLFLOW_*.
+`docs/configuration.md` has the same table for people; a test compares the two. Libraries read further variables: botocore
+AWS_*, Dagster DAGSTER_*, and MLflow MLFLOW_*.
 """
 
 import os
@@ -15,10 +15,9 @@ class Variable:
     """An environment variable.
 
     Attributes:
-        name: As it is set.
-        meaning: What it decides.
-        default: The text that is taken where the variable is unset or empty.
-        default_told: What people read as the default, where `default` alone does not say it.
+        meaning: What the variable decides, for people.
+        default: The text that is used if the variable is unset or empty.
+        default_told: A description of the default for people, if `default` alone does not say it.
     """
 
     name: str
@@ -34,7 +33,9 @@ ROOT = Variable("CEM_ASSETS_ROOT", "the store: `s3://bucket/prefix` or a folder"
 WORKERS = Variable("CEM_ASSETS_WORKERS", "worker processes for one step", default_told="the number of cores, at most 16")
 ENGINE = Variable("CEM_ASSETS_ENGINE", "`local`, or `ray`: one dataset over several machines", "local")
 RAY_ADDRESS = Variable("RAY_ADDRESS", "the Ray cluster", "auto")
-RAY_STALL_SECONDS = Variable("CEM_ASSETS_RAY_STALL_SECONDS", "after how long without any result a Ray cluster counts as stuck")
+RAY_STALL_SECONDS = Variable(
+    "CEM_ASSETS_RAY_STALL_SECONDS", "after how long without any result a Ray cluster counts as stuck", default_told="600"
+)
 SCRATCH = Variable("CEM_ASSETS_SCRATCH", "local disk for decoding", default_told="the temporary folder")
 CACHE = Variable(
     "CEM_ASSETS_CACHE", "local disk for decoded patches while training", default_told="memory, or the temporary folder"
@@ -89,11 +90,11 @@ TORCH_HOME = Variable(
 XDG_CACHE_HOME = Variable("XDG_CACHE_HOME", "caches of the user", "~/.cache")
 
 VARIABLES: tuple[Variable, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Variable))
-"""All of them, in the order in which people read about them."""
+"""All variables, in the order of the table for people."""
 
 
 def text(variable: Variable) -> str:
-    """Return a variable's text, or its default where it is unset or empty."""
+    """Return a variable's text, or its default if it is unset or empty."""
     return os.environ.get(variable.name) or variable.default
 
 
@@ -110,7 +111,7 @@ def required(variable: Variable) -> str:
 
 
 def export(variable: Variable, value: str) -> None:
-    """Set a variable for this process and those it starts."""
+    """Set a variable for this process and the processes it starts."""
     os.environ[variable.name] = value
 
 
@@ -120,10 +121,10 @@ def is_yes(variable: Variable) -> bool:
 
 
 def whole_number(variable: Variable, lowest: int = 1) -> int:
-    """Return a variable as a whole number; 0 where it is unset and has no default.
+    """Return a variable as a whole number; 0 if it is unset and has no default.
 
     Raises:
-        DataError: It is no whole number of at least `lowest`.
+        DataError: It is no whole number, or is below `lowest`.
     """
     found = text(variable)
     if not found:

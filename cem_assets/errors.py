@@ -51,24 +51,25 @@ class Fault(StrEnum):
     bug = "bug"
 
 
-_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
-_STAYS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
+_PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+"""Errors of a store that are the same at every attempt, until somebody acts."""
 _STORE_LIBRARIES = ("botocore", "obstore", "aiohttp", "requests", "urllib3")
+_OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Parts of the texts of RuntimeErrors that torch raises for a lack of memory outside of its own GPU allocator."""
 
 
 def fault_of(error: BaseException) -> Fault:
     """Tell whose fault an error is.
 
     Args:
-        error: As it was caught; only the error itself counts, not what it was raised from.
+        error: Only the error itself counts, not the one it was raised from.
     """
     if isinstance(error, DataError):
         return Fault.data
-    if isinstance(error, MachineError | MemoryError) or _is_gpu_memory(error):
+    if isinstance(error, MachineError) or needs_fewer_workers(error):
         return Fault.machine
-    if isinstance(error, OSError):
-        return Fault.machine if error.errno in _MACHINE else Fault.store
-    if type(error).__module__.partition(".")[0] in _STORE_LIBRARIES:
+    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _STORE_LIBRARIES:
         return Fault.store
     return Fault.bug
 
@@ -77,13 +78,24 @@ def may_pass(error: BaseException) -> bool:
     """Tell whether the same work may succeed a moment later without anybody doing anything.
 
     Trouble with the store or the network may pass, and so may a lack of memory. A refused key, a missing object and a full disk
-    stay what they are until somebody acts.
+    stay as they are until somebody acts.
     """
     if fault_of(error) == Fault.store:
-        return not isinstance(error, _STAYS)
-    return isinstance(error, OutOfMemoryError | MemoryError) or _is_gpu_memory(error)
+        return not isinstance(error, _PERMANENT)
+    return _is_lack_of_memory(error)
 
 
-def _is_gpu_memory(error: BaseException) -> bool:
+def needs_fewer_workers(error: BaseException) -> bool:
+    """Tell whether memory or disk ran out, of which fewer worker processes need less."""
+    return _is_lack_of_memory(error) or (isinstance(error, OSError) and error.errno in _DISK_ERRNOS)
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    if isinstance(error, OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     torch = sys.modules.get("torch")  # an error of torch's exists only where torch was imported
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _OUT_OF_MEMORY)

@@ -13,11 +13,11 @@ from hypothesis import settings
 from cem_assets.store.store import Store, open_store
 from cem_assets_tests.services import ceph
 
-# Read when torch is imported, which is later: threads that wait for each other must not keep the cores from other processes.
-# Nothing that is computed depends on it.
+# torch reads this when it is imported, which is later: threads that wait for each other leave the cores to other processes.
+# No result depends on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# The same examples in every run, however long they take: a test that fails only sometimes helps nobody. `make soak` draws
+# Every run has the same examples and no time limit, because a test that fails only sometimes helps nobody. `make soak` draws
 # new ones.
 settings.register_profile("default", derandomize=True, deadline=None)
 settings.register_profile("soak", derandomize=False, max_examples=5000, deadline=None)
@@ -85,7 +85,7 @@ def store(request: pytest.FixtureRequest) -> Store:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Patch classifier weights in the published layout, random but fixed; they call everything informative."""
+    """Random but fixed weights of the patch classifier in the published layout; with them every patch is informative."""
     import torch
 
     from cem_assets.cem.classifier.network import build_classifier
@@ -94,7 +94,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "patch_quality_classifier_nn.pth"
     model = build_classifier()
     with torch.no_grad():
-        model.fc.weight.mul_(0.05)  # untrained logits stray far; these stay within a few of the bias
+        model.fc.weight.mul_(0.05)  # logits of untrained networks vary widely; these stay close to the bias
         model.fc.bias.fill_(5.0)
     torch.save(model.state_dict(), path)
     return path
@@ -102,9 +102,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def curated(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Store:
-    """A store with three small datasets taken through the whole chain; to be copied, never written.
+    """A store with three small datasets that went through the whole chain. Tests copy it and never write to it.
 
-    `cells` and `twin` are the same volume, `pictures` are 2D images; everything is kept (threshold 0).
+    `cells` and `twin` are the same volume, `pictures` are 2D images; the threshold of 0 keeps every patch.
     """
     from cem_assets_tests.cem.chain import import_classifier, run_chain
     from cem_assets_tests.datasets import image_dataset, volume_dataset

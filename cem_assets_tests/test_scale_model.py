@@ -22,13 +22,11 @@ from cem_assets.store.manifests import require_manifest
 from cem_assets.store.store import Store
 from cem_assets_tests.cem.chain import import_classifier, run_chain
 from cem_assets_tests.datasets import cells, nrrd_bytes, put_in_inbox, toml
-from perf import measured_figures, scale_model
-from perf.measured_figures import dedup_seconds, read_figures
+from perf import scale_model
+from perf.measured_figures import dedup_seconds, figure
 from perf.scale_limits import RELEASE_BYTES_PER_PATCH, RUN_MEMORY, limits_of
 from perf.scale_model import Assumptions, compute, datasets_for
 from perf.scale_objects import Chain, chain_of_cube, count_objects, num_bricks, num_raw_parts, stages_of
-
-_FIGURES = read_figures(Path("absent"))
 
 
 def _counted(store: Store, dataset: str) -> dict[str, int]:
@@ -96,15 +94,15 @@ def test_large_volumes_are_counted_by_arithmetic() -> None:
 
 def test_a_model_is_the_sum_of_its_datasets() -> None:
     given = Assumptions(dataset_gb=20.0)
-    one, many = (compute(num, _FIGURES, given, 16, 2) for num in (1.0, 500.0))
+    one, many = (compute(num, given, 16, 2) for num in (1.0, 500.0))
     assert many.hours == pytest.approx(500 * one.hours)
     assert {what: cost / 500 for what, cost in many.costs.items()} == pytest.approx(one.costs)
     assert many.scale.gets == pytest.approx(one.scale.gets)
     for asset, made in stages_of(chain_of_cube(20e9, 0.2, 0.5)).items():
         assert many.stages[asset].made.objects == 500 * made.objects
-    few, fewer = (compute(500.0, _FIGURES, given, cores, 1000) for cores in (16, 8))  # GPUs enough, so cores decide
+    few, fewer = (compute(500.0, given, cores, 1000) for cores in (16, 8))  # GPUs enough, so cores decide
     assert fewer.hours == pytest.approx(2 * few.hours)
-    slow = compute(500.0, _FIGURES, given, 16, 0)  # the cores score: more core hours, no GPU hours
+    slow = compute(500.0, given, 16, 0)  # the cores score: more core hours, no GPU hours
     assert slow.costs["GPUs"] == 0
     assert slow.costs["cores"] > 2 * many.costs["cores"]
 
@@ -112,19 +110,19 @@ def test_a_model_is_the_sum_of_its_datasets() -> None:
 def test_a_workload_holds_what_was_asked_for() -> None:
     given = Assumptions(dataset_gb=50.0)
     by_size, by_patches = datasets_for(2.0, 1e9, given)
-    assert compute(by_size, _FIGURES, given, 8, 1).voxels == pytest.approx(2e15)
-    assert compute(by_patches, _FIGURES, given, 8, 1).filtered == pytest.approx(1e9)
+    assert (model := compute(by_size, given, 8, 1)).total(model.scale.chain.voxels) == pytest.approx(2e15)
+    assert compute(by_patches, given, 8, 1).scale.filtered == pytest.approx(1e9)
 
 
 def test_limits_are_in_order_and_where_they_say() -> None:
-    model = compute(1000.0, _FIGURES, Assumptions(), 64, 2)
-    limits = limits_of(model.scale, _FIGURES)
+    model = compute(1000.0, Assumptions(), 64, 2)
+    limits = limits_of(model.scale)
     assert [limit.load for limit in limits] == sorted((limit.load for limit in limits), reverse=True)
     memory = next(limit for limit in limits if limit.what.startswith("memory of a release"))
     at_limit = replace(model.scale, filtered=RUN_MEMORY / RELEASE_BYTES_PER_PATCH)
-    again = next(limit for limit in limits_of(at_limit, _FIGURES) if limit.what == memory.what)
+    again = next(limit for limit in limits_of(at_limit) if limit.what == memory.what)
     assert again.load == pytest.approx(1)
-    assert memory.load == pytest.approx(model.filtered / at_limit.filtered)
+    assert memory.load == pytest.approx(model.scale.filtered / at_limit.filtered)
 
 
 def test_names_may_be_more_than_32_bit_offsets_can_tell() -> None:
@@ -137,40 +135,43 @@ def test_names_may_be_more_than_32_bit_offsets_can_tell() -> None:
     assert pa.concat_arrays([names.cast(pa.large_string())] * 2).nbytes > 2**31
 
 
-def test_figures_come_from_results_where_they_are(tmp_path: Path) -> None:
-    rows = [
-        {"work": "chain, source to volumes", "ours": 7200.0, "note": ""},
-        {
-            "work": "tick of reconciliation, 1,000 partitions, S3",
-            "ours": 0.5,
-            "note": "all current; a pass is 3 tick(s), 15.0 s (x)",
-        },
-        {
-            "work": "tick of reconciliation, 10 partitions, S3",
-            "ours": 9.0,
-            "note": "all current; a pass is 1 tick(s), 9.0 s (x)",
-        },
-        {"work": "scores, float32 (default), GPU", "ours": 0.0, "note": ""},
-        {"work": "dedup of 10,000,000 hashes, two threads", "ours": 1e5, "note": ""},
-    ]
-    report = {"when": "2026-11-30T00:00:00", "is_quick": False, "benchmarks": {"b": {"rows": rows}}}
-    path = tmp_path / "latest.json"
-    path.write_text(measured_figures.json.dumps(report))
-    figures = read_figures(path)
-    assert figures["volumes"].value == pytest.approx(1e9)  # 7,200 GB an hour on two cores
-    assert figures["volumes"].source.startswith("measured, 2026-11-30")
-    assert figures["pass s3"].value == pytest.approx(0.015)  # many partitions alone tell what one costs
-    assert figures["scores gpu"] == _FIGURES["scores gpu"]  # no rate was measured
-    assert figures["raw"] == _FIGURES["raw"]
-    assert dedup_seconds(figures, 1e7) == pytest.approx(100.0)
-    assert dedup_seconds(_FIGURES, 1e6) == pytest.approx(_FIGURES["dedup 1 M"].value)
+def test_deduplication_takes_the_measured_time_at_the_measured_sizes() -> None:
+    assert dedup_seconds(1e6) == pytest.approx(figure("dedup 1 M"))
+    assert dedup_seconds(1e7) == pytest.approx(figure("dedup 10 M"))
 
 
-def test_the_program_prints_its_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    scale_model.main(
-        ["--petabytes", "0.1", "--patches", "1e7", "--cores", "16", "--gpus", "0", "--results", str(tmp_path / "none")]
-    )
+@pytest.mark.parametrize(
+    ("name", "row", "value"),
+    [
+        ("volumes", "chain, source to volumes", lambda ours: ours * 1e9 / 3600 / 2),
+        ("raw", "chain, volumes to raw patches", lambda ours: ours * 1e9 / 3600 / 2),
+        ("dedup tables", "chain, raw to deduplicated patches", lambda ours: ours * 1e9 / 3600 / 2),
+        ("dedup 1 M", "dedup of 1,000,000 hashes, two threads", lambda ours: 1e6 / ours),
+        ("dedup 10 M", "dedup of 10,000,000 hashes, two threads", lambda ours: 1e7 / ours),
+        ("scores cpu", "scores, float32 (default), CPU, 2 threads", lambda ours: ours / 2),
+        ("near pairs 10 M", "near pairs of 10,000,000 hashes in 20 datasets, two threads", lambda ours: 1e7 / ours),
+        ("run start", "one run in a process of its own", lambda ours: ours),
+        ("list page", "S3: listing 10,000 keys", lambda ours: 1000 / ours),
+    ],
+)
+def test_a_figure_is_that_of_the_table_of_measurements(name: str, row: str, value) -> None:
+    lines = (Path(__file__).parents[1] / "docs/performance.md").read_text().splitlines()
+    found = next(line for line in lines if line.startswith(f"| {row} |"))
+    assert figure(name) == pytest.approx(value(float(found.split("|")[2].split()[0].replace(",", ""))), rel=0.02)
+
+
+def test_the_program_prints_its_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    scale_model.main(["--petabytes", "0.1", "--patches", "1e7", "--cores", "16", "--gpus", "0"])
     printed = capsys.readouterr().out
     assert "| partitions of an asset |" in printed
     assert "**0.1 PB of volumes**: what breaks first" in printed
     assert printed.count("| cem/filtered_patches |") == 2
+
+
+def test_the_tables_of_the_documentation_are_what_the_program_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    scale_model.main([])
+    summary, by_stage, _, limits, _, figures = [
+        part.splitlines() for part in capsys.readouterr().out.split("\n\n") if part.startswith("|")
+    ]
+    documented = (Path(__file__).parents[1] / "docs/scale.md").read_text().splitlines()
+    assert [line for line in (*summary, *by_stage, *limits, *figures) if line.rstrip() not in documented] == []

@@ -1,7 +1,7 @@
-"""Rules of the tree that no linter knows, checked by `make check`.
+"""Rules for the files of this repository that no linter has; `make check` checks them.
 
-Modules are at most 400 lines long and say what lives in them; none has a name that says nothing; no
-tracked file names a package registry's host or a folder of one machine.
+Modules have at most 400 lines and a docstring that says what is in them, and no module has a meaningless name. No tracked file
+names a package registry's host or a folder of one machine.
 """
 
 import re

@@ -2,8 +2,9 @@
 
     python examples/add_benchmark.py [FOLDER]
 
-Without a folder a small one is drawn: `train` and `test`, each with `images/` and `masks/` of equal names. Score weights on
-it with `cem-assets benchmark --benchmarks my_benchmark --weights random_resnet50`.
+The folder has `train` and `test`, each with `images/` and `masks/` of equal names. Without a folder the script draws a small
+one. Then make weights available and score them: `cem-assets weights train random_resnet50`, and
+`cem-assets benchmark --benchmarks my_benchmark --weights random_resnet50`.
 """
 
 import sys
@@ -13,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from cem_assets.benchmarks.data.rows import SETTINGS, known_benchmarks
 from cem_assets.benchmarks.data.stage import prepare_benchmark
+from cem_assets.benchmarks.rows import known_benchmarks
+from cem_assets.catalog.benchmarks import SETTINGS
 from cem_assets.cem.phantom import em_phantom
 from cem_assets.store.store import open_store
 
@@ -40,12 +42,12 @@ def draw(folder: Path) -> None:
 
 
 def main() -> None:
-    """Add the row, prepare the data, say what came of it."""
+    """Add the row, prepare the data, and print the counts."""
     store = open_store()
     text = store.read(SETTINGS).decode() if store.size(SETTINGS) is not None else ""
     if "[my_benchmark]" not in text:
         store.put(SETTINGS, f"{text}\n{TABLE}".encode())
-    row = known_benchmarks(store)["my_benchmark"]  # tells what is wrong with the table, all at once
+    row = known_benchmarks(store)["my_benchmark"]  # names all mistakes in the table at once
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(scratch)
         if len(sys.argv) == 1:

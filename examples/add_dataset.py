@@ -2,8 +2,8 @@
 
     python examples/add_dataset.py NAME
 
-Here the volume is drawn. The sensor of a running platform takes it from the inbox; without one,
-`cem-assets ingest FOLDER` does both at once.
+The volume is generated here. The inbox sensor of a running platform takes it in. Without one, `cem-assets ingest FOLDER` puts
+a folder into the inbox and runs its chain.
 """
 
 import sys
@@ -26,7 +26,7 @@ citation = "Drawn by an example, 2026"
 
 
 def main() -> None:
-    """Write a folder and register it."""
+    """Write a folder and put it into the inbox."""
     name = sys.argv[1] if len(sys.argv) > 1 else "my_dataset"
     store = open_store()
     with tempfile.TemporaryDirectory() as scratch:

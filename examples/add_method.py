@@ -1,10 +1,9 @@
-"""Add a method: here a filter that wants contrast, tried on the scored patches of a dataset.
+"""Try a method of your own: here a filter by contrast, on the scored patches of a dataset.
 
     python examples/add_method.py DATASET
 
-A method is a frozen parameter model and a pure function; try it like this. To make it part of the platform, give the
-function a module in `cem_assets/cem/`, a stage in `cem_assets/stages/` that reads, calls it and commits, an asset in
-`cem_assets/defs/` of a dozen lines, and a test against a slow oracle: docs/architecture.md.
+A method is a frozen model of its parameters and a pure function. Try it like this first. To make it part of the platform,
+follow "An asset" in docs/adding.md.
 """
 
 import sys
@@ -16,10 +15,10 @@ from cem_assets import readers
 
 
 class ContrastParams(BaseModel):
-    """Which patches have contrast.
+    """Which patches have enough contrast.
 
     Attributes:
-        min_deviation: Least standard deviation of the gray levels.
+        min_deviation: The least standard deviation of the gray levels.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,7 +27,7 @@ class ContrastParams(BaseModel):
 
 
 def has_contrast(patch: np.ndarray, params: ContrastParams) -> bool:
-    """Tell whether a patch, uint8 (height, width), has contrast."""
+    """Tell whether a patch, uint8 (height, width), has enough contrast."""
     return bool(patch.std(dtype=np.float64) >= params.min_deviation)
 
 

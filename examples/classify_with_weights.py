@@ -2,7 +2,7 @@
 
     python examples/classify_with_weights.py NAME     (a name that `cem-assets weights` lists as committed)
 
-Neighbouring patches lie on both sides of the split, so the accuracy flatters; benchmarks that do not are
+Neighbouring patches are on both sides of the split, so this accuracy is too good. For benchmarks without that flaw use
 `cem-assets benchmark`.
 """
 

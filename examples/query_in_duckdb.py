@@ -1,4 +1,4 @@
-"""SQL over a release: DuckDB reads the Parquet files where they lie, and never touches the pixels.
+"""SQL over a release: DuckDB reads the Parquet files in place, and never touches the pixels.
 
 python examples/query_in_duckdb.py [VERSION]
 """

@@ -1,11 +1,11 @@
-"""Run the benchmarks, print a table, write `perf/results/latest.json` and `latest.md`.
+"""Run the benchmarks, print a table, and write `perf/results/latest.json` and `latest.md`.
 
     python -m perf                 all of them
-    python -m perf --quick         smaller inputs: whether they run, and roughly what comes out; ends within five minutes
-    python -m perf hashing dedup   only these; rows of the others stay in the files as they were
+    python -m perf --quick         with smaller inputs, to see that they run and roughly how fast; ends within five minutes
+    python -m perf hashing dedup   only these; rows of the others stay in the files as they are
 
-Each benchmark runs in a process of its own, so that none inherits another's memory, threads or environment, and one
-that fails is told in the report while the rest goes on. The figures are ratios of one run.
+Each benchmark runs in a process of its own, so that none inherits the memory, threads or environment of another. Where one
+fails, the report says so and the others still run. The figures are ratios of one run.
 """
 
 import argparse
@@ -43,12 +43,12 @@ BENCHMARKS = {
 }
 """Module of `perf` with `measure(is_quick) -> list[Measured]`, and what it measures; in the order they run."""
 ENVIRONMENT = {"training": {"OMP_WAIT_POLICY": "passive"}}
-"""Variables of some benchmarks' processes: threads that wait actively slow each other down where others use the cores."""
+"""Environment variables of some benchmarks. Threads that wait actively slow each other down where others use the cores."""
 RESULTS = Path(__file__).parent / "results"
 WHOLE_ONLY = ("raw_table_s3",)
-"""Small inputs would tell of the server's start and of imports alone."""
+"""With small inputs these would measure only the start of the server and imports."""
 LAST_START_SECONDS = 225
-"""No quick benchmark begins later: a slow machine gets fewer of them in its five minutes, and is told which are left out."""
+"""No quick benchmark starts later than this. A slow machine runs fewer of them, and prints which it left out."""
 
 
 def run_alone(name: str, is_quick: bool) -> tuple[list[dict[str, Any]], float, str]:
@@ -104,7 +104,7 @@ def main() -> int:
             has_failed = True
             print(f"failed: {failure}", flush=True)
         print(f"  {seconds:.0f} s", flush=True)
-        # After each one: a bench that is stopped has told what it measured.
+        # Written after each benchmark, so that a bench that is stopped keeps what it measured.
         latest.write_text(json.dumps(report, indent=1) + "\n")
         (RESULTS / "latest.md").write_text(as_markdown(report))
     return 1 if has_failed else 0

@@ -1,6 +1,6 @@
-"""From channels to judged crops on one core: ours beside the definition with NumPy's percentiles, sorting and means.
+"""From channels to judged crops on one core, beside a plain implementation with NumPy's percentiles, sorting and means.
 
-Reading and saving images is left out on both sides; windows are drawn by ours for both, so that the crops can be compared.
+Neither side reads or saves images. Both use the windows that our code draws, so that their crops can be compared.
 """
 
 import hashlib
@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from cem_assets.cytoimagenet.crops.channels import merge_image
+from cem_assets.cytoimagenet.channels import merge_image
 from cem_assets.cytoimagenet.crops.crops import CropParams, crop_windows, cut
 from cem_assets.cytoimagenet.crops.quality import pixel_digest, pixel_fault
 from perf.timing import Measured, best_seconds

@@ -1,9 +1,9 @@
-"""Greedy deduplication beside the definition-level loop and faiss, near pairs between datasets; both to ten million hashes.
+"""Greedy deduplication beside a plain loop and faiss, and near pairs between datasets, both up to ten million hashes.
 
-Every peer must give the same exemplars. faiss compares binary codes exactly in two ways: `IndexBinaryFlat` scans, and
-`IndexBinaryMultiHash` with four maps of 16 bits and three flips cannot miss a code within 12 bits. MinHash LSH (datasketch)
-is for sets and only likely to find a near pair, so no setting of it gives the exact result; it has no row.
-Sizes from a million up run in processes of their own, so that their peak memory is their own.
+Every peer must give the same exemplars. faiss compares binary codes exactly in two ways: `IndexBinaryFlat` scans all of them,
+and `IndexBinaryMultiHash` with four maps of 16 bits and three flips cannot miss a code within 12 bits. MinHash LSH
+(datasketch) is made for sets and finds a near pair only with some probability, so no setting of it gives the exact result, and
+it has no row. Sizes from a million up run in separate processes, so that their peak memory is their own.
 """
 
 import json
@@ -21,7 +21,7 @@ from perf.timing import Measured, best_seconds
 
 GROWTH = (1_000_000, 10_000_000)
 CHECKED = 300
-"""Rows of the large lists that are held against the definition."""
+"""Rows of the large lists that are compared with the definition."""
 
 
 def clustered(num: int, num_clusters: int, seed: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def by_definition(bits: np.ndarray) -> list[int]:
 
 
 def by_faiss(index: Any, hashes: np.ndarray) -> list[int]:
-    """Look every block up among the exemplars so far; of those without one, the first strikes the rest of the block."""
+    """Search the exemplars found so far for every block; a code without one becomes an exemplar and strikes the rest."""
     exemplars: list[int] = []
     for start in range(0, len(hashes), 1024):
         block = hashes[start : start + 1024]
@@ -63,7 +63,7 @@ def by_faiss(index: Any, hashes: np.ndarray) -> list[int]:
 
 
 def faiss_peers() -> dict[str, Any]:
-    """Return what makes an empty index of each kind; nothing where faiss is not installed."""
+    """Return a function for each kind of faiss index that makes an empty one; no functions where faiss is not installed."""
     try:
         import faiss
     except ImportError:
@@ -79,7 +79,7 @@ def faiss_peers() -> dict[str, Any]:
 
 
 def check_sample(hashes: np.ndarray, found: Exemplars) -> None:
-    """Hold some rows against the definition: the first exemplar within the distance, or none before an exemplar."""
+    """Compare some rows with the definition: the first exemplar within the distance, and none before an exemplar."""
     exemplars = np.flatnonzero(found.exemplar == np.arange(len(hashes)))
     for row in np.random.default_rng(0).choice(len(hashes), CHECKED, replace=False):
         apart = np.bitwise_count(hashes[exemplars[: np.searchsorted(exemplars, row, "right")]] ^ hashes[row])
@@ -91,7 +91,7 @@ def run_one(num: int) -> dict[str, float]:
     """Time one size in this process, a fifth of it exemplars."""
     import resource
 
-    greedy_exemplars(clustered(20_000, 4000, 0), 12, 2)  # the compiler's time is not the search's
+    greedy_exemplars(clustered(20_000, 4000, 0), 12, 2)  # so that the search is timed without compilation
     hashes = clustered(num, num // 5, 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
@@ -169,7 +169,7 @@ def measure(is_quick: bool = False) -> list[Measured]:
             )
         for name, new_index in peers.items():
             if num > 20_000 and "Multi" in name:
-                continue  # slower than the scan already at 20,000
+                continue  # already slower than the scan at 20,000
             assert by_faiss(new_index(), hashes) == exemplars
             ours, peer = best_seconds(
                 lambda hashes=hashes: greedy_exemplars(hashes, 12, 2),

@@ -1,8 +1,8 @@
-"""The explorer in a real browser on a store of generated rows: first paint, and the answer to a filter.
+"""The explorer in a real browser on a store of generated rows: time to the first paint, and to the answer to a filter.
 
-Rows, bricks and manifests lie as the stages write them; the bricks of all volumes are hard links to one file, since 1.6
-million patches of three planes are 24 GB of voxels. Times are those the page itself takes: from opening its address, or
-from the key or click, until the rows are drawn. The goal is 2 s for each.
+Rows, bricks and manifests are stored as the stages write them. The bricks of all volumes are hard links to one file, because
+1.6 million patches of three planes need 24 GB of voxels. Times are those the page itself measures: from opening its address,
+or from the key or click, until the rows are drawn. The goal is 2 s for each.
 """
 
 import os
@@ -109,7 +109,7 @@ def put_rows(store: Store, dataset: str, shape: tuple[int, int, int], seed: int)
 
 
 class _Page:
-    """The page, and how long it takes."""
+    """The page in the browser, with methods that time it."""
 
     def __init__(self, page: Any) -> None:
         self._page = page
@@ -153,7 +153,7 @@ def measure(is_quick: bool = False) -> list[Measured]:
         folder = Path(name)
         store = open_store(str(folder / "store"))
         scores = np.concatenate([put_rows(store, f"d{number}", shape, number) for number in range(num)])
-        command = [sys.executable, "-m", "cem_assets.cli.main", "--root", store.url, "explore", "--no-browser"]
+        command = [sys.executable, "-m", "cem_assets.cli", "--root", store.url, "explore", "--no-browser"]
         environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
         try:
@@ -180,7 +180,7 @@ def _measured(shown: _Page, page: Any, address: str, scores: NDArray[np.float32]
     }
 
     def clear() -> None:
-        page.evaluate("document.activeElement.blur()")  # a key pressed in a field is text
+        page.evaluate("document.activeElement.blur()")  # a key pressed while a field has the focus would be typed into it
         page.keyboard.press("c")
 
     def score_filled() -> None:

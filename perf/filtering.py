@@ -1,9 +1,9 @@
-"""Scores of patches, end to end, beside a plain torch loop with PIL; on a GPU also beside a batch that lies on it.
+"""Scores of patches from end to end, beside a plain torch loop with PIL; on a GPU also beside a batch that is already there.
 
-Both sides start from decoded patches in memory, some of them smaller ones from a border, and end with probabilities. The plain
-loop is what the published script does: each patch resized and turned into RGB by PIL and normalized, batches of 64, float32,
-the network as torchvision builds it. Weights are random, with settled statistics: probabilities are closer together than
-those of trained weights, so more decisions than usual lie near the middle.
+Both sides start from decoded patches in memory, some of them smaller because they lie at a border, and end with probabilities.
+The plain loop does what the published script does: PIL resizes each patch and converts it to RGB, patches are normalized, and
+batches of 64 go through the network as torchvision builds it, in float32. Weights are random with settled statistics. Their
+probabilities are closer together than those of trained weights, so more decisions than usual are near the threshold.
 """
 
 import time
@@ -15,16 +15,16 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from cem_assets.cem.classifier.network import build_classifier, score_batches
+from cem_assets.cem.classifier.params import ClassifierParams, Precision, ScoreParams, probability, to_hash_side
 from cem_assets.cem.classifier.scoring_network import IMAGENET_MEAN, IMAGENET_STD, FusedNetwork, scoring_forward
 from cem_assets.cem.classifier.training import settle_statistics
-from cem_assets.cem.filter.params import ClassifierParams, Precision, ScoreParams, probability, to_hash_side
 from cem_assets.encoders import pick_device
 from cem_assets.execution.local import ahead
 from perf.timing import Measured, best_seconds
 
 BATCH = 64
 MAX_SHIFT = 1e-3
-"""Probabilities of the default may differ from the plain loop's by this much."""
+"""The most by which probabilities of the default setting may differ from those of the plain loop."""
 
 
 def patches_of(num: int, seed: int) -> list[np.ndarray]:
@@ -60,7 +60,7 @@ def ours(model: torch.nn.Module, patches: list[np.ndarray], precision: Precision
 
 
 def resident_rate(model: torch.nn.Module, device: torch.device, precision: Precision, num_batches: int) -> float:
-    """Return patches/s of the network alone, on one batch that lies on the device."""
+    """Return patches/s of the network alone, on one batch that is already on the device."""
     forward = scoring_forward(model, device, precision)
     images = torch.randint(0, 256, (BATCH, 224, 224), dtype=torch.uint8, device=device)
 
@@ -78,7 +78,7 @@ def resident_rate(model: torch.nn.Module, device: torch.device, precision: Preci
 
 
 def is_supported(model: torch.nn.Module, device: torch.device, precision: Precision) -> bool:
-    """Tell whether a number type is one that this device computes in: without kernels for it, minutes go by for nothing."""
+    """Tell whether this device has kernels for a number type. Without them it would take minutes and say nothing."""
     return (
         device.type != "cpu"
         or precision == Precision.float32
@@ -87,7 +87,7 @@ def is_supported(model: torch.nn.Module, device: torch.device, precision: Precis
 
 
 def processor_rate() -> float:
-    """Return GFLOP/s of a float32 matrix product on the CPU: what a network without tricks can reach at most, about."""
+    """Return GFLOP/s of a float32 matrix product on the CPU: about the most that a plain network can reach."""
     matrix = torch.ones(2048, 2048)
     (seconds,) = best_seconds(lambda: matrix @ matrix)
     return 2 * 2048**3 / seconds / 1e9

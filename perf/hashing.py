@@ -1,4 +1,4 @@
-"""dHash alone, on one core: ours beside imagehash, and imagededup where it is installed, on the same patches."""
+"""dHash on one core, beside imagehash, and beside imagededup where it is installed, on the same patches."""
 
 import imagehash
 import numpy as np
@@ -19,7 +19,7 @@ def by_imagehash(patches: np.ndarray) -> list[int]:
 
 
 def beside_imagededup(patches: np.ndarray) -> Measured:
-    """Full patches alone: it resizes any size to 9 x 8 at once, so its hashes of border patches are others."""
+    """Only full patches: imagededup resizes any size straight to 9 x 8, so its hashes of border patches differ from ours."""
     work, goal = "dHash, full patches, equal hashes", 4
     if not (methods := peer("imagededup.methods")):
         (ours,) = best_seconds(lambda: dhash(patches))

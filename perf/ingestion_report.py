@@ -1,138 +1,109 @@
-"""What the simulation of ingestion prints, writes and draws; its command line.
-
-The simulation is `perf.ingestion_simulation`, its parameters are `perf.ingestion_parameters`.
-"""
+"""The table that the ingestion simulation prints, and its command line. The simulation is `perf.ingestion_simulation`."""
 
 import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from cem_assets.cem.assets import GPU_POOL
 from perf.ingestion_parameters import (
     DAY,
     LAPTOP,
-    Faults,
+    PRODUCTION,
+    USUAL_FAULTS,
     Platform,
     Workload,
     draw_datasets,
-    mean_step_seconds,
     read_platform,
 )
-from perf.ingestion_simulation import Outcome, saturation_bounds, saturation_rate, simulate
-from perf.measured_figures import as_table, read_figures
+from perf.ingestion_simulation import saturation_bounds, saturation_rate, simulate
+from perf.measured_figures import as_table, figure
 
-NUM_SATURATED = 400
-"""Datasets that wait at once where the saturation rate is simulated; ten for each slot of the queue where that is more."""
+NUM_SATURATED = 2000
+"""Datasets that wait at once where the saturation rate is simulated; ten for each run slot where that is more."""
+HEADER = (
+    "who", "datasets a day", "arrival to filtered: median, p95", "to released: median",
+    "run slots, GPU pool held", "saturates at (bound by)",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A platform and the datasets that arrive there. `num_runs` and `num_gpus` replace those of the dagster.yaml."""
+
+    name: str
+    workload: Workload
+    instance: Path = LAPTOP
+    num_runs: int | None = None
+    num_gpus: int | None = None
+
+    def platform(self) -> Platform:
+        found = read_platform(self.instance, start_seconds=figure("run start"))
+        return replace(found, max_runs=self.num_runs or found.max_runs, num_gpus=self.num_gpus or found.num_gpus)
+
+
+CASES = (
+    Case("a laptop, 2 runs of 2 cores, 1 GPU, median 10 GB", Workload(50)),
+    Case("the same without a GPU", Workload(50, is_on_gpu=False)),
+    Case("production, 8 runs, 1 GPU", Workload(400), PRODUCTION),
+    Case("the same", Workload(1000), PRODUCTION),
+    Case("the same", Workload(1400), PRODUCTION),
+    Case(
+        "a petabyte in a week: 32 runs of 4 cores, 8 GPUs, mean 100 GB",
+        Workload(1600, days=7, median_gb=100 / np.exp(0.5), cores=4),  # the mean of sizes is exp(sigma^2 / 2) medians
+        PRODUCTION,
+        num_runs=32,
+        num_gpus=8,
+    ),
+)
+"""The rows of docs/scale.md."""
 
 
 def duration(seconds: float) -> str:
     """Write seconds in the unit that suits them."""
     for size, unit in ((DAY, "d"), (3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.1f} s"
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
-def latency_rows(outcome: Outcome) -> list[list[str]]:
-    """Make rows of median, 95th percentile and maximum."""
-    rows = []
-    for name, values in (("filtered", outcome.to_filtered), ("released", outcome.to_released)):
-        shown = np.percentile(values, [50, 95, 100]) if values else []
-        rows.append([f"arrival to {name}", f"{len(values):,}", *(duration(float(value)) for value in shown)])
-    return [row for row in rows if len(row) > 2]
-
-
-def as_markdown(outcome: Outcome, bounds: dict[str, float], saturation: float, means: dict[str, float]) -> str:
-    """Write everything as Markdown tables."""
-    told = (
-        f"{outcome.arrived:,} datasets arrived in {duration(outcome.horizon)}: {outcome.filtered:,} filtered, "
-        f"{outcome.refused:,} refused, {outcome.in_system:,} still on their way; {outcome.num_runs:,} runs, "
-        f"{outcome.num_failed_runs:,} of them failed. "
-        f"The backlog grows by {outcome.growth_per_day:+.1f} datasets a day."
-    )
-    steps = ", ".join(f"{name} {duration(seconds)}" for name, seconds in means.items())
-    limits = [[name, f"{rate:,.0f}"] for name, rate in sorted(bounds.items(), key=lambda item: item[1])]
-    parts = [
-        told,
-        f"Mean steps when nothing is in the way: {steps}.",
-        as_table(("latency", "datasets", "median", "p95", "max"), latency_rows(outcome)),
-        as_table(("waiting", "mean", "most"), [[n, f"{mean:,.1f}", f"{most:,}"] for n, (mean, most) in outcome.queues.items()]),
-        as_table(("held", "share of time"), [[name, f"{share:.0%}"] for name, share in outcome.utilisation.items()]),
-        as_table(
-            ("saturation", "datasets a day"), [["simulated, all waiting at once", f"{saturation:,.0f}"], *_marked(limits)]
-        ),
+def row_of(case: Case, seed: int) -> list[str]:
+    """Simulate a case, and how much its platform takes at most."""
+    platform, workload = case.platform(), case.workload
+    found = simulate(draw_datasets(workload, seed), platform, USUAL_FAULTS, workload.days * DAY)
+    many = replace(workload, datasets_per_day=max(NUM_SATURATED, 10 * platform.max_runs), days=1.0)
+    waiting = draw_datasets(many, seed)
+    bounds = saturation_bounds(waiting, platform)
+    narrowest = min(bounds, key=bounds.__getitem__)
+    latency = ", ".join(duration(float(value)) for value in np.percentile(found.to_filtered or [np.nan], [50, 95]))
+    if found.growth_per_day > workload.datasets_per_day / 100:
+        latency += f"; grows by {found.growth_per_day:.0f} a day"
+    rate = saturation_rate(waiting, platform, USUAL_FAULTS)
+    return [
+        case.name,
+        f"{workload.datasets_per_day:,.0f}",
+        latency,
+        duration(float(np.median(found.to_released or [np.nan]))),
+        f"{found.run_slots:.0%}, {found.gpu_pool:.0%}",
+        f"{rate:,.0f} ({narrowest}; {bounds[narrowest]:,.0f} by arithmetic, without faults)",
     ]
-    return "\n\n".join(parts)
-
-
-def _marked(limits: list[list[str]]) -> list[list[str]]:
-    return [[f"bound by {name} alone", rate] for name, rate in limits]
-
-
-def draw_backlog(outcome: Outcome, path: Path, title: str) -> None:
-    """Draw the backlog over time."""
-    from matplotlib.figure import Figure as Drawing
-
-    days, numbers = np.array(outcome.backlog, float).T
-    drawing = Drawing(figsize=(8, 3.2), layout="constrained")
-    axes = drawing.subplots()
-    axes.step(days / DAY, numbers, where="post", linewidth=1)
-    axes.set(xlabel="days", ylabel="datasets on their way", title=title, ylim=(0, None))
-    axes.grid(alpha=0.3)
-    drawing.savefig(path, dpi=120)
-
-
-def to_json(outcome: Outcome, bounds: dict[str, float], saturation: float, told: dict[str, Any]) -> dict[str, Any]:
-    """Make the JSON of a simulation: its parameters, everything found, and the bounds."""
-    found = asdict(outcome) | {"growth_per_day": outcome.growth_per_day}
-    return {**told, "outcome": found, "bounds_per_day": bounds, "saturation_per_day": saturation}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m perf.ingestion_simulation", description="How fast datasets get through.")
-    parser.add_argument("--datasets-per-day", type=float, default=50.0)
-    parser.add_argument("--days", type=float, default=Workload.days)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--median-gb", type=float, default=Workload.median_gb, help="of the log-normal sizes, in 10^9 voxels")
-    parser.add_argument("--sigma", type=float, default=Workload.sigma, help="of the logarithm of sizes")
-    parser.add_argument("--cores", type=int, default=Workload.cores, help="of one run")
-    parser.add_argument("--runs", type=int, help="slots of the queue instead of those of the dagster.yaml")
-    parser.add_argument("--gpus", type=int, help="slots of the gpu pool instead of those of the dagster.yaml")
-    parser.add_argument("--cpu-scores", action="store_true", help="scores are computed on the run's cores")
-    parser.add_argument("--instance", type=Path, default=LAPTOP, help="a dagster.yaml; default the laptop's")
-    parser.add_argument("--data-faults", type=float, default=0.02, help="share of datasets that are refused")
-    parser.add_argument("--store-faults", type=float, default=0.01, help="share of steps that meet trouble with the store")
-    parser.add_argument("--deaths", type=float, default=0.002, help="share of steps whose process dies")
-    parser.add_argument("--out", type=Path, help="writes a JSON")
-    parser.add_argument("--picture", type=Path, help="draws the backlog over time")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    call = _parser().parse_args(arguments)
-    figures = read_figures()
-    workload = Workload(call.datasets_per_day, call.days, call.median_gb, call.sigma, cores=call.cores)
-    changes: dict[str, Any] = {"start_seconds": figures["run start"].value, "reconciled_seconds": figures["pass local"].value}
-    changes |= {"max_runs": call.runs} if call.runs else {}
-    changes |= {"pools": {GPU_POOL: call.gpus}} if call.gpus else {}
-    platform: Platform = read_platform(call.instance, **changes)
-    faults = Faults(call.data_faults, call.store_faults, call.deaths)
-    datasets = draw_datasets(workload, figures, call.seed, not call.cpu_scores)
-    if not datasets:
-        raise SystemExit("no dataset arrives; expected some: raise --days or --datasets-per-day")
-    outcome = simulate(datasets, platform, faults, workload.days * DAY)
-    # Another draw of sizes, of which there are always enough.
-    many = Workload(max(NUM_SATURATED, 10 * platform.max_runs), 1.0, call.median_gb, call.sigma, cores=call.cores)
-    waiting = draw_datasets(many, figures, call.seed, not call.cpu_scores)
-    bounds, saturation = saturation_bounds(waiting, platform), saturation_rate(waiting, platform, faults)
-    print(as_markdown(outcome, bounds, saturation, mean_step_seconds(waiting)))
-    told = {"workload": asdict(workload), "faults": asdict(faults), "platform": asdict(platform), "seed": call.seed}
-    if call.out:
-        call.out.write_text(json.dumps(to_json(outcome, bounds, saturation, told), indent=1) + "\n")
-    if call.picture:
-        draw_backlog(outcome, call.picture, f"{call.datasets_per_day:g} datasets a day, {platform.max_runs} runs at a time")
+    parser = argparse.ArgumentParser(prog="python -m perf.ingestion_simulation", description="How fast datasets get through.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--datasets-per-day", type=float, help="simulate this workload instead of those of docs/scale.md")
+    parser.add_argument("--days", type=float, default=Workload.days)
+    parser.add_argument("--median-gb", type=float, default=Workload.median_gb, help="median of log-normal sizes, 10^9 voxels")
+    parser.add_argument("--cores", type=int, default=Workload.cores, help="of one run")
+    parser.add_argument("--cpu-scores", action="store_true", help="scores are computed on the cores of the run")
+    parser.add_argument("--instance", type=Path, default=LAPTOP, help="a dagster.yaml; default that of a laptop")
+    parser.add_argument("--runs", type=int, help="runs at the same time, instead of those of the dagster.yaml")
+    parser.add_argument("--gpus", type=int, help="slots of the GPU pool, instead of those of the dagster.yaml")
+    call = parser.parse_args(arguments)
+    cases = list(CASES)
+    if call.datasets_per_day:
+        workload = Workload(call.datasets_per_day, call.days, call.median_gb, cores=call.cores, is_on_gpu=not call.cpu_scores)
+        cases = [Case(call.instance.name, workload, call.instance, call.runs, call.gpus)]
+    print(as_table(HEADER, (row_of(case, call.seed) for case in cases)))

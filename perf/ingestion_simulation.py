@@ -1,43 +1,89 @@
-"""A simulation of how the platform takes datasets in: sensors' ticks, the queue, runs, pools, failures and releases.
+"""A simulation of how the platform takes datasets in: sensors, the queue of runs, the GPU pool, failures and releases.
 
-    python -m perf.ingestion_simulation --datasets-per-day 100 --seed 1
-    python -m perf.ingestion_simulation --instance deploy/dagster.production.yaml --gpus 4 --out s.json --picture s.png
+    python -m perf.ingestion_simulation --seed 1                        the table of docs/scale.md
+    python -m perf.ingestion_simulation --datasets-per-day 100          one workload; --help lists what else can be set
 
-A discrete-event simulation on one heap. Datasets wait in the inbox for a tick (in order of name, from the sensor's cursor on,
-at most so many requests a tick), in the queue for a slot, in their run for the slot of a pool, and for the next release. A run
-holds its slot while it waits for a pool, as Dagster's in-process executor does. Parameters, and where in the code they come
-from: `perf.ingestion_parameters`. Tables and pictures: `perf.ingestion_report`.
+It is a discrete-event simulation in which each activity is a generator: it yields a number of seconds to wait, or `Slots` of
+which it needs one. A run keeps its slot while it waits for the GPU pool, as a run of Dagster's in-process executor does. The
+settings, and where in the code they come from, are in `perf.ingestion_parameters`.
 """
 
 import heapq
 import math
-from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from itertools import count
 
 import numpy as np
-from dagster._utils.schedules import schedule_execution_time_iterator
 
 from cem_assets.platform.attempts import seconds_until_again
-from perf.ingestion_parameters import DAY, NO_FAULTS, Dataset, Faults, Platform
-from perf.ingestion_queues import Journey, Level, Pool, Scan
+from perf.ingestion_parameters import (
+    DAY,
+    NO_FAULTS,
+    Dataset,
+    Faults,
+    Platform,
+)
 
-_ROUNDING = 1e-9
+NUM_SAMPLES = 500
+"""How often the backlog is looked at."""
+
+Activity = Generator["float | Slots", None, None]
+
+
+class Slots:
+    """A number of slots, and the activities that wait for one in order of arrival."""
+
+    def __init__(self, num: int, noticed_at: Callable[[float, float], float]) -> None:
+        """Begin with all slots free; `noticed_at(asked, now)` says when one who asked notices that a slot is free now."""
+        self.num, self.noticed_at = num, noticed_at
+        self.waiting: deque[tuple[float, Activity]] = deque()
+        self.num_held, self._held_seconds, self._since = 0, 0.0, 0.0
+
+    def count(self, change: int, now: float) -> None:
+        self._held_seconds += self.num_held * (now - self._since)
+        self.num_held, self._since = self.num_held + change, now
+
+    def utilisation(self, now: float) -> float:
+        self.count(0, now)
+        return self._held_seconds / now / self.num if now else 0.0
+
+
+class End(Enum):
+    """How a run ends."""
+
+    finished = "finished"
+    refused = "refused"
+    failed = "failed"
+    died = "died"
+
+
+@dataclass(eq=False)
+class Journey:
+    """A dataset on its way. `left` holds the seconds still to do of every step, because finished pieces are not made again."""
+
+    dataset: Dataset
+    generator: np.random.Generator
+    left: list[float]
+    is_bad: bool
+    step: int = 0
+    filtered: float | None = None
+    released: float | None = None
+    is_refused: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a simulation found; times in seconds, latencies of those who got there.
+    """What a simulation found; times in seconds.
 
     Attributes:
-        horizon: When it ended.
-        arrived, filtered, refused, in_system: Datasets; the last three make the first.
-        to_filtered, to_released: Latencies since arrival, in order of dataset.
-        filtered_at: Moments, in order of time.
-        queues: Mean and highest number waiting, by place.
-        utilisation: Mean share of slots that are held, by resource.
-        backlog: (time, datasets in the system) at regular moments.
+        arrived, filtered, refused, in_system: Numbers of datasets; the last three make up the first.
+        to_filtered, to_released: Time since arrival of those that got so far, in order of arrival.
+        filtered_at: Times at which datasets were filtered, in order.
+        run_slots, gpu_pool: Mean share of slots that are held.
+        backlog: (time, datasets in the system) at regular times.
         num_runs, num_failed_runs: Runs of the chain.
     """
 
@@ -49,11 +95,11 @@ class Outcome:
     to_filtered: tuple[float, ...]
     to_released: tuple[float, ...]
     filtered_at: tuple[float, ...]
-    queues: dict[str, tuple[float, int]]
-    utilisation: dict[str, float]
-    backlog: tuple[tuple[float, int], ...] = field(repr=False)
-    num_runs: int = 0
-    num_failed_runs: int = 0
+    run_slots: float
+    gpu_pool: float
+    backlog: tuple[tuple[float, int], ...]
+    num_runs: int
+    num_failed_runs: int
 
     @property
     def growth_per_day(self) -> float:
@@ -62,272 +108,177 @@ class Outcome:
         return float(np.polyfit(later[:, 0] / DAY, later[:, 1], 1)[0]) if len(later) > 1 else 0.0
 
 
+def _next_multiple(moment: float, interval: float) -> float:
+    return math.ceil(moment / interval - 1e-9) * interval if interval else moment
+
+
 class _Simulation:
     def __init__(self, datasets: Sequence[Dataset], platform: Platform, faults: Faults, horizon: float | None) -> None:
-        self._platform, self._faults, self._horizon = platform, faults, horizon
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._num_events = 0
+        self.platform, self.faults, self.horizon = platform, faults, horizon
         self.now = 0.0
-        self._inbox, self._again = Scan(platform.seen_seconds), Scan(platform.reconciled_seconds)
-        self._queue: deque[Callable[[], None]] = deque()
-        self._next_look = 0.0
-        self._is_look_planned = self._is_releasing = False
-        self.in_inbox, self.queued, self.running, self.in_system, self.failed = (Level() for _ in range(5))
-        self.pools = {name: Pool(num) for name, num in platform.pools.items()}
+        self.events: list[tuple[float, int, Callable[[], None]]] = []
+        self.numbers = count()
+        self.runs = Slots(platform.max_runs, lambda asked, now: _next_multiple(now, platform.dequeue_seconds))
+        self.gpus = Slots(platform.num_gpus, self._claimed_at)
+        self.inbox: deque[Journey] = deque()
         self.journeys: list[Journey] = []
         self.backlog: list[tuple[float, int]] = []
-        self.num_runs = self.num_failed_runs = 0
-        self._num_left = len(datasets)
-        self._num_unreleased = 0
+        self.num_runs = self.num_failed_runs = self.num_in_system = self.num_unreleased = 0
+        self.num_to_come = len(datasets)
         for dataset in datasets:
-            self._at(dataset.arrival, lambda dataset=dataset: self._arrive(dataset))
+            self.at(dataset.arrival, lambda dataset=dataset: self.arrive(dataset))
         if platform.inbox_seconds:
-            self._at(0.0, self._tick_inbox)
-        if platform.reconciliation_seconds:
-            self._at(0.0, self._tick_reconciliation)
-        if platform.release_cron:
-            self._crons = schedule_execution_time_iterator(0.0, platform.release_cron, "UTC")
-            self._plan_release()
+            self.start(self.tick_inbox())
+        if platform.release_hour is not None:
+            self.start(self.make_releases(platform.release_hour * 3600))
         last = horizon or max((dataset.arrival for dataset in datasets), default=0.0)
-        self._sample_seconds = max(last / 500, 60.0)
-        self._at(0.0, self._sample)
+        self.start(self.sample(max(last / NUM_SAMPLES, 60.0)))
 
-    def _at(self, when: float, what: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (when, self._num_events, what))
-        self._num_events += 1
+    # Events
+
+    def at(self, when: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self.events, (when, next(self.numbers), what))
+
+    def start(self, activity: Activity, delay: float = 0.0) -> None:
+        self.at(self.now + delay, lambda: self.go_on(activity))
+
+    def go_on(self, activity: Activity) -> None:
+        wanted = next(activity, None)
+        if isinstance(wanted, Slots):
+            wanted.waiting.append((self.now, activity))
+            self.assign(wanted)
+        elif wanted is not None:
+            self.start(activity, wanted)
+
+    def assign(self, slots: Slots) -> None:
+        while slots.waiting and slots.num_held < slots.num:
+            asked, activity = slots.waiting.popleft()
+            slots.count(1, self.now)
+            self.start(activity, slots.noticed_at(asked, self.now) - self.now)
+
+    def free(self, slots: Slots) -> None:
+        slots.count(-1, self.now)
+        self.assign(slots)
+
+    def _claimed_at(self, asked: float, now: float) -> float:
+        """A waiting step asks for its slot again and again, with pauses that grow."""
+        pause = self.platform.claim_seconds
+        while asked < now and pause:
+            asked += min(pause, self.platform.longest_claim_seconds)
+            pause *= 1.1
+        return max(asked, now)
 
     def run(self) -> float:
         """Work events off until the horizon, or until all datasets are released or refused; return the end."""
-        while self._events and (self._horizon is not None or self._num_left or self._num_unreleased):
-            when, _, what = heapq.heappop(self._events)
-            if self._horizon is not None and when > self._horizon:
+        while self.events and (self.horizon is not None or self.num_to_come or self.num_in_system or self.num_unreleased):
+            when, _, what = heapq.heappop(self.events)
+            if self.horizon is not None and when > self.horizon:
                 break
             self.now = when
             what()
-        return self._horizon if self._horizon is not None else self.now
+        return self.now if self.horizon is None else self.horizon
 
-    # Arrivals and sensors
+    # Activities
 
-    def _arrive(self, dataset: Dataset) -> None:
-        journey = Journey(dataset, np.random.default_rng(dataset.stream), [step.seconds for step in dataset.steps])
-        journey.is_bad = bool(journey.generator.random() < self._faults.data)
+    def arrive(self, dataset: Dataset) -> None:
+        generator = np.random.default_rng(dataset.stream)
+        is_bad = bool(generator.random() < self.faults.data)
+        journey = Journey(dataset, generator, [step.seconds for step in dataset.steps], is_bad)
         self.journeys.append(journey)
-        self.in_system.add(1, self.now)
-        self.in_inbox.add(1, self.now)
-        if self._platform.inbox_seconds:
-            self._inbox.want(journey)
+        self.num_to_come -= 1
+        self.num_in_system += 1
+        if self.platform.inbox_seconds:
+            self.inbox.append(journey)
         else:
-            self._request(journey, 0.0)
+            self.start(self.take_in(journey))
 
-    def _request(self, journey: Journey, delay: float) -> None:
-        level = self.failed if journey.num_failures else self.in_inbox
+    def tick_inbox(self) -> Activity:
+        while True:
+            for number in range(min(len(self.inbox), self.platform.max_requests)):
+                self.start(self.take_in(self.inbox.popleft()), (number + 1) * self.platform.request_seconds)
+            yield self.platform.inbox_seconds
 
-        def enter() -> None:
-            level.add(-1, self.now)
-            self._enqueue(lambda: self._launch(journey))
-
-        if delay:
-            self._at(self.now + delay, enter)
-        else:
-            enter()
-
-    def _next_tick(self, interval: float, spent: float) -> float:
-        """Return when a sensor ticks next: after its interval and this tick, when the daemon looks at sensors again."""
-        earliest, loop = self.now + max(interval, spent), self._platform.loop_seconds
-        return math.ceil(earliest / loop - _ROUNDING) * loop if loop else earliest
-
-    def _tick_inbox(self) -> None:
-        asked, spent = self._inbox.tick(self._platform, lambda _: True)
-        for journey in asked:
-            insort(self._inbox.known, journey.dataset.place)
-            insort(self._again.known, journey.dataset.place)
-        self._at(self._next_tick(self._platform.inbox_seconds, self._ask(asked, spent)), self._tick_inbox)
-
-    def _tick_reconciliation(self) -> None:
-        asked, spent = self._again.tick(self._platform, lambda journey: journey.again_at <= self.now)
-        self._at(self._next_tick(self._platform.reconciliation_seconds, self._ask(asked, spent)), self._tick_reconciliation)
-
-    def _ask(self, asked: Iterable[Journey], spent: float) -> float:
-        for journey in asked:
-            spent += self._platform.request_seconds
-            self._request(journey, spent)
-        return spent
-
-    # The queue
-
-    def _enqueue(self, launch: Callable[[], None]) -> None:
-        self._queue.append(launch)
-        self.queued.add(1, self.now)
-        self._plan_look()
-
-    def _plan_look(self) -> None:
-        pause = self._platform.dequeue_seconds
-        if not pause:
-            self._look()
-        elif not self._is_look_planned and self._queue and self.running.value < self._platform.max_runs:
-            self._is_look_planned = True
-            self._at(math.ceil(self.now / pause - _ROUNDING) * pause, self._look)
-
-    def _look(self) -> None:
-        self._is_look_planned = False
-        while self._queue and self.running.value < self._platform.max_runs:
-            self.queued.add(-1, self.now)
-            self.running.add(1, self.now)
-            self._at(self.now + self._platform.start_seconds, self._queue.popleft())
-
-    def _end_run(self) -> None:
-        self.running.add(-1, self.now)
-        self._plan_look()
-
-    # Runs
-
-    def _launch(self, journey: Journey) -> None:
-        self.num_runs += 1
-        journey.num_retries = 0
-        self._step(journey)
-
-    def _step(self, journey: Journey) -> None:
-        if journey.step == len(journey.left):
+    def take_in(self, journey: Journey) -> Activity:
+        """Run the chain until it ends; reconciliation repeats a run that failed, after pauses that grow."""
+        for num_failures in count(1):
+            end = yield from self.make_runs(journey)
+            if end in (End.finished, End.refused):
+                break
+            due = self.now + seconds_until_again(num_failures)
+            yield _next_multiple(due, self.platform.reconciliation_seconds) - self.now
+        self.num_in_system -= 1
+        journey.is_refused = end is End.refused
+        if end is End.finished:
             journey.filtered = self.now
-            self._leave()
-            self._num_unreleased += bool(self._platform.release_cron)
-            self._end_run()
-            return
-        pool = self.pools.get(journey.dataset.steps[journey.step].pool)
-        if pool is None:
-            self._work(journey, None)
-        else:
-            self._claim(pool, lambda: self._work(journey, pool))
+            self.num_unreleased += self.platform.release_hour is not None
 
-    def _claim(self, pool: Pool, begin: Callable[[], None]) -> None:
-        pool.waiting.add(1, self.now)
-        pool.queue.append((self.now, begin))
-        self._assign(pool)
+    def make_runs(self, journey: Journey) -> Generator["float | Slots", None, End]:
+        """Make one run; replace it where its process dies, as often as the instance allows."""
+        end = End.died
+        for _ in range(self.platform.run_retries + 1):
+            yield self.runs
+            self.num_runs += 1
+            yield self.platform.start_seconds
+            end = yield from self.make_steps(journey)
+            self.num_failed_runs += end is not End.finished
+            self.free(self.runs)
+            if end is not End.died:
+                break
+        return end
 
-    def _assign(self, pool: Pool) -> None:
-        """Give free slots to those who wait longest; who had to wait notices when it asks again."""
-        while pool.queue and pool.busy.value < pool.num:
-            since, begin = pool.queue.popleft()
-            pool.busy.add(1, self.now)
-            pool.waiting.add(-1, self.now)
-            asks = self._asks_at(since)
-            begin() if asks <= self.now else self._at(asks, begin)
+    def make_steps(self, journey: Journey) -> Generator["float | Slots", None, End]:
+        while journey.step < len(journey.left):
+            for num_retries in count():
+                end = yield from self.make_step(journey)
+                if end is not End.failed:
+                    break
+                if num_retries == self.platform.step_retries:
+                    return end
+                yield self.platform.retry_seconds * 2**num_retries
+            if end is not End.finished:
+                return end
+            journey.step += 1
+        return End.finished
 
-    def _asks_at(self, since: float) -> float:
-        platform = self._platform
-        when, interval = since, platform.first_claim_seconds
-        if not interval:
-            return self.now
-        while when < self.now:
-            when += min(interval, platform.longest_claim_seconds)
-            interval = platform.first_claim_seconds + platform.claim_growth * (interval - platform.first_claim_seconds + 1) - 1
-        return when
-
-    def _work(self, journey: Journey, pool: Pool | None) -> None:
-        number, faults = journey.step, self._faults
-        seconds = journey.left[number]
+    def make_step(self, journey: Journey) -> Generator["float | Slots", None, End]:
+        needs_gpu, seconds = journey.dataset.steps[journey.step].needs_gpu, journey.left[journey.step]
+        if needs_gpu:
+            yield self.gpus
         where, death, trouble = journey.generator.random(3).tolist()
-        if number == 0 and journey.is_bad:
-            self._at(self.now + seconds, lambda: self._refuse(journey, pool))
-        elif death < faults.death:
-            journey.left[number] = seconds * (1 - where)
-            self._at(self.now + seconds * where, lambda: self._die(journey, pool))
-        elif trouble < faults.store:
-            journey.left[number] = seconds * (1 - where)
-            self._at(self.now + seconds * where, lambda: self._stumble(journey, pool))
-        else:
-            self._at(self.now + seconds, lambda: self._end_step(journey, pool))
+        end = End.finished
+        if journey.step == 0 and journey.is_bad:
+            end = End.refused
+        elif death < self.faults.death or trouble < self.faults.store:
+            end = End.died if death < self.faults.death else End.failed
+            journey.left[journey.step], seconds = seconds * (1 - where), seconds * where
+        yield seconds
+        free_in = 0.0
+        if end is End.died:
+            yield _next_multiple(self.now, self.platform.poll_seconds) - self.now  # until Dagster looks
+            free_in = self.platform.free_slot_seconds
+        if needs_gpu:
+            self.at(self.now + free_in, lambda: self.free(self.gpus)) if free_in else self.free(self.gpus)
+        return end
 
-    def _free(self, pool: Pool | None) -> None:
-        if pool is not None:
-            pool.busy.add(-1, self.now)
-            self._assign(pool)
+    def make_releases(self, second_of_day: float) -> Activity:
+        yield second_of_day
+        while True:
+            if self.num_unreleased:
+                yield self.runs
+                yield self.platform.start_seconds
+                members = [journey for journey in self.journeys if journey.filtered is not None]
+                yield self.platform.release_seconds + self.platform.release_dataset_seconds * len(members)
+                for journey in members:
+                    if journey.released is None:
+                        journey.released = self.now
+                        self.num_unreleased -= 1
+                self.free(self.runs)
+            yield _next_multiple(self.now + 1 - second_of_day, DAY) + second_of_day - self.now
 
-    def _end_step(self, journey: Journey, pool: Pool | None) -> None:
-        self._free(pool)
-        journey.step += 1
-        journey.num_retries = 0
-        self._step(journey)
-
-    def _stumble(self, journey: Journey, pool: Pool | None) -> None:
-        """A step in trouble with the store waits inside of its run, without its slot of a pool."""
-        self._free(pool)
-        if journey.num_retries >= self._platform.step_retries:
-            self._fail(journey)
-            return
-        wait = self._platform.retry_seconds * 2**journey.num_retries
-        journey.num_retries += 1
-        self._at(self.now + wait, lambda: self._step(journey))
-
-    def _die(self, journey: Journey, pool: Pool | None) -> None:
-        """Run monitoring sees the dead process at its next look, and starts another run, or leaves it to reconciliation."""
-        poll = self._platform.poll_seconds
-        seen = math.ceil(self.now / poll - _ROUNDING) * poll if poll else self.now
-
-        def notice() -> None:
-            self._at(self.now + self._platform.free_slot_seconds, lambda: self._free(pool))
-            if journey.num_restarts >= self._platform.run_retries:
-                self._fail(journey)
-                return
-            journey.num_restarts += 1
-            self.num_failed_runs += 1
-            self._end_run()
-            self._enqueue(lambda: self._launch(journey))
-
-        self._at(seen, notice)
-
-    def _fail(self, journey: Journey) -> None:
-        """A run that failed is asked for again by reconciliation, later and later."""
-        self.num_failed_runs += 1
-        journey.num_failures += 1
-        journey.num_restarts = journey.num_retries = 0
-        journey.again_at = self.now + seconds_until_again(journey.num_failures)
-        self.failed.add(1, self.now)
-        self._end_run()
-        if self._platform.reconciliation_seconds:
-            self._again.want(journey)
-        else:
-            self._at(journey.again_at, lambda: self._request(journey, 0.0))
-
-    def _refuse(self, journey: Journey, pool: Pool | None) -> None:
-        self._free(pool)
-        journey.is_refused = True
-        self.num_failed_runs += 1
-        self._leave()
-        self._end_run()
-
-    def _leave(self) -> None:
-        self.in_system.add(-1, self.now)
-        self._num_left -= 1
-
-    # Releases
-
-    def _plan_release(self) -> None:
-        self._at(next(self._crons).timestamp(), self._ask_release)
-
-    def _ask_release(self) -> None:
-        self._plan_release()
-        if self._num_unreleased and not self._is_releasing:
-            self._is_releasing = True
-            self._enqueue(self._release)
-
-    def _release(self) -> None:
-        members = [journey for journey in self.journeys if journey.filtered is not None]
-        seconds = self._platform.release_seconds + self._platform.release_dataset_seconds * len(members)
-
-        def finish() -> None:
-            self._is_releasing = False
-            for journey in members:
-                if journey.released is None:
-                    journey.released = self.now
-                    self._num_unreleased -= 1
-            self._end_run()
-
-        self._at(self.now + seconds, finish)
-
-    def _sample(self) -> None:
-        self.backlog.append((self.now, self.in_system.value))
-        self._at(self.now + self._sample_seconds, self._sample)
+    def sample(self, interval: float) -> Activity:
+        while True:
+            self.backlog.append((self.now, self.num_in_system))
+            yield interval
 
 
 def simulate(
@@ -336,32 +287,24 @@ def simulate(
     """Take datasets in.
 
     Args:
-        datasets: That arrive, in order of arrival.
-        platform: That takes them in.
-        faults: What goes wrong.
-        horizon: Seconds after which it ends; None goes on until all are released (or filtered, without releases) or refused.
-
-    Returns:
-        Latencies, queues, utilisation and backlog.
+        datasets: In order of arrival.
+        horizon: Seconds after which the simulation ends. None goes on until all datasets are refused or released, or filtered
+            where no releases are made.
     """
     work = _Simulation(datasets, platform, faults, horizon)
     end = work.run()
     found = work.journeys
-    levels = {"inbox": work.in_inbox, "run queue": work.queued, "failed, to be repeated": work.failed}
-    levels |= {f"pool {name}": pool.waiting for name, pool in work.pools.items()}
-    utilisation = {"run slots": work.running.mean(end) / platform.max_runs}
-    utilisation |= {f"pool {name}": pool.busy.mean(end) / pool.num for name, pool in work.pools.items()}
     return Outcome(
         horizon=end,
         arrived=len(found),
         filtered=sum(item.filtered is not None for item in found),
         refused=sum(item.is_refused for item in found),
-        in_system=work.in_system.value,
+        in_system=work.num_in_system,
         to_filtered=tuple(item.filtered - item.dataset.arrival for item in found if item.filtered is not None),
         to_released=tuple(item.released - item.dataset.arrival for item in found if item.released is not None),
         filtered_at=tuple(sorted(item.filtered for item in found if item.filtered is not None)),
-        queues={name: (level.mean(end), level.highest) for name, level in levels.items()},
-        utilisation=utilisation,
+        run_slots=work.runs.utilisation(end),
+        gpu_pool=work.gpus.utilisation(end),
         backlog=tuple(work.backlog),
         num_runs=work.num_runs,
         num_failed_runs=work.num_failed_runs,
@@ -369,22 +312,25 @@ def simulate(
 
 
 def saturation_bounds(datasets: Sequence[Dataset], platform: Platform) -> dict[str, float]:
-    """Return datasets a day that each resource can take at most, by arithmetic, without failures."""
+    """Return how many datasets a day each resource can take at most, by arithmetic and without failures."""
     in_run = platform.start_seconds + float(np.mean([sum(step.seconds for step in item.steps) for item in datasets]))
-    bounds = {"run slots": platform.max_runs * DAY / in_run if in_run else math.inf}
+    on_gpu = float(np.mean([sum(step.seconds for step in item.steps if step.needs_gpu) for item in datasets]))
+    bounds = {
+        "run slots": platform.max_runs * DAY / in_run,
+        "gpu pool": platform.num_gpus * DAY / on_gpu if on_gpu else math.inf,
+    }
     if platform.inbox_seconds:
-        tick = max(platform.inbox_seconds, platform.max_requests * (platform.request_seconds + platform.new_seconds))
-        bounds["inbox sensor"] = platform.max_requests * DAY / tick
-    for name, num in platform.pools.items():
-        seconds = float(np.mean([sum(step.seconds for step in item.steps if step.pool == name) for item in datasets]))
-        bounds[f"pool {name}"] = num * DAY / seconds if seconds else math.inf
+        bounds["inbox sensor"] = platform.max_requests * DAY / platform.inbox_seconds
     return bounds
 
 
 def saturation_rate(datasets: Sequence[Dataset], platform: Platform, faults: Faults = NO_FAULTS) -> float:
-    """Return datasets a day that are filtered while all of these wait from the beginning: between the first and last tenth."""
+    """Return how many datasets a day are filtered while all of these wait from the beginning.
+
+    The rate is taken between the first and the last tenth of them.
+    """
     waiting = [replace(item, arrival=0.0) for item in datasets]
-    moments = simulate(waiting, replace(platform, release_cron=""), faults).filtered_at
+    moments = simulate(waiting, replace(platform, release_hour=None), faults).filtered_at
     first, last = len(moments) // 10, len(moments) - len(moments) // 10 - 1
     return (last - first) * DAY / (moments[last] - moments[first]) if last > first else math.nan
 

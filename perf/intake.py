@@ -1,8 +1,8 @@
-"""What a dataset costs besides its voxels: a small one through the chain in Dagster, and Dagster's share of that.
+"""The cost of a dataset apart from its voxels: a small dataset through the chain in Dagster, and Dagster's share of the time.
 
-One warm process takes small datasets through the whole chain; then everything is up to date, and what is left of a
-partition is Dagster and our way of asking: beside an asset that does nothing. Last, one such run in a process of its own, as
-a launched run is, in CPU seconds.
+One warm process takes small datasets through the whole chain. Once everything is up to date, a run costs only Dagster and our
+own look at the store, so it is compared with an asset that does nothing. Last, such a run is measured in a process of its own,
+as launched runs are, in CPU seconds.
 """
 
 import os
@@ -39,16 +39,16 @@ with dg.DagsterInstance.get() as instance:
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     assert dg.materialize([empty], instance=instance, partition_key="d0", run_config=quiet).success
 """
-"""An asset that does nothing, in a process of its own that imports Dagster alone."""
+"""A program with an asset that does nothing. It imports only Dagster."""
 
 
 @dg.asset(partitions_def=em_datasets)
 def empty() -> None:
-    """Do nothing: what Dagster itself takes for a partition."""
+    """Do nothing, to measure what Dagster itself takes for a partition."""
 
 
 def put_dataset(store: Store, number: int) -> None:
-    """Write a dataset of four slices to the inbox; each number has voxels of its own."""
+    """Write a dataset of four slices to the inbox; each number gives other voxels."""
     voxels = em_phantom((4, 224, 224), 3).voxels
     header = f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: {224 - number} 224 4\nencoding: raw\n\n".encode()
     store.put(f"inbox/d{number}/v.nrrd", header + voxels[:, :, number:].tobytes())
@@ -65,7 +65,7 @@ def partition_row(instance: dg.DagsterInstance, store: Store, num_repeats: int) 
         assert result.success
         return result
 
-    for asset in CHAIN:  # a result that says it is up to date is what is timed below
+    for asset in CHAIN:  # below, only runs that find everything up to date are timed
         (event,) = one(asset).asset_materializations_for_node(asset.node_def.name)
         assert event.metadata["outcome"].value == UP_TO_DATE
     calls: list[Callable[[], object]] = [lambda asset=asset: one(asset) for asset in (empty, *CHAIN)]
@@ -91,7 +91,7 @@ def cpu_seconds(command: list[str], environment: dict[str, str]) -> float:
 def launched_row(store: Store, folder: Path, num_repeats: int) -> Measured:
     """Run an up-to-date dataset, and an empty asset, in processes of their own on a Dagster home with SQLite."""
     shutil.copytree(f"{store.url}/inbox/d0", folder / "d0")
-    ingest = [sys.executable, "-m", "cem_assets.cli.main", "ingest", str(folder / "d0"), "--until", "filtered"]
+    ingest = [sys.executable, "-m", "cem_assets.cli", "ingest", str(folder / "d0"), "--until", "filtered"]
     commands = {"ours": ingest, "empty": [sys.executable, "-c", _EMPTY_RUN]}
     best = dict.fromkeys(commands, float("inf"))
     for _ in range(num_repeats):
@@ -122,7 +122,7 @@ def measure(is_quick: bool = False) -> list[Measured]:
             started = time.perf_counter()
             assert run_job(instance, store.url, "cem_chain", chain_until("filtered"), f"d{number}").success
             seconds.append(time.perf_counter() - started)
-        per_hour = 3600 / (sum(seconds[1:]) / num_datasets)  # the first one imports and compiles
+        per_hour = 3600 / (sum(seconds[1:]) / num_datasets)  # the first dataset pays for imports and compilation
         return [
             Measured("datasets of 4 patches, whole chain in Dagster", "datasets/h", per_hour, 0, "-", 0),
             partition_row(instance, store, 1 if is_quick else 10),

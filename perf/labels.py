@@ -1,6 +1,6 @@
-"""Weak label assignment beside a definition-level pandas version; its growth to 10 million rows, the last extrapolated.
+"""Weak label assignment beside a plain pandas version, up to 10 million rows; the last size is extrapolated.
 
-Each size runs in a process of its own, so that its peak memory is its own; the table itself is part of it.
+Each size runs in a process of its own, so that its peak memory is its own. It includes the table itself.
 """
 
 import json
@@ -15,9 +15,8 @@ import pandas as pd
 from cem_assets.cytoimagenet.columns import LABEL_COLUMNS
 from cem_assets.cytoimagenet.labels.rule import (
     LabelParams,
-    assign_weak_labels,
+    assign_labels,
     keyed_order,
-    label_assignment,
     largest_remainders,
 )
 from cem_assets_tests.cytoimagenet.metadata_tables import large_table
@@ -25,13 +24,13 @@ from perf.timing import Measured, best_seconds
 
 SIZES = (300_000, 1_000_000, 3_000_000)
 EXTRAPOLATED = 10_000_000
-"""Needs about 7.5 GiB; `python -m perf.labels 10000000` measures it."""
+"""This size needs about 7.5 GiB, so it is extrapolated; `python -m perf.labels 10000000` measures it."""
 FIRST = ["name", "organism", "cell_type"]
 SECOND = ["organism", "cell_type", "cell_visible", "sirna", "compound", "phenotype"]
 
 
 def by_definition(table: pd.DataFrame, params: LabelParams) -> dict[str, set[str]]:
-    """The rules one after the other, as pandas says them: a look at the whole column for every candidate."""
+    """Apply the rules one after the other in pandas: search the whole column for every candidate."""
     table = table.iloc[keyed_order(table["idx"].tolist(), params.seed)].reset_index(drop=True)
     lists = {column: table[column].str.split("|") for column in LABEL_COLUMNS}
     candidates = []
@@ -69,7 +68,7 @@ def run_one(num: int) -> dict[str, float]:
 
     table = large_table(num, 0)
     started = time.perf_counter()
-    found = label_assignment(table)
+    found = assign_labels(table)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"seconds": seconds, "peak_gib": peak, "labels": int(found.chosen["label"].nunique())}
@@ -78,8 +77,8 @@ def run_one(num: int) -> dict[str, float]:
 def measure(is_quick: bool = False) -> list[Measured]:
     num = 20_000 if is_quick else SIZES[0]
     table = large_table(num, 0)
-    ours = assign_weak_labels(table)
-    (seconds,) = best_seconds(lambda: assign_weak_labels(table))
+    ours = assign_labels(table).chosen
+    (seconds,) = best_seconds(lambda: assign_labels(table))
     started = time.perf_counter()
     theirs = by_definition(table, LabelParams())
     rate = num / seconds, num / (time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""What figures were measured on: the processor, the device, the versions of libraries."""
+"""Facts about the machine that figures were measured on: processor, device, and versions of libraries."""
 
 import importlib.metadata
 import os
@@ -15,12 +15,12 @@ def processor() -> str:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Return how many cores this process may use."""
     return max(1, len(os.sched_getaffinity(0)))
 
 
 def about_training(device: Any) -> dict[str, Any]:
-    """Say what a step on a torch device was measured on. Works from a checkout that is not installed, too."""
+    """Describe the machine and the libraries behind a measured training step. The checkout need not be installed."""
     import torch
 
     versions = {"python": platform.python_version()}

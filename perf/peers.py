@@ -1,6 +1,6 @@
-"""Libraries that are measured beside ours; the lock of `make bench` has them, the project's own environment does not.
+"""Libraries that are measured beside ours. The lock file of `make bench` has them, the project's own environment does not.
 
-A benchmark whose peer is absent still measures ours, and says so in the row.
+A benchmark whose peer is absent still measures ours, and its row says so.
 """
 
 import importlib

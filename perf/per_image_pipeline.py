@@ -1,9 +1,9 @@
 """The peer of the input pipeline: PIL and torchvision transforms of one image at a time, in torch's DataLoader.
 
-As the pretraining scripts of volume-em/cem-dataset prepare images: the same distributions as
-`cem_assets.pretraining.views.augmentations`, drawn and applied per image by worker processes, which also put batches
-together. Kinder to the peer than those scripts: images stay gray (there they are made RGB for the colour jitter),
-and workers find the compressed images in memory instead of opening files.
+It prepares images as the pretraining scripts of volume-em/cem-dataset do. The distributions are those of
+`cem_assets.pretraining.views.augmentations`, but worker processes draw and apply them image by image and also put batches
+together. It is faster than those scripts would be: images stay gray (there they are made RGB for the colour jitter), and
+workers find the compressed images in memory instead of opening files.
 """
 
 import io
@@ -24,7 +24,7 @@ from cem_assets.pretraining.views.view_parameters import AugmentationParams
 
 
 class PerImageViews:
-    """Makes the views of one gray PIL image; draws from torch's global generator, which DataLoader seeds in workers."""
+    """Makes the views of one gray PIL image. Draws come from torch's global generator, which DataLoader seeds."""
 
     def __init__(self, specs: Sequence[ViewSpec], params: AugmentationParams, mean: float, std: float) -> None:
         self.transforms = [_view(spec, params, mean, std) for spec in specs for _ in range(spec.num)]
@@ -55,8 +55,8 @@ class CellsOfShards(Dataset):
 def per_image_loader(
     dataset: CellsOfShards, rows: Sequence[int], batch_size: int, num_workers: int, *, is_pinned: bool = False
 ) -> DataLoader:
-    """Batches ([views (n, 1, s, s)], labels (n,)) of the rows in their order, the last incomplete one left out."""
-    # An id of its own for the workers' seeds, so that nobody else's draws change what they draw.
+    """Load batches ([views (n, 1, s, s)], labels (n,)) of the rows in the order given. An incomplete last batch is left out."""
+    # The workers are seeded from a generator of their own, so that other draws do not change theirs.
     seeds = torch.Generator().manual_seed(0)
     return DataLoader(
         dataset, batch_size, sampler=rows, num_workers=num_workers, drop_last=True, pin_memory=is_pinned, generator=seeds
@@ -82,7 +82,7 @@ def _view(spec: ViewSpec, params: AugmentationParams, mean: float, std: float) -
 
 
 class MirroredRotation(torch.nn.Module):
-    """Turns a square PIL image by any angle; beyond its border lies its mirror image."""
+    """Turns a square PIL image by a random angle, and fills what lies beyond its border with its mirror image."""
 
     def forward(self, image: Image.Image) -> Image.Image:
         margin = math.ceil(max(image.size) * (math.sqrt(2) - 1) / 2) + 1

@@ -1,11 +1,11 @@
-"""A volume to its table of raw patches beside the script way: whole volume, PIL and imagehash, one process.
+"""A volume to its table of raw patches, beside the way of a script: the whole volume in memory, PIL and imagehash, one process.
 
-Every side runs in a process of its own that may use the cores its row says, so that its peak memory is its own; ours after
-a smaller volume went the same way, for imports, compiled kernels, and because some virtual machines hand out memory that was
-never used before at a few hundred MB/s only: a rate is that of a volume's middle, not of a process's first second. Volumes and
-store lie in memory where there is room: disks differ. The published script is measured where two variables say where it is: a
-folder that holds `patchify3d.py` of volume-em/cem-dataset, and a Python that has what it imports (SimpleITK, scikit-image,
-imagehash).
+Every side runs in a process of its own, with as many cores as its row says, so that its peak memory is its own. Ours first
+takes a smaller volume the same way, which pays for imports and compiled kernels. That also matters because some virtual
+machines hand out memory that was never used before at only a few hundred MB/s: a rate describes the middle of a volume, not
+the first second of a process. Volumes and store are kept in memory where there is room, because disks differ. The published
+script is measured too where two environment variables name its place: a folder with `patchify3d.py` of volume-em/cem-dataset,
+and a Python that has what it imports (SimpleITK, scikit-image, imagehash).
 """
 
 import hashlib
@@ -43,7 +43,7 @@ PUBLISHED_FOLDER = "CEM_ASSETS_PUBLISHED_SCRIPTS"
 PUBLISHED_PYTHON = "CEM_ASSETS_PUBLISHED_PYTHON"
 DESCRIPTION = 'name = "v"\nkind = "volume"\nvoxel_size_nm = [8, 8, 8]\nlicence = "CC0-1.0"\ncitation = "phantom"\n'
 _EVERY = 8
-"""Of the slices the script way cuts every eighth; its rate does not depend on how many."""
+"""The script way cuts only every eighth slice; its rate does not depend on their number."""
 
 
 def write_sources(folder: Path, side: int) -> None:
@@ -62,7 +62,7 @@ def write_sources(folder: Path, side: int) -> None:
 
 
 def script_way(source: Path) -> dict[str, Any]:
-    """Do what the definition says: read all, cut every plane, name and hash each patch."""
+    """Follow the definition: read everything, cut every plane, then name and hash each patch."""
     import nrrd
     import zarr
 
@@ -72,7 +72,7 @@ def script_way(source: Path) -> dict[str, Any]:
 
 
 def hash_all(voxels: Any, reading: float) -> dict[str, Any]:
-    """Cut, name and hash; `reading` seconds were spent before."""
+    """Cut, name and hash. `reading` are the seconds that reading took before."""
     started = time.perf_counter()
     side = len(voxels)
     hashes: dict[str, int] = {}
@@ -88,7 +88,7 @@ def hash_all(voxels: Any, reading: float) -> dict[str, Any]:
 
 
 def our_way(source: Path, folder: Path) -> dict[str, Any]:
-    """Take a source through the store; seconds for each patch, the whole way and from the standardized volume on."""
+    """Take a source through the store; return seconds for each patch, from the source and from the standardized volume on."""
     store = open_store(str(folder))
     inbox = folder / "inbox" / "v"
     inbox.mkdir(parents=True)
@@ -115,7 +115,7 @@ def our_way(source: Path, folder: Path) -> dict[str, Any]:
 
 
 def libraries_alone(source: Path, folder: Path) -> dict[str, Any]:
-    """Do to every brick of an NRRD what cannot be spared, and nothing between: the most that any code around it could reach."""
+    """Do only what is unavoidable for every brick of an NRRD. No code around these steps can be faster."""
     packer = Zstd(level=ZSTD_LEVEL)
     side = int(re.search(rb"sizes: (\d+)", source.read_bytes()[:200]).group(1))  # type: ignore[union-attr]
     whole = np.memmap(source, np.uint8, "r", source.stat().st_size - side**3, (side, side, side))
@@ -147,7 +147,7 @@ def libraries_alone(source: Path, folder: Path) -> dict[str, Any]:
 
 
 def peak_mib() -> float:
-    """Return the peak resident memory of this process, and of its largest child that ended."""
+    """Return the peak resident memory of this process, and of the largest of its children that have ended."""
     import resource
 
     own = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -204,7 +204,7 @@ def measure(is_quick: bool = False) -> list[Measured]:
         peers: dict[str, dict[str, Any]] = {}
         ours: dict[tuple[str, int], dict[str, Any]] = {}
         hashing = {1: float("inf"), 2: float("inf")}
-        for _ in range(1 if is_quick else 4):  # both sides in turns; the best of each
+        for _ in range(1 if is_quick else 4):  # both sides in turn; the best time of each counts
             for name in names:
                 runs: list[tuple[dict[Any, dict[str, Any]], Any, str, int]] = [(peers, name, "script", 1)]
                 runs += [(ours, (name, cores), "ours", cores) for cores in (1, 2)]

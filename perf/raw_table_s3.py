@@ -1,8 +1,8 @@
-"""A volume in a bucket to its table of raw patches in the bucket, beside the script way on the same source.
+"""A volume in a bucket to its table of raw patches in the bucket, beside the way of a script on the same source.
 
-The script way copies an NRRD with s3fs and reads a Zarr store through zarr and s3fs, then does what it does on a disk; it
-keeps its table in memory, where ours writes the standardized volume and the table to the bucket. The server runs on the same
-cores and takes its share of them, so these rows tell more of requests and copies than of a real bucket's speed.
+The script way copies an NRRD with s3fs, or reads a Zarr store through zarr and s3fs, and then works as it does on a disk. It
+keeps its table in memory, while ours writes the standardized volume and the table to the bucket. The server runs on the same
+cores and takes its share of them, so these rows describe requests and copies rather than the speed of a real bucket.
 """
 
 import json
@@ -67,7 +67,7 @@ def run_child(way: str, name: str, url: str) -> dict[str, Any]:
 
 
 def measure(is_quick: bool = False) -> list[Measured]:
-    del is_quick  # a small volume tells of requests to the server alone
+    del is_quick  # a small volume would measure only requests to the server
     rows = []
     with tempfile.TemporaryDirectory() as folder, s3_bucket("memstore") as bucket:
         for each in (WARM_SIDE, SIDE):

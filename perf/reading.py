@@ -1,20 +1,21 @@
 """Reading images for training: our reader beside those that others train with, from a disk and from S3.
 
-Every reader gives the same images, in shuffled batches of uint8 arrays, with two workers (`perf.reading_peers`), and runs
-in a forked process of its own that has all modules loaded. Its first epoch begins with a new reader, empty caches of its
-own and, on the disk, files that the kernel was asked to forget; opening is part of it. What the S3 server holds in
-memory is the same for all. The second epoch of ours begins with a wait for what the first left to write into its cache,
-which is written behind the reading, so the row of both together hides nothing of it. In the third, later epoch each reader
-has the cache it keeps by default: ours decoded pixels, litdata its chunks (of S3), datasets an Arrow table, the others
-none. The best of some runs counts, all readers in turn; those that need more than twice the best time run once. That a
-fourth epoch, not timed, gives exactly the images that were written is asserted by hashes of their pixels.
+Every reader gives the same images, in shuffled batches of uint8 arrays, with two workers (`perf.reading_peers`). Each runs in a
+forked process of its own in which all modules are loaded.
 
-The peer of a row is the fastest of the others, whose rates are in its note, each with the bytes that it stores for a
-patch: raw pixels need no unpacking and more room. A second row of the first epoch has the fastest of those that store
-compressed images, as ours does.
+First epoch: it begins with a new reader and with empty caches, and on the disk with files that the kernel was asked to
+forget. Opening is part of it. What the S3 server holds in memory is the same for all.
+Second epoch: our reader writes its cache in the background, and the second epoch begins with a wait for what the first one
+left to write. So the row of both epochs together includes all of that writing.
+Third epoch: each reader has the cache that it keeps by default: ours decoded pixels, litdata its chunks (of S3), datasets an
+Arrow table, the others none.
+Fourth epoch: it is not timed. Hashes of the pixels assert that it gives exactly the images that were written.
 
-Further rows have a PIL image at a time in torch's DataLoader beside ours, where that holds the compressed cells in
-memory already, and the decoding of cells alone. Needs neither Dagster nor MLflow.
+The best of some runs counts, all readers in turn; readers that need more than twice the best time run once. The peer of a row
+is the fastest of the others. The note of the row has the rates of all, each with the bytes that it stores for a patch, because
+raw pixels need no unpacking but more room. A second row of the first epoch has the fastest of those that store compressed
+images, as ours does. Further rows compare ours with one PIL image at a time in torch's DataLoader, where the compressed cells
+are already in memory, and time the decoding of cells alone. Neither Dagster nor MLflow is needed.
 """
 
 import io
@@ -54,7 +55,7 @@ GOAL = 1.2
 
 
 def per_image_loader(files: list[Path], num_workers: int):
-    """The plain way: one cell to bytes, to a PIL image, to an array, to a tensor; batches put together by processes."""
+    """Reads cells the plain way: one becomes bytes, a PIL image, an array, a tensor. Processes make batches."""
     import torch
     from torch.utils.data import DataLoader, Dataset
 
@@ -75,10 +76,10 @@ def per_image_loader(files: list[Path], num_workers: int):
 
 
 def in_process(do, *arguments: Any) -> Any:
-    """Call in a forked process, so that no reader inherits another's threads, connections or memory.
+    """Call a function in a forked process, so that no reader inherits the threads, connections or memory of another.
 
     Raises:
-        RuntimeError: It failed there.
+        RuntimeError: The function failed there.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -100,7 +101,7 @@ def in_process(do, *arguments: Any) -> Any:
 
 
 def time_reader(name: str, place: str, expected: list[str]) -> tuple[float, float, float]:
-    """Read some epochs; return the seconds of the first, with opening, of the first two together, and of the third."""
+    """Read some epochs; return the seconds of the first one with opening, of the first two together, and of the third."""
     scratch = Path(tempfile.mkdtemp(prefix="perf-reading-"))
     try:
         if not is_s3(place):
@@ -122,7 +123,7 @@ def time_reader(name: str, place: str, expected: list[str]) -> tuple[float, floa
 
 
 def in_turns(names: list[str], place: str, expected: list[str], repeats: int) -> dict[str, list[tuple[float, float, float]]]:
-    """Time readers one after the other, and again; those that need more than twice the best time run once only."""
+    """Time readers in turn, several times; those that need more than twice the best time run only once."""
     times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
     for turn in range(repeats):
         best = [min((t[0][n] for name, t in times.items() if t and name != "ours"), default=0.0) for n in range(3)]
@@ -133,10 +134,10 @@ def in_turns(names: list[str], place: str, expected: list[str], repeats: int) ->
 
 
 def beside_others(is_quick: bool) -> list[Measured]:
-    """Rows of the first, the first two and a later epoch from a disk and from S3."""
+    """Return the rows of the first epoch, of the first two together and of a later one, from a disk and from S3."""
     num_images, repeats = (256, 1) if is_quick else (4096, 3)
     readers = [name for name, (_, module, _) in READERS.items() if not module or peer(module) is not None]
-    import torch.utils.data  # noqa: F401 - before forking, so that no first epoch pays for it
+    import torch.utils.data  # noqa: F401 - imported before forking, so that no first epoch pays for it
 
     note = absence("webdataset", "datasets", "litdata", "s3fs")
     with tempfile.TemporaryDirectory() as folder, s3_bucket() as bucket:
@@ -159,7 +160,7 @@ def beside_others(is_quick: bool) -> list[Measured]:
 
 
 def row_of(work: str, rates: dict[str, float], sizes: dict[str, int], note: str) -> Measured:
-    """Put our rate beside the best of the others, whose rates are told in the note."""
+    """Compare our rate with the best of the others; the note has all of their rates."""
     others = {name: rate for name, rate in rates.items() if name != "ours"}
     best = max(others, key=others.__getitem__) if others else ""
     told = "; ".join(f"{name} {rate:,.0f} ({sizes[name]:,} B)" for name, rate in others.items() if name != best)
@@ -169,7 +170,7 @@ def row_of(work: str, rates: dict[str, float], sizes: dict[str, int], note: str)
 
 
 def measure(is_quick: bool = False) -> list[Measured]:
-    # The others first: a process that has started threads is better not forked.
+    # The others come first, because a process that has started threads should not be forked.
     return beside_others(is_quick) + beside_pil(256 if is_quick else 1024)
 
 
@@ -184,7 +185,7 @@ def beside_pil(num_patches: int) -> list[Measured]:
         def by_loader() -> None:
             assert sum(len(images) for images, _ in loader) == num_patches
 
-        by_loader()  # starts its processes
+        by_loader()  # the first call starts the worker processes
         source = TrainingSource.open(open_store(folder), keys, root / "cache")
         batches = share(epoch_order(source.class_sizes(), 0, 0, 0), batch_size=BATCH)
 

@@ -1,7 +1,7 @@
-"""The same images as each reader of `perf.reading_peers` stores them: written once to a disk, then copied to S3.
+"""The same images in the form that each reader of `perf.reading_peers` stores, written to a disk and then copied to S3.
 
-Every form is cut into as many files, so that two workers have equal shares; TIFFs lie one patch each, uncompressed, as
-the published scripts write them. What is read and timed is `perf.reading_peers` and `perf.reading`.
+Every form is divided into the same number of files, so that two workers have equal shares. TIFFs hold one uncompressed patch
+each, as the published scripts write them. Readers are in `perf.reading_peers`, timing is in `perf.reading`.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ def digests(images: NDArray[np.uint8]) -> list[str]:
 
 
 def write_shards(root: Path, images: list[NDArray[np.uint8]], num_files: int) -> list[str]:
-    """Write shards as cem/filtered_patches does, but without columns that nobody reads here; return their names."""
+    """Write shards as cem/filtered_patches does, without the columns that are not read here; return their names."""
     schema = schema_of(("dataset", pa.string()), ("image", image_column([], []).type))
     size, keys = len(images) // num_files, []
     for number in range(num_files):
@@ -89,7 +89,7 @@ def upload(root: Path, bucket: str) -> None:
 
 
 def stored_bytes(root: Path) -> dict[str, int]:
-    """Sum the files of each form, as they lie on a disk or in a bucket."""
+    """Return the bytes that the files of each form take on a disk or in a bucket."""
     return {form.name: sum(file.stat().st_size for file in form.rglob("*") if file.is_file()) for form in root.iterdir()}
 
 

@@ -1,8 +1,8 @@
-"""Readers of training images, ours and others: each gives shuffled batches of 128 uint8 images, epoch after epoch.
+"""Readers of training images, ours and others. Each gives shuffled batches of 128 uint8 images, epoch after epoch.
 
-A reader is opened on a place, a folder or `s3://bucket` that `perf.reading_data` filled, with a scratch folder for
-what it keeps by default. All have two workers: threads in ours, forked processes of torch's DataLoader in the others,
-which hand tensors over in shared memory. What is timed is `perf.reading`.
+A reader opens a folder or `s3://bucket` that `perf.reading_data` filled, and gets a scratch folder for what it keeps by
+default. All have two workers: threads in ours; in the others forked processes of torch's DataLoader, which hand tensors over
+in shared memory. Timing is in `perf.reading`.
 """
 
 import io
@@ -22,10 +22,10 @@ from perf.reading_data import NUM_FILES
 BATCH = 128
 NUM_WORKERS = 2
 SHUFFLE_BUFFER = 1000
-"""Images among which readers shuffle that cannot draw from all."""
+"""Size of the shuffle buffer of readers that cannot draw from all images."""
 
 Epoch = Callable[[int], Iterator[NDArray[np.uint8]]]
-"""Gives the batches of the epoch of a number."""
+"""Takes the number of an epoch and gives its batches."""
 
 
 def is_s3(place: str) -> bool:
@@ -66,7 +66,7 @@ def open_ours(place: str, scratch: Path) -> Epoch:
 
     def epoch(number: int) -> Iterator[NDArray[np.uint8]]:
         if number == 1:
-            source.flush()  # what the first epoch left to write is part of the time of the next
+            source.flush()  # counts what the first epoch left to write into the time of the next
         batches = share(epoch_order(source.class_sizes(), 0, 0, number), batch_size=BATCH)
         for batch in BatchStream(source, batches, num_threads=NUM_WORKERS):
             yield batch.images
@@ -97,7 +97,7 @@ def open_webdataset(place: str, scratch: Path) -> Epoch:
 
 
 def _raw_cells(dataset: Any) -> Any:
-    """Cells undecoded, for the collate function to decode: quicker than the library's own decoding to PIL images."""
+    """Give cells undecoded, for the collate function to decode. That is faster than the library's decoding to PIL images."""
     import datasets
 
     return dataset.cast_column("image", datasets.Image(decode=False))
@@ -130,7 +130,7 @@ def _open_litdata(url: str, scratch: Path, collate: Callable[[Any], Any]) -> Epo
     from litdata.streaming import downloader
 
     if is_s3(url):
-        # It has no setting for servers without TLS; with this its faster client speaks to them.
+        # litdata has no setting for servers without TLS; this lets its faster client use one.
         downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = "true"
     cache = str(scratch / "litdata") if is_s3(url) else None
     dataset = StreamingDataset(url, cache_dir=cache, shuffle=True)
@@ -146,7 +146,7 @@ def _open_litdata(url: str, scratch: Path, collate: Callable[[Any], Any]) -> Epo
 
 
 class _Tiffs:
-    """One file per patch: a batch's files are asked for together from S3, one after the other from a disk."""
+    """Reads one file per patch. From S3 the files of a batch are requested together, from a disk one after the other."""
 
     def __init__(self, place: str) -> None:
         self._folder = f"{place}/tiff"
@@ -190,6 +190,6 @@ READERS: dict[str, tuple[Callable[[str, Path], Epoch], str, str]] = {
     "litdata, raw pixels": (open_litdata_raw, "litdata", "litdata-raw"),
     "a TIFF per patch": (open_tiffs, "s3fs", "tiff"),
 }
-"""How each is opened, the module it needs, and the form that it reads."""
+"""For each reader: how it is opened, the module it needs, and the form that it reads."""
 UNCOMPRESSED = ("litdata-raw", "tiff")
-"""Forms that nothing has to be unpacked of, at half as many bytes again."""
+"""Forms that need no unpacking, but one and a half times the bytes."""

@@ -1,4 +1,4 @@
-"""What `make bench` writes: rows as JSON, as lines of a terminal, and as the Markdown table for docs/performance.md."""
+"""The output of `make bench`: rows as JSON, as lines for a terminal, and as the Markdown table for docs/performance.md."""
 
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +11,7 @@ def to_json(row: Measured) -> dict[str, Any]:
 
 
 def figure(value: float) -> str:
-    """Three digits are what these machines can tell."""
+    """Write a figure with three digits; these machines are too noisy for more."""
     if value == 0:
         return "0"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""A real S3 server for measurements: Ceph on loopback, as the tests have it, or the one that a variable names."""
+"""A real S3 server for measurements: Ceph on loopback, as in the tests, or the server that an environment variable names."""
 
 import gc
 import os
@@ -15,7 +15,7 @@ from cem_assets_tests.services import ceph
 
 @contextmanager
 def s3_bucket(object_store: str = "bluestore") -> Iterator[str]:
-    """Make a bucket; the AWS_* variables of this process and its children point to its server meanwhile and after.
+    """Make a bucket. The AWS_* variables of this process and its children point to its server from then on.
 
     Args:
         object_store: "memstore" for a server that keeps objects in memory, where filling it would take most of the time.
@@ -41,7 +41,7 @@ def s3_bucket(object_store: str = "bluestore") -> Iterator[str]:
         os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
         bucket = f"cem-perf-{uuid.uuid4().hex[:12]}"
         s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
-        # Where a forked child collects it, the child waits more than a second for an event loop that it has not.
+        # A forked child that collected this garbage would wait more than a second for an event loop that it does not have.
         gc.collect()
         yield bucket
     finally:

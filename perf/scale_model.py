@@ -2,18 +2,18 @@
 
     python -m perf.scale_model [--petabytes 1] [--patches 1e9] [--cores 512] [--gpus 8]
 
-Two workloads: so many petabytes of isotropic volumes and whatever comes of them, and so many filtered patches with the volumes
-it takes. Rates are those of `perf.measured_figures`, counts those of `perf.scale_objects`, limits those of `perf.scale_limits`;
-prices and shares are assumptions that stand here. Nothing of it was run at that size.
+It computes two workloads: a number of petabytes of isotropic volumes, and a number of filtered patches with the volumes they
+need. Rates come from `perf.measured_figures`, counts from `perf.scale_objects` and limits from `perf.scale_limits`. Prices and
+shares are the assumptions in this module. Nothing was run at that size.
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from cem_assets.cem.patches.tables import PATCHES_PER_SHARD
 from cem_assets.store.assets import DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
-from perf.measured_figures import NUM_CORES, RESULTS, Figure, as_table, dedup_seconds, number, read_figures
+from perf.measured_figures import FIGURES, NUM_CORES, as_table, dedup_seconds, figure, number
 from perf.scale_limits import Limit, Scale, limits_of
 from perf.scale_objects import PAGE, Bytes, Made, chain_of_cube, stages_of
 
@@ -39,11 +39,12 @@ class Assumptions:
     """What a workload is like.
 
     Attributes:
-        dataset_gb: Voxels of a dataset, in 10^9: the mean.
-        exemplar_share, informative_share: Of patches (0.14 to 0.89 seen), of exemplars (77 of 158 in the reference's notebook).
-        run_cores: Of one run.
-        num_releases: That are kept.
-        keeps_inbox: Whether the files of the inbox stay.
+        dataset_gb: Mean number of voxels of a dataset, in 10^9.
+        exemplar_share: Share of patches that are exemplars (0.14 to 0.89 were seen).
+        informative_share: Share of exemplars that pass the filter (77 of 158 in the reference's notebook).
+        run_cores: Cores of one run.
+        num_releases: How many releases are kept.
+        keeps_inbox: Whether the files of the inbox are kept.
     """
 
     dataset_gb: float = 100.0
@@ -70,47 +71,36 @@ class Model:
     """A workload, computed.
 
     Attributes:
-        num_datasets: Of the mean size.
-        voxels, raw, exemplars, filtered: In all.
-        stages: By asset; "starting runs" among them.
-        hours: Of all cores and GPUs, each at work all the time.
-        scale: For its limits.
-        costs: In USD, by what for; storage for a month.
+        stages: What each asset costs; "starting runs" is among them.
+        hours: Duration with all cores and GPUs at work all the time.
+        scale: The numbers that limits are about.
+        costs: In USD, by what they are for; storage for one month.
     """
 
-    num_datasets: float
-    voxels: float
-    raw: float
-    exemplars: float
-    filtered: float
     stages: dict[str, StageCost]
     hours: float
     scale: Scale
     costs: dict[str, float]
 
+    def total(self, of_one: float) -> float:
+        """Return what a number of one dataset comes to over all datasets."""
+        return self.scale.num_datasets * of_one
 
-def compute(num_datasets: float, figures: Mapping[str, Figure], given: Assumptions, num_cores: int, num_gpus: int) -> Model:
-    """Compute a workload.
 
-    Args:
-        num_datasets: Of `given.dataset_gb` each.
-        figures: Rates.
-        given: Assumptions.
-        num_cores: That work at it.
-        num_gpus: Likewise; 0 lets the cores score.
-    """
+def compute(num_datasets: float, given: Assumptions, num_cores: int, num_gpus: int) -> Model:
+    """Compute a workload of datasets of `given.dataset_gb` each. Without GPUs the cores score."""
     chain = chain_of_cube(given.dataset_gb * 1e9, given.exemplar_share, given.informative_share)
     made = stages_of(chain, given.sizes)
     reading = {asset: (made[asset].gets - 6) / chain.bricks for asset in (SCORES, FILTERED)}
-    decoding = chain.voxels / figures["decoding"].value
+    decoding = chain.voxels / figure("decoding")
     core_seconds = {
-        VOLUMES: chain.voxels / figures["volumes"].value,
-        RAW: chain.voxels / figures["raw"].value,
-        DEDUPLICATED: chain.voxels / figures["dedup tables"].value + NUM_CORES * dedup_seconds(figures, chain.raw),
-        SCORES: decoding * reading[SCORES] + (0 if num_gpus else chain.exemplars / figures["scores cpu"].value),
-        FILTERED: decoding * reading[FILTERED] + chain.kept * SIDE**2 / figures["shards"].value,
+        VOLUMES: chain.voxels / figure("volumes"),
+        RAW: chain.voxels / figure("raw"),
+        DEDUPLICATED: chain.voxels / figure("dedup tables") + NUM_CORES * dedup_seconds(chain.raw),
+        SCORES: decoding * reading[SCORES] + (0 if num_gpus else chain.exemplars / figure("scores cpu")),
+        FILTERED: decoding * reading[FILTERED] + chain.kept * SIDE**2 / figure("shards"),
     }
-    gpu_seconds = chain.exemplars / figures["scores gpu"].value if num_gpus else 0.0
+    gpu_seconds = chain.exemplars / figure("scores gpu") if num_gpus else 0.0
     stages = {
         asset: StageCost(
             num_datasets * seconds / 3600,
@@ -119,7 +109,7 @@ def compute(num_datasets: float, figures: Mapping[str, Figure], given: Assumptio
         )
         for asset, seconds in core_seconds.items()
     }
-    stages["starting runs"] = StageCost(num_datasets * figures["run start"].value / 3600, 0.0, Made(0, 0, 0, 0, 0, 0))
+    stages["starting runs"] = StageCost(num_datasets * figure("run start") / 3600, 0.0, Made(0, 0, 0, 0, 0, 0))
     core_hours, gpu_hours = (sum(getattr(stage, name) for stage in stages.values()) for name in ("core_hours", "gpu_hours"))
     hours = max(core_hours / num_cores, gpu_hours / num_gpus if num_gpus else 0.0)
     total = _sum([stage.made for stage in stages.values()])
@@ -146,17 +136,7 @@ def compute(num_datasets: float, figures: Mapping[str, Figure], given: Assumptio
         seconds=hours * 3600,
         one_dataset_seconds=sum(core_seconds.values()) / given.run_cores + gpu_seconds,
     )
-    return Model(
-        num_datasets,
-        num_datasets * chain.voxels,
-        num_datasets * chain.raw,
-        num_datasets * chain.exemplars,
-        num_datasets * chain.kept,
-        stages,
-        hours,
-        scale,
-        costs,
-    )
+    return Model(stages, hours, scale, costs)
 
 
 def _times(made: Made, factor: float) -> Made:
@@ -176,17 +156,7 @@ def datasets_for(petabytes: float, patches: float, given: Assumptions) -> tuple[
 def stage_table(model: Model) -> str:
     rows = []
     for asset, stage in (*model.stages.items(), ("all", _all(model))):
-        made = stage.made
-        cells = (
-            stage.core_hours,
-            stage.gpu_hours,
-            made.objects,
-            made.num_bytes,
-            made.read_bytes,
-            made.gets,
-            made.puts,
-            made.lists,
-        )
+        cells = (stage.core_hours, stage.gpu_hours, *vars(stage.made).values())
         rows.append([asset, *(number(cell) if cell else "-" for cell in cells)])
     return as_table(("stage", "core hours", "GPU hours", "objects", "bytes stored", "bytes read", "GET", "PUT", "LIST"), rows)
 
@@ -197,33 +167,35 @@ def _all(model: Model) -> StageCost:
     return StageCost(sum(stage.core_hours for stage in stages), sum(stage.gpu_hours for stage in stages), made)
 
 
-def summary_table(models: Mapping[str, Model], figures: Mapping[str, Figure]) -> str:
+def summary_table(models: Mapping[str, Model]) -> str:
     """Make the table of totals, a column for each workload."""
     rows: dict[str, list[str]] = {}
     for model in models.values():
-        total, scale = _all(model).made, model.scale
-        pages, bricks = scale.num_objects / PAGE, scale.chain.bricks * model.num_datasets
+        total, scale, chain = _all(model).made, model.scale, model.scale.chain
+        pages, bricks = scale.num_objects / PAGE, model.total(chain.bricks)
         facts = {
-            "datasets (partitions, runs of the chain)": number(model.num_datasets),
-            "voxels": number(model.voxels),
-            "raw patches, exemplars, filtered": ", ".join(map(number, (model.raw, model.exemplars, model.filtered))),
+            "datasets (partitions, runs of the chain)": number(scale.num_datasets),
+            "voxels": number(model.total(chain.voxels)),
+            "raw patches, exemplars, filtered": ", ".join(
+                number(model.total(num)) for num in (chain.raw, chain.exemplars, chain.kept)
+            ),
             "days, cores and GPUs busy all the time": number(model.hours / 24),
             "days for one dataset on one run": number(scale.one_dataset_seconds / 86400),
             "GET, PUT a second meanwhile": f"{number(scale.gets)}, {number(scale.puts)}",
             "bytes read a second meanwhile": number(total.read_bytes / scale.seconds),
             "objects, of them bricks of volumes": f"{number(scale.num_objects)}, {bricks / scale.num_objects:.1%}",
-            "shards with pixels": number(model.filtered / 2560),
+            "shards with pixels": number(scale.filtered / PATCHES_PER_SHARD),
             "tables without pixels, bytes": number(sum(model.stages[a].made.num_bytes for a in (RAW, DEDUPLICATED, SCORES))),
-            "manifest of one volume partition, bytes": number(scale.chain.bricks * 150.0),
-            "memory of one dataset's deduplication, GiB": number(_limit(model, figures, "memory of a dataset's dedup").value),
-            "memory of one release, GiB": number(_limit(model, figures, "memory of a release").value),
-            "Dagster events, bytes": f"{number(model.num_datasets * EVENTS_PER_CHAIN)}, {number(scale.database_bytes)}",
+            "manifest of one volume partition, bytes": number(chain.bricks * Bytes.object_entry),
+            "memory of one dataset's deduplication, GiB": number(_limit(model, "memory of a dataset's dedup").value),
+            "memory of one release, GiB": number(_limit(model, "memory of a release").value),
+            "Dagster events, bytes": f"{number(model.total(EVENTS_PER_CHAIN))}, {number(scale.database_bytes)}",
             "a pass of reconciliation, hours: as ticks on local disk, on S3; by listing all objects in turn": ", ".join(
                 number(seconds / 3600)
                 for seconds in (
-                    model.num_datasets * figures["pass local"].value,
-                    model.num_datasets * figures["pass s3"].value,
-                    pages * figures["list page"].value,
+                    scale.num_datasets * figure("pass local"),
+                    scale.num_datasets * figure("pass s3"),
+                    pages * figure("list page"),
                 )
             ),
             **{f"USD: {what}": number(cost) for what, cost in model.costs.items()},
@@ -233,40 +205,40 @@ def summary_table(models: Mapping[str, Model], figures: Mapping[str, Figure]) ->
     return as_table(("", *models), [[what, *told] for what, told in rows.items()])
 
 
-def _limit(model: Model, figures: Mapping[str, Figure], what: str) -> Limit:
-    return next(limit for limit in limits_of(model.scale, figures) if limit.what.startswith(what))
+def _limit(model: Model, what: str) -> Limit:
+    return next(limit for limit in limits_of(model.scale) if limit.what.startswith(what))
 
 
-def limit_table(model: Model, figures: Mapping[str, Figure]) -> str:
+def limit_table(model: Model) -> str:
     rows = [
         [limit.what, number(limit.value), number(limit.limit), number(limit.load), limit.at, limit.then, limit.source]
-        for limit in limits_of(model.scale, figures)
+        for limit in limits_of(model.scale)
     ]
     return as_table(("what", "here", "gives way at", "here / there", "that is", "then, and the remedy", "known"), rows)
 
 
-def report(figures: Mapping[str, Figure], petabytes: float, patches: float, given: Assumptions, cores: int, gpus: int) -> str:
+def report(petabytes: float, patches: float, given: Assumptions, cores: int, gpus: int) -> str:
     """Write all tables as Markdown."""
     models = {
-        name: compute(num, figures, given, cores, gpus)
+        name: compute(num, given, cores, gpus)
         for name, num in zip(
             (f"{petabytes:g} PB of volumes", f"{number(patches)} filtered patches"),
             datasets_for(petabytes, patches, given),
             strict=True,
         )
     }
-    parts = [f"{cores} cores, {gpus} GPUs; datasets of {given.dataset_gb:g} GB.", summary_table(models, figures)]
+    parts = [f"{cores} cores, {gpus} GPUs; datasets of {given.dataset_gb:g} GB.", summary_table(models)]
     for name, model in models.items():
         parts += [f"**{name}**, by stage:", stage_table(model)]
     for name, model in models.items():
-        parts += [f"**{name}**: what breaks first", limit_table(model, figures)]
+        parts += [f"**{name}**: what breaks first", limit_table(model)]
     parts += [
         "Figures:",
         as_table(
             ("figure", "value", "unit", "source"),
             [
-                [name, number(figure.value) if figure.value >= 1 else f"{figure.value:.2g}", figure.unit, figure.source]
-                for name, figure in figures.items()
+                [name, number(found.value) if found.value >= 1 else f"{found.value:.2g}", found.unit, found.source]
+                for name, found in FIGURES.items()
             ],
         ),
     ]
@@ -280,10 +252,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset-gb", type=float, default=Assumptions.dataset_gb)
     parser.add_argument("--cores", type=int, default=512)
     parser.add_argument("--gpus", type=int, default=8, help="0 lets the cores score")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="of `python -m perf`")
     call = parser.parse_args(arguments)
     given = Assumptions(dataset_gb=call.dataset_gb)
-    print(report(read_figures(call.results), call.petabytes, call.patches, given, call.cores, call.gpus))
+    print(report(call.petabytes, call.patches, given, call.cores, call.gpus))
 
 
 if __name__ == "__main__":

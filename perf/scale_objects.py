@@ -1,7 +1,7 @@
-"""How many objects, rows and requests one dataset makes, counted by arithmetic as the stages count them.
+"""How many objects, rows and requests one dataset makes, by arithmetic.
 
-The number of objects equals what a chain writes (compared in the tests with real ones); requests are an estimate from reading
-the stages, for a dataset whose bricks all lie in S3. What many datasets come to is `perf.scale_model`.
+The number of objects is exact; tests compare it with chains that were run. Requests are an estimate from the code of the
+stages, for a dataset whose bricks are all in S3. `perf.scale_model` multiplies them by the number of datasets.
 """
 
 import math
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cem_assets.cem.filter import stage as cem_filter
-from cem_assets.cem.patches import hashes as patch_hashes
 from cem_assets.cem.patches import pixels as patches
 from cem_assets.cem.patches import stage as cem_patches
+from cem_assets.cem.volumes import hashes as patch_hashes
 from cem_assets.cem.volumes.bricks import brick_boxes, brick_shape, count_brick_patches, count_patches
 from cem_assets.execution.checks import HASHED_BYTES
 from cem_assets.store import manifests, parquet
@@ -21,10 +21,10 @@ Shape = tuple[int, int, int]
 PAGE = 1000
 """Keys that one LIST answers."""
 _HASH_BYTES = 8.0
-"""Of a patch's hash beside its volume; hashes do not compress."""
+"""A patch's hash beside its volume; hashes do not compress."""
 _LISTED_EXACTLY = 200_000
 _BLOCK = 50 << 20
-"""What s3fs asks for at a time when it reads a file or copies it."""
+"""Bytes that s3fs requests at a time when it reads or copies a file."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Made:
     """What a stage makes of one dataset.
 
     Attributes:
-        objects: With its manifest.
-        num_bytes: Of them.
-        read_bytes: Read by the stage and its blocking check of objects.
+        objects: Objects, with the manifest.
+        num_bytes: Bytes of these objects.
+        read_bytes: Bytes that the stage and its blocking check of objects read.
         gets, puts, lists: Requests.
     """
 
@@ -48,12 +48,12 @@ class Made:
 
 @dataclass(frozen=True)
 class Chain:
-    """One dataset of volumes, and how many of its patches get how far.
+    """One dataset of volumes, and how many patches are left after each stage.
 
     Attributes:
-        volumes: (shape (z, y, x), planes) of each.
+        volumes: Shape (z, y, x) and planes of each volume.
         exemplars, kept: Patches after deduplication and after the filter.
-        rejected: Patches that touch voxels the source never had.
+        rejected: Patches that touch voxels which the source lacks.
         rejected_parts: Files of the raw table that had such patches.
         bricks_missing: Bricks that have a mask of missing voxels.
     """
@@ -111,16 +111,12 @@ def _manifest(num_objects: int) -> int:
 
 
 def count_objects(chain: Chain) -> dict[str, int]:
-    """Return the objects of each asset of the chain, manifests included.
-
-    Args:
-        chain: The dataset; duplicates are its raw patches that are neither rejected nor exemplars.
-    """
+    """Return the number of objects of each asset of the chain, manifests included."""
     duplicates = chain.raw - chain.rejected - chain.exemplars
     masks = len(chain.volumes) if chain.bricks_missing else 0
     content = {
-        # A volume: its bricks, masks where voxels are missing, the group's and the array's zarr.json, the hashes of its
-        # patches; and what was rejected.
+        # A volume has its bricks, masks where voxels are missing, the zarr.json of group and array, and the hashes of its
+        # patches. One more table says what was rejected.
         VOLUMES: chain.bricks + chain.bricks_missing + 2 * len(chain.volumes) + masks + num_hash_parts(chain) + 1,
         RAW: num_raw_parts(chain) + chain.rejected_parts + 1,
         DEDUPLICATED: -(-chain.exemplars // cem_patches._ROWS_PER_PART) + -(-duplicates // cem_patches._ROWS_PER_PART),
@@ -132,13 +128,13 @@ def count_objects(chain: Chain) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes of things; see the sources in docs/scale.md.
+    """How many bytes each of these things takes in the store; docs/scale.md names the sources.
 
     Attributes:
-        voxel: Of a stored one: zstd 1 on EM.
-        raw_row, duplicate_row, score_row: Of a patch in tables without pixels.
-        patch: Of a filtered one with its pixels.
-        object_entry: Of an object in a manifest, as JSON.
+        voxel: A voxel of EM after zstd 1.
+        raw_row, duplicate_row, score_row: A patch in the tables without pixels.
+        patch: A filtered patch with its pixels.
+        object_entry: An object in a manifest, as JSON.
     """
 
     voxel: float = 0.83
@@ -158,12 +154,7 @@ def chain_of_cube(num_voxels: float, exemplar_share: float, informative_share: f
 
 
 def stages_of(chain: Chain, sizes: Bytes = Bytes()) -> dict[str, Made]:
-    """Return what each stage of a dataset makes, reads and asks for.
-
-    Args:
-        chain: The dataset.
-        sizes: Bytes of things.
-    """
+    """Return what each stage of a dataset makes and reads, and its requests."""
     objects = count_objects(chain)
     stored = {
         VOLUMES: chain.voxels * sizes.voxel + chain.raw * _HASH_BYTES,
@@ -173,14 +164,14 @@ def stages_of(chain: Chain, sizes: Bytes = Bytes()) -> dict[str, Made]:
         FILTERED: chain.kept * sizes.patch,
     }
     inbox = float(chain.voxels)
-    in_order = 64 * cem_filter._READ_BATCHES  # rows read together; the brick between two batches is read for both
+    in_order = 64 * cem_filter._READ_BATCHES  # rows that are read together; a brick between two batches is read for both
     scored_bricks = min(chain.bricks, chain.exemplars) + chain.exemplars / in_order
     kept_bricks = min(chain.bricks, chain.kept) + chain.kept / parquet.IMAGE_ROW_GROUP
     brick = chain.voxels * sizes.voxel / max(chain.bricks, 1)
     before = {
-        VOLUMES: (2 * inbox, 2.0 * max(1, inbox / _BLOCK)),  # hashed, then copied to scratch; chunks of a Zarr are requests
-        RAW: (chain.raw * _HASH_BYTES, num_hash_parts(chain)),  # bricks themselves only where another Pillow hashed them
-        DEDUPLICATED: (3 * stored[RAW], 6.0 * objects[RAW]),  # hashes, names, everything; and names again
+        VOLUMES: (2 * inbox, 2.0 * max(1, inbox / _BLOCK)),  # hashed, then copied to scratch
+        RAW: (chain.raw * _HASH_BYTES, num_hash_parts(chain)),  # bricks are read only where another Pillow hashed them
+        DEDUPLICATED: (3 * stored[RAW], 6.0 * objects[RAW]),  # hashes, then names, then everything, and names again
         SCORES: (scored_bricks * brick + stored[DEDUPLICATED], scored_bricks + 2.0 * objects[DEDUPLICATED]),
         FILTERED: (kept_bricks * brick + 3 * stored[SCORES], kept_bricks + 6.0 * objects[SCORES]),
     }
@@ -195,6 +186,6 @@ def stages_of(chain: Chain, sizes: Bytes = Bytes()) -> dict[str, Made]:
             read_bytes=num_bytes + checked,
             gets=gets + share * objects[asset] + 6,
             puts=float(objects[asset]),
-            lists=2.0 * pages + 8,  # before and after the stage, and for its check; manifests are found by listing
+            lists=2.0 * pages + 8,  # before and after the stage, for its check, and to find manifests
         )
     return made

@@ -1,7 +1,7 @@
-"""One training step taken apart: how long each part takes, and which operations.
+"""One training step taken apart: how long each part takes, and which operations take the time.
 
-`Step` is the step of `cem_assets.pretraining.training.loop`'s loop without the loop: no checks of the loss, no sums of
-indicators, no schedule. Rates of whole pipelines are measured in `perf.training`.
+`Step` is the step of the loop in `cem_assets.pretraining.training.loop` without checks of the loss, sums of indicators and the
+schedule. Rates of whole pipelines are measured in `perf.training`.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ _TABLE_ROWS = 15
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until the device has done all that it was told, so that clocks mean something."""
+    """Wait until the device has finished its work, so that a look at the clock means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class Step:
-    """A method's step on views that are on the device; the method must be there already."""
+    """The step of a method on views that are on the device. The method must be on the device already."""
 
     def __init__(self, method: Method, device: torch.device) -> None:
         self.method = method
@@ -55,7 +55,7 @@ class Step:
 
 
 class Sections:
-    """Seconds spent in named parts, which also show by name in a profile."""
+    """Measures the seconds of named parts, which also appear by name in a profile."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -73,9 +73,9 @@ class Sections:
 def take_apart(
     step: Step, batches: Iterable[Batch], augmentation: BatchAugmentation, num_steps: int, device: torch.device
 ) -> dict[str, float]:
-    """Make steps whose parts wait for each other; return milliseconds a step of each part.
+    """Make steps whose parts wait for each other; return the milliseconds that each part takes in a step.
 
-    The sum is more than a step of the loop takes, which lets the device and the readers work at the same time.
+    The sum is longer than a step of the loop, in which the device and the readers work at the same time.
     """
     section = Sections(device)
     for number, batch in enumerate(_timed(batches, section, num_steps)):
@@ -94,7 +94,7 @@ def take_apart(
 
 def _timed(batches: Iterable[Batch], section: Sections, num: int) -> Iterator[Batch]:
     with contextlib.closing(iter(batches)) as stream:
-        next(stream)  # starts the readers
+        next(stream)  # the first batch starts the readers
         wait_for(section.device)
         for _ in range(num):
             with section("reading wait"):
@@ -112,14 +112,14 @@ def profiled(
     averages = made.key_averages()
     by = "self_device_time_total" if is_cuda else "self_cpu_time_total"
     table = averages.table(sort_by=by, row_limit=_TABLE_ROWS, max_name_column_width=60)
-    # Kernels are entries of their own, of type CUDA; the ranges of our sections appear there too and are left out.
+    # Kernels are separate entries of type CUDA. The ranges of our sections appear there too and are left out.
     on_device = [event for event in averages if event.device_type == torch.autograd.DeviceType.CUDA]
     busy_us = sum(event.self_device_time_total for event in on_device if not event.is_user_annotation)
     return table, busy_us / 1000 / num_steps
 
 
 def bound_by(waiting: float, busy: float | None, section_ms: dict[str, float]) -> str:
-    """Say in words what more speed would need."""
+    """Say in words what limits the speed of a step."""
     if waiting > 0.1:
         return f"reading: the loop waits for batches {waiting:.0%} of its time"
     if busy is not None and busy < 0.8:

@@ -1,7 +1,7 @@
-"""Objects to and from S3: our store beside s3fs, obstore and boto3, on one real server, with as many threads each.
+"""Objects to and from S3: our store beside s3fs, obstore and boto3, on one real server, with the same number of threads.
 
-The peer of a row is the fastest of the three; rates are of the median of several turns, all clients in each. That each
-reads what was written is asserted. `create` and a whole commit have no peer: they say what the protocol costs.
+The peer of a row is the fastest of the three. Rates are medians of several turns, with all clients in each turn. It is asserted
+that each client reads what was written. `create` and a whole commit have no peer: they show what the protocol costs.
 """
 
 import os
@@ -24,7 +24,7 @@ NUM_THREADS = 8
 
 @dataclass(frozen=True)
 class Client:
-    """One way to do it: write, read, and count the keys of a folder."""
+    """A client: how it writes, reads, and counts the keys of a folder."""
 
     write: Callable[[str, bytes], object]
     read: Callable[[str], bytes]
@@ -75,7 +75,7 @@ def by_boto3(bucket: str) -> Client:
 
 
 def median_rates(calls: dict[str, Callable[[int], float]], amount: float, repeats: int) -> dict[str, float]:
-    """Call in turns with the number of the turn; each call returns its seconds."""
+    """Call the functions in turn with the number of the turn; each returns its seconds."""
     seconds = zip(calls, zip(*turns(calls, repeats), strict=True), strict=True)
     return {name: amount / statistics.median(times) for name, times in seconds}
 
@@ -92,7 +92,7 @@ def row(work: str, unit: str, rates: dict[str, float], note: str) -> Measured:
 
 
 def measure(is_quick: bool = False) -> list[Measured]:
-    # Bytes, objects in a turn, threads, turns.
+    # Each row: bytes of an object, objects in a turn, threads, turns.
     sizes = [(1000, 200, NUM_THREADS, 7), (64_000, 200, NUM_THREADS, 5), (8 << 20, 16, NUM_THREADS, 3), (128 << 20, 2, 1, 3)]
     if is_quick:
         sizes = [(1000, 60, NUM_THREADS, 3), (8 << 20, 4, NUM_THREADS, 1)]
@@ -121,7 +121,7 @@ def whole_objects(
         def check(way: Client, key: str) -> None:
             assert len(way.read(key)) == num_bytes
 
-        for name, way in ways.items():  # connections are opened
+        for name, way in ways.items():  # so that connections are open before anything is timed
             way.write(f"warm/{num_bytes}/{name}", data)
             assert way.read(f"warm/{num_bytes}/{name}") == data
         is_small = num_bytes < 1 << 20

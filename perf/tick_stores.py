@@ -1,6 +1,6 @@
-"""Stores with many committed partitions, made cheaply: real manifests over tiny objects, for measuring ticks.
+"""Stores with many committed partitions for measuring ticks, made cheaply: real manifests over tiny objects.
 
-Everything is what the stages would have committed (names, digests, upstream, sizes), so reconciliation finds nothing to do.
+Names, digests, upstream and sizes are what the stages would have committed, so reconciliation finds nothing to do.
 """
 
 import shutil
@@ -137,7 +137,7 @@ def fill_cytoimagenet(store: Store, num_sources: int, num_labels: int) -> None:
         return _commit(store, inputs, ("part-00000.parquet",), {"sources": sources[:1]})
 
     crops = {manifest.inputs.partition: manifest for manifest in _in_parallel(store, crop, frame.to_dict("records"))}
-    # As `members` finds it, without reading again, one by one, what was written just now.
+    # The same as `members` finds, without reading back one by one what was just written.
     found = _ready(store, crops.get)
     assert found is not None and len(found.current) == num_labels
     contents = [{"folder": manifest.folder, "digest": manifest.digest} for _, manifest in found.current]
@@ -160,7 +160,7 @@ def _commit(
         objects.append(ManifestObject(name, len(content), sha256(content).hexdigest()))
     counts = {"rows": 100, "images": 100}
     manifest = Manifest(inputs, 1, tuple(objects), counts, details or {}, {"python": "3"}, {**_RUN})
-    # The first and only one, so no listing is needed before it is written.
+    # It is the first and only manifest, so no listing is needed before it is written.
     return write_manifest(store, replace(manifest, number=0), is_final=True)
 
 

@@ -1,9 +1,8 @@
 """The tick of every sensor and schedule with 10, 1,000 and 5,000 datasets (and labels), on local disk and on S3.
 
-Every partition is committed and current, so a tick has to find out that nothing is to be done; then the same for as many
-datasets, up to 1,000, that wait in the inbox. The longest tick of a whole pass counts; one that takes longer than 10 s is
-late. The first pass of the inbox finds everything for the first time, and so do schedules, whose tick has no cursor to go
-on from.
+Every partition is committed and current, so a tick has to find out that there is nothing to do. The same is measured for as
+many datasets, up to 1,000, that wait in the inbox. The longest tick of a whole pass counts, and a tick over 10 s is too long.
+The first pass of the inbox sees everything for the first time. So do schedules, because their ticks have no cursor.
 """
 
 import json
@@ -30,13 +29,13 @@ from perf.timing import Measured
 GOAL_SECONDS = 10.0
 MAX_TICKS = 400
 ARRIVAL_TICKS = 20
-"""Of 25 runs each; what follows is the same again."""
+"""Ticks of 25 runs each that are measured; later ones repeat them."""
 SENSORS = ("inbox", "reconciliation", "cytoimagenet", "weights", "benchmarks", "tracking_outbox", "freshness_alerts")
 SCHEDULES = ("releases", "cytoimagenet_releases", "catalogue", "maintenance")
 
 
 class Ticker:
-    """A store, a Dagster instance and the sensors' cursors; what is asked for is not run."""
+    """A store, a Dagster instance and the sensors' cursors. Runs that ticks request are not started."""
 
     def __init__(self, store: Store, instance: dg.DagsterInstance) -> None:
         self.store, self.instance = store, instance
@@ -67,7 +66,7 @@ class Ticker:
         return seconds, result
 
     def whole_pass(self, name: str, max_ticks: int = MAX_TICKS) -> tuple[list[float], int]:
-        """Tick until the cursor is at its beginning again; return seconds of every tick, and how many runs were asked for."""
+        """Tick until the cursor is back at its beginning; return the seconds of every tick and the number of requested runs."""
         seconds, num_asked = [], 0
         while True:
             took, result = self.tick(name)
@@ -79,7 +78,7 @@ class Ticker:
 
 
 def _is_at_start(cursor: str | None) -> bool:
-    """Whether a sensor goes on at the first partition; what else its cursor remembers does not count."""
+    """Tell whether a sensor continues at the first partition, whatever else its cursor holds."""
     if not cursor or not cursor.startswith("{"):
         return not cursor
     places = json.loads(cursor)
@@ -96,10 +95,10 @@ def measure_store(store: Store, writer: Store, num: int, where: str) -> list[Mea
         instance.add_dynamic_partitions(str(em_datasets.name), names_of(num))
         ticker = Ticker(store, instance)
         for name in (*SENSORS, *SCHEDULES):
-            if name in SCHEDULES or name == SENSORS[0]:  # as in a process that was just started
+            if name in SCHEDULES or name == SENSORS[0]:  # forget manifests, as in a process that was just started
                 manifest_facts._memory = manifest_facts._Memory(manifest_facts.MAX_BYTES)
             first, num_asked = ticker.whole_pass(name)
-            # The inbox sensor sees these datasets for the first time; nothing is missing, so nothing may be asked for.
+            # The inbox sensor sees these datasets for the first time. Nothing is missing, so it may not request runs.
             assert num_asked == 0 or name == "maintenance", f"{name} asked for {num_asked} runs, though nothing is missing"
             again, _ = ticker.whole_pass(name)
             note = f"all current; a pass is {len(again)} tick(s), {sum(again):.1f} s (first {len(first)}, {sum(first):.1f} s)"
@@ -110,10 +109,10 @@ def measure_store(store: Store, writer: Store, num: int, where: str) -> list[Mea
 
 
 def measure_arrivals(store: Store, writer: Store, num: int, where: str) -> list[Measured]:
-    """Measure the inbox sensor while `num` datasets wait that nobody has seen yet."""
+    """Measure the inbox sensor while `num` datasets wait that it has not seen yet."""
     fill_inbox(writer, names_of(num))
     with dg.DagsterInstance.local_temp() as instance:
-        # The daemon reads a tick's additions before its requests; evaluated by hand, a tick needs them beforehand.
+        # The daemon adds a tick's partitions before its requests. Here they must be there before the tick.
         instance.add_dynamic_partitions(str(em_datasets.name), names_of(num))
         ticker = Ticker(store, instance)
         seconds, num_asked = ticker.whole_pass("inbox", ARRIVAL_TICKS)
@@ -123,7 +122,7 @@ def measure_arrivals(store: Store, writer: Store, num: int, where: str) -> list[
 
 
 def _row(work: str, seconds: float, note: str) -> Measured:
-    """Say how many such ticks would fit the time a tick may take; the ratio is the room that is left."""
+    """Make a row. Its ratio says how many such ticks would fit into the time that one tick may take."""
     return Measured(work, "ticks/s", 1 / seconds, 1 / GOAL_SECONDS, f"one tick in {GOAL_SECONDS:g} s", 1, note)
 
 
@@ -135,7 +134,7 @@ def measure(is_quick: bool = False) -> list[Measured]:
             folder = tempfile.mkdtemp()
             try:
                 rows += measured(open_store(folder), UnsyncedStore(folder), num, "local disk")
-            finally:  # 100,000 files take half a minute, which nothing waits for
+            finally:  # deleting 100,000 files takes half a minute, in the background
                 removals.append(subprocess.Popen(["rm", "-rf", folder]))
     try:
         with s3_bucket("memstore") as bucket:
@@ -151,5 +150,5 @@ def measure(is_quick: bool = False) -> list[Measured]:
 
 
 def measures(num: int) -> tuple[Callable[[Store, Store, int, str], list[Measured]], ...]:
-    """Of arrivals the first ticks are measured, which are the same for more."""
+    """Return what is measured at a size. Arrivals are left out at large sizes, because their first ticks would be the same."""
     return (measure_store, measure_arrivals) if num <= 1000 else (measure_store,)

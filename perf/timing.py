@@ -1,4 +1,4 @@
-"""How things are timed here: the best of several repeats, both sides in turn."""
+"""How things are timed: the best of several repeats, with both sides in turn."""
 
 import time
 from collections.abc import Callable
@@ -11,11 +11,11 @@ class Measured:
 
     Attributes:
         work: What was done.
-        unit: What the rates count, such as "patches/s".
-        ours, peer: Rates.
-        beside: What the peer is.
-        goal: Ratio aimed at; 0 where there is none.
-        note: What belongs beside the figures: peak memory, an exactness that was checked, that it was extrapolated.
+        unit: Unit of the rates, such as "patches/s".
+        peer: Rate of the peer; 0 where there is none.
+        beside: Name of the peer.
+        goal: The ratio we aim at; 0 where there is no goal.
+        note: Remarks such as peak memory, what was checked to be equal, or that the figure is extrapolated.
     """
 
     work: str

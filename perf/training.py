@@ -1,16 +1,15 @@
-"""Pretraining from shards on a local disk: images/s of the whole pipeline, and what bounds it.
+"""Pretraining from shards on a local disk: images/s of the whole pipeline, and what limits it.
 
-Measured in one run, in turns: (1) the real loop, `cem_assets.pretraining.training.loop.train`, fed by
-`cem_assets.pixels.reader` with its cache on disk; (2) the same step, augmentation included, on a random
-batch that lies on the device, which nothing has to read: the loop should reach 90 % of it; (3) the same step fed by
-`perf.per_image_pipeline`, PIL images one at a time in as many worker processes as there are cores: the loop should
-be 5 times as fast on a GPU with 16 cores. The shards (phantom patches, at most 35 MB) are written to a temporary
-folder and lie in the page cache when they are read.
+Three things are measured in turn in one run: (1) the real loop, `cem_assets.pretraining.training.loop.train`, fed by
+`cem_assets.pixels.reader` with its cache on disk; (2) the same step, augmentation included, on a random batch that is already
+on the device, of which the loop should reach 90 %; (3) the same step fed by `perf.per_image_pipeline`: PIL images one at a
+time, in as many worker processes as there are cores. On a GPU with 16 cores the loop should be 5 times as fast. The shards
+(phantom patches, at most 35 MB) are written to a temporary folder and are in the page cache when they are read.
 
     python -m perf.training --method swav --seconds 60 --out swav.json
 
-Needs neither Dagster nor MLflow, and torch 2.11 or newer. `full` is meant to end within 8 minutes on one GPU, compiling
-included; `small` is for a CPU, where the step itself bounds everything. On a CPU that others use too, set
+This needs torch 2.11 or newer, but neither Dagster nor MLflow. Size `full` should end within 8 minutes on one GPU, compiling
+included; size `small` is for a CPU, where the step itself is the limit. On a CPU that others use too, set
 OMP_WAIT_POLICY=passive: threads that wait for each other actively make everything several times slower there.
 """
 
@@ -66,7 +65,7 @@ NUM_CLASSES = 894
 _WARM_UP_STEPS = 2
 _STEPS_OF_EPOCH = 4096
 _NUM_SAMPLES = {"full": 500_000, "small": 4096, "quick": 4096, "tiny": 512}
-"""Patches that the method is told of; they decide the length of queues alone."""
+"""Number of patches that the method is built for; it decides only the length of queues."""
 _NUM_PATCHES = {"full": 1024, "small": 256, "quick": 64, "tiny": 64}
 _NUM_TURNS = {"full": 3, "small": 5, "quick": 1, "tiny": 1}
 _VIEWS = {
@@ -79,7 +78,7 @@ _VIEWS = {
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, and on how many patches."""
+    """A method, its parameters, and the size of the measurement."""
 
     method: str
     size: str
@@ -99,9 +98,9 @@ class Case:
 
 
 def case_of(method: str, size: str) -> Case:
-    """`full`: the preset for one large GPU; `small`: 64 px and batches of 32 for a CPU; `quick`: batches of 16 of 32 px, to see
-    that it runs; `tiny`: for a test."""
-    # As in the long run of an epoch: SwAV's queue is in use and its prototypes move.
+    """Return a case: `full` is the preset for one large GPU, `small` has batches of 32 of 64 px for a CPU, `quick` has batches
+    of 16 of 32 px to see that it runs, and `tiny` is for a test."""
+    # As in later epochs: SwAV's queue is in use, and its prototypes are trained.
     running: dict[str, Any] = {"queue_start_epoch": 0, "freeze_iterations": 0} if method == "swav" else {}
     arch = "resnet18"
     if size == "full":
@@ -131,7 +130,7 @@ class Input:
 
 
 def write_shards(root: Path, num_patches: int) -> list[Path]:
-    """Two shards of phantom patches, as cem/filtered_patches writes them but without columns that nobody reads here."""
+    """Write two shards of phantom patches as cem/filtered_patches does, without the columns that are not read here."""
     depth = num_patches // 16
     voxels = em_phantom((depth, 448, 448), 4).voxels
     places = np.random.default_rng(0).integers(0, (depth, 224, 224), (2, num_patches // 2, 3))
@@ -157,7 +156,7 @@ def make_input(root: Path, case: Case) -> Input:
 
 
 class Stopwatch:
-    """Times the steps that `train` reports, from the first after the warm-up on, and the waits for their batches."""
+    """Times the steps that `train` reports, beginning after the warm-up, and the waits for their batches."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -197,15 +196,15 @@ def run_loop(
         progress=watch.progress,
         should_stop=watch.should_stop,
     )
-    for _ in epochs:  # an epoch hardly ever ends before the time is over
+    for _ in epochs:  # usually the time is over before an epoch ends
         pass
-    # Every mark is made at the same place of a step, with the device as far behind at one as at the other.
+    # All marks are made at the same place of a step, so the device lags behind equally at each of them.
     (began, first, waited_before), (ended, last, waited) = watch.marks[0], watch.marks[-1]
     return (last - first) * case.params.batch_size / (ended - began), (waited - waited_before) / (ended - began)
 
 
 def run_steps(make: Callable[[], None], batch_size: int, seconds: float, device: torch.device, at_once: int) -> float:
-    """Call something that makes a step, after a warm-up, `at_once` times between looks at the clock; return images/s."""
+    """Time a function that makes a step, after a warm-up and `at_once` times between looks at the clock; return images/s."""
     for _ in range(max(at_once, _WARM_UP_STEPS)):
         make()
     wait_for(device)
@@ -219,7 +218,7 @@ def run_steps(make: Callable[[], None], batch_size: int, seconds: float, device:
 
 
 def run_resident(case: Case, step: Step, device: torch.device, seconds: float) -> float:
-    """Augment and learn from one random batch that lies on the device."""
+    """Augment and train on one random batch that is already on the device; return images/s."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (case.params.batch_size, SIDE_PX, SIDE_PX), generator=generator, dtype=torch.uint8).to(device)
     labels = torch.randint(2, (case.params.batch_size,), generator=generator).to(device)
@@ -234,7 +233,7 @@ def run_resident(case: Case, step: Step, device: torch.device, seconds: float) -
 
 
 def run_per_image(case: Case, step: Step | None, data: Input, device: torch.device, seconds: float) -> float:
-    """Learn from views that processes make of one image after the other; without a step, only take them."""
+    """Train on views that processes make of one image at a time; return images/s. Without a step, only take the views."""
     num_workers, is_cuda = num_cores(), device.type == "cuda"
     stream = iter(per_image_loader(data.cells, data.rows(), case.params.batch_size, num_workers, is_pinned=is_cuda))
 
@@ -243,12 +242,12 @@ def run_per_image(case: Case, step: Step | None, data: Input, device: torch.devi
         if step is not None:
             step([view.to(device, non_blocking=True) for view in views], labels.to(device, non_blocking=True))
 
-    # Every worker makes a batch at a time, so batches come in bursts: whole ones are timed.
+    # Every worker makes one batch at a time, so batches come in bursts; only whole bursts are timed.
     return run_steps(make, case.params.batch_size, seconds, device, num_workers)
 
 
 def run_views(case: Case, data: Input, device: torch.device, seconds: float) -> float:
-    """Read and augment, and learn nothing."""
+    """Read and augment without training; return images/s."""
     augmentation = case.make_views()
     with contextlib.closing(iter(BatchStream(data.source, data.batches))) as stream:
 
@@ -274,7 +273,7 @@ def run_case(
     is_compiled: bool = False,
     is_profiled: bool = True,
 ) -> dict[str, Any]:
-    """Measure a method, all sides in turn; `seconds` are for each side, over all turns."""
+    """Measure a method, all sides in turn. Each side gets `seconds` over all turns."""
     num_turns = num_turns or _NUM_TURNS[case.size]
     turn = seconds / num_turns
     turns: dict[str, list[float]] = {name: [] for name in SIDES}
@@ -286,19 +285,19 @@ def run_case(
         first_pass = data.source.num_rows / (time.perf_counter() - started)
         method, step, memory = case.build(), None, {}
         for number in range(num_turns):
-            # Compiled networks stay so; `Step` then uses the same ones.
+            # Networks stay compiled, so `Step` uses the compiled ones as well.
             backend = "inductor" if is_compiled and number == 0 else None
             speed, waited = run_loop(case, method, data, device, turn, backend)
             turns["whole pipeline"].append(speed)
             waits.append(waited)
             if step is None:
-                memory = peak_memory(device)  # before the others take theirs
+                memory = peak_memory(device)  # before the other sides allocate memory
                 step = Step(method, device)
             turns["resident batch"].append(run_resident(case, step, device, turn))
             turns["per image"].append(run_per_image(case, step, data, device, turn))
             turns["views alone"].append(run_views(case, data, device, turn / 4))
             turns["views alone, per image"].append(run_per_image(case, None, data, device, turn / 4))
-            gc.collect()  # ends the workers
+            gc.collect()  # so that the worker processes end
         assert step is not None
         best = {name: max(found) for name, found in turns.items()}
         waiting = float(np.median(waits))
@@ -326,12 +325,12 @@ def run_case(
 
 
 def median_ratio(ours: Sequence[float], peer: Sequence[float]) -> float:
-    """Compare within turns: what lies beside each other in time shares what else the machine does."""
+    """Compare within turns, because other work on the machine slows both sides of a turn alike."""
     return float(np.median(np.array(ours) / np.array(peer)))
 
 
 def taken_apart(case: Case, step: Step, data: Input, device: torch.device, waiting: float, step_ms: float) -> dict[str, Any]:
-    """Say where the time of a step goes, and what bounds it."""
+    """Say where the time of a step goes, and what limits it."""
     num_steps = 16 if device.type == "cuda" else 3
     section_ms = take_apart(step, BatchStream(data.source, data.batches), case.make_views(), num_steps, device)
     table, busy_ms = profiled(step, BatchStream(data.source, data.batches), case.make_views(), 3, device)
@@ -347,7 +346,7 @@ def taken_apart(case: Case, step: Step, data: Input, device: torch.device, waiti
 
 @contextlib.contextmanager
 def _fastest_convolutions(device: torch.device) -> Iterator[None]:
-    """Let cuDNN time its algorithms for every side, as the loop does for itself."""
+    """Let cuDNN choose its fastest algorithms for every side, as the loop does."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = device.type == "cuda"
     try:
@@ -357,7 +356,7 @@ def _fastest_convolutions(device: torch.device) -> Iterator[None]:
 
 
 def measure(is_quick: bool = False) -> list[Measured]:
-    """The small cases on the CPU, for the table of all benchmarks."""
+    """Measure the small cases on the CPU, for the table of all benchmarks."""
     rows = []
     size, seconds, num_turns = ("quick", 0.2, 1) if is_quick else ("small", 8.0, 2)
     for method in METHODS:

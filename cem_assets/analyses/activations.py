@@ -1,8 +1,7 @@
-"""What a layer of an encoder gives for gray images: its maps, or one number for each of its units.
+"""Reads the output of a layer of an encoder for gray images: its maps, or one number for each of its units.
 
 Changed images are made in `cem_assets.analyses.invariance.transformations` and `cem_assets.analyses.occlusion.maps`. Features
-for
-the benchmarks, with channels and stretching, are `cem_assets.benchmarks.transfer.features`.
+for the benchmarks, with channels and stretching, are made in `cem_assets.benchmarks.transfer.features`.
 """
 
 from types import TracebackType
@@ -20,18 +19,19 @@ Norms = tuple[Any, Any]
 
 
 class ActivationReader:
-    """Reads one layer of an encoder in evaluation mode; a context, after which the encoder is as before."""
+    """Reads one layer of an encoder in evaluation mode. Use it as a context; afterwards the encoder is as before."""
 
     def __init__(self, encoder: nn.Module, norms: Norms, layer: str = "") -> None:
         """Make a reader.
 
         Args:
-            encoder: Takes (n, 1 or 3, height, width); gray images are repeated for three channels.
-            norms: Of the weights' training.
+            encoder: Encoder for (n, 1 or 3, height, width); gray images are repeated for three channels.
+            norms: Mean and deviation of pixels in the training of the weights.
             layer: Name of the module whose output is read, such as "layer3"; empty for what the encoder returns.
 
         Raises:
-            DataError: There is no such layer, or norms do not fit the encoder.
+            DataError: There is no such layer.
+            ValueError: The norms do not suit the encoder.
         """
         names = [name for name, _ in encoder.named_modules()]
         if layer not in names:
@@ -43,7 +43,7 @@ class ActivationReader:
         first = next((module for module in encoder.modules() if isinstance(module, nn.Conv2d)), None)
         self._num_inputs = first.in_channels if first is not None else max(len(mean), len(std))
         if {len(mean), len(std)} - {1, self._num_inputs} or not (std > 0).all():
-            raise DataError(
+            raise ValueError(
                 f"norms are {norms} for {self._num_inputs} channels; expected one positive deviation, or one for each"
             )
         self._shift, self._scale = (torch.from_numpy(norm).to(self.device).view(1, -1, 1, 1) for norm in (mean, std))
@@ -68,11 +68,11 @@ class ActivationReader:
             module.training = is_training
 
     def _catch(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        # A copy: the next layer may work in place, as ReLU after a normalisation does.
+        # A copy is kept, because the next layer may work in place, as a ReLU after a normalisation does.
         self._caught.append(output.clone() if isinstance(output, Tensor) else output)
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """Compute what the layer gives.
+        """Compute the output of the layer.
 
         Args:
             pixels: float32 (n, 1, height, width), 0..1, on any device.
@@ -81,7 +81,8 @@ class ActivationReader:
             float32 (n, c, ...) on the encoder's device.
 
         Raises:
-            DataError: The layer was not run once, gives no batch of numbers, or values that are not finite.
+            DataError: The layer did not run exactly once, or its output is no batch of numbers or has values that are not
+                finite.
         """
         self._caught.clear()
         with torch.inference_mode():
@@ -122,8 +123,8 @@ def pixels_of_images(images: NDArray[np.uint8]) -> Tensor:
         float32 (n, 1, height, width) on the CPU.
 
     Raises:
-        DataError: They are no such images.
+        ValueError: The images have another type or shape.
     """
     if images.ndim != 3 or images.dtype != np.uint8 or not images.size:
-        raise DataError(f"images are {images.dtype} of shape {images.shape}; expected uint8, (n, height, width), n > 0")
+        raise ValueError(f"images are {images.dtype} of shape {images.shape}; expected uint8, (n, height, width), n > 0")
     return torch.from_numpy(np.array(images, order="C")).unsqueeze(1).to(torch.float32).div_(255.0)

@@ -1,7 +1,9 @@
 """Analyses of weights as Dagster assets: one partition for each encoder, and figures that set several side by side."""
 
+import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 from pydantic import BaseModel, Field
@@ -14,13 +16,12 @@ from cem_assets.analyses.occlusion.stage import analyse_occlusion
 from cem_assets.analyses.organelles.masks import MaskedParams
 from cem_assets.analyses.organelles.stage import analyse_organelles
 from cem_assets.analyses.params import FrechetParams, InvarianceParams, MapParams, MaskParams, OcclusionParams
-from cem_assets.cem.assets import GPU_POOL
 from cem_assets.execution.stage import StageResult
+from cem_assets.platform.assets import GPU_POOL, asset
 from cem_assets.platform.partitions import weights_rows
 from cem_assets.platform.resources import StoreResource
 from cem_assets.platform.steps import explained, materialized, picture, progress_of
 from cem_assets.store.assets import (
-    CODE_VERSIONS,
     COMPARISONS,
     DATASET_DISTANCES,
     DATASET_MAPS,
@@ -33,9 +34,8 @@ from cem_assets.store.assets import (
 )
 from cem_assets.store.store import Store
 
-_Params = TypeVar("_Params", bound=BaseModel)
 _MAX_FIGURES = 12
-"""Shown with a materialization; all are in the store."""
+"""At most so many figures are shown with a materialization; all of them are in the store."""
 
 
 class InvarianceConfig(dg.Config, InvarianceParams, ImageParams):
@@ -75,8 +75,8 @@ class ComparisonConfig(dg.Config):
 
     Attributes:
         analysis: invariance, occlusion, masks, umap or frechet.
-        setting: Digest of images and parameters; empty for those of the newest result.
-        weights: Which; empty for all that were analysed so.
+        setting: Digest of images and parameters; empty takes the setting of the newest result.
+        weights: Names of weights; empty takes all that were analysed with that setting.
     """
 
     analysis: str
@@ -84,122 +84,154 @@ class ComparisonConfig(dg.Config):
     weights: list[str] = Field(default_factory=list)
 
 
-def _asset(name: str, *deps: str, **more: Any) -> dict[str, Any]:
-    return {
-        "key": name.split("/"),
-        "group_name": "analyses",
-        "deps": [dep.split("/") for dep in deps],
-        "code_version": CODE_VERSIONS[name],
-        **more,
-    }
+@dataclass(frozen=True)
+class _Analysis:
+    """One analysis of an encoder, as an asset.
+
+    Attributes:
+        deps: Assets that it reads besides the weights.
+        config: What the launchpad shows.
+        images: The part of `config` that chooses the images.
+        params: The part of `config` that says how they are analysed.
+        analyse: The stage.
+        progress: What its progress counts.
+        description: What people read in the UI.
+    """
+
+    deps: tuple[str, ...]
+    config: type[dg.Config]
+    images: type[BaseModel]
+    params: type[BaseModel]
+    analyse: Callable[..., StageResult]
+    progress: str
+    description: str
 
 
-def _of_weights(name: str, *deps: str) -> dict[str, Any]:
-    return _asset(name, WEIGHTS, *deps, partitions_def=weights_rows, kinds={"pytorch", "mlflow"}, pool=GPU_POOL)
+_ANALYSES: dict[str, _Analysis] = {
+    INVARIANCE: _Analysis(
+        (FILTERED, RELEASES),
+        InvarianceConfig,
+        ImageParams,
+        InvarianceParams,
+        analyse_invariance,
+        "strengths",
+        """How much of what an encoder's units answer to survives changes of the image.
+
+    Mean firing rates under rotation, blur, noise, brightness, contrast and scale: of the images for which a unit fires, the
+    share for which it still fires after a change of some strength. 1 means invariant; the dashed line is chance.
+    """,
+    ),
+    OCCLUSION: _Analysis(
+        (FILTERED, RELEASES),
+        OcclusionConfig,
+        ImageParams,
+        OcclusionParams,
+        analyse_occlusion,
+        "images",
+        """Which parts of an image an encoder's features depend on.
+
+    A square is covered, place by place. The loss of cosine similarity with the features of the whole image is drawn over
+    the image: the features depend most on the red parts.
+    """,
+    ),
+    ORGANELLES: _Analysis(
+        (),
+        OrganellesConfig,
+        MaskedParams,
+        MaskParams,
+        analyse_organelles,
+        "organelles",
+        """Which feature maps of an encoder show an organelle, without any training on it.
+
+    Maps of the last layer are correlated with masks of organelles, from a folder with `images/` and `masks/` of equal names
+    (on this machine, or in the store under `analyses/inbox/`). The best channel and the mean of the best 32 are drawn
+    beside the masks.
+    """,
+    ),
+    DATASET_MAPS: _Analysis(
+        (FILTERED, RELEASES),
+        DatasetMapsConfig,
+        ImageParams,
+        MapParams,
+        map_datasets,
+        "images",
+        """Datasets as clouds of points: images with similar features lie together (UMAP).
+
+    Beside the map stands a number that does not depend on the layout: the share of an image's nearest neighbours that come
+    from its own dataset. A low share means that datasets mix; a high one that the encoder tells them apart, by biology or
+    by microscope.
+    """,
+    ),
+    DATASET_DISTANCES: _Analysis(
+        (FILTERED, RELEASES),
+        DatasetDistancesConfig,
+        ImageParams,
+        FrechetParams,
+        measure_datasets,
+        "images or pairs",
+        """How far apart datasets are to an encoder: the Fréchet distance between Gaussians fitted to their features.
+
+    A table of all pairs, with bootstrap intervals. Distances of different encoders have different units: compare the order
+    of the pairs, not the numbers.
+    """,
+    ),
+}
+"""The analyses of one encoder each, by asset."""
 
 
-def _part(config: BaseModel, kind: type[_Params]) -> _Params:
+def _part(config: BaseModel, kind: type[BaseModel]) -> BaseModel:
     return kind(**config.model_dump(include=set(kind.model_fields)))
 
 
-def _described(store: Store, result: StageResult) -> dg.MaterializeResult[Any]:
-    """Show numbers and figures."""
-    described = materialized(store, result, {})
-    extra: dict[str, Any] = {"images": str(result.manifest.details.get("source", ""))}
+def _facts(store: Store, result: StageResult) -> dict[str, Any]:
+    """Collect the numbers and figures that people see."""
+    facts: dict[str, Any] = {"images": source} if (source := str(result.manifest.details.get("source", ""))) else {}
     for name, value in result.manifest.details["numbers"].items():
         if value is not None:
-            extra[name] = dg.MetadataValue.float(float(value))
+            facts[name] = dg.MetadataValue.float(float(value))
     for item in result.manifest.find(".png")[:_MAX_FIGURES]:
-        extra[item.name.removesuffix(".png")] = picture(store.read(f"{result.manifest.folder}/{item.name}"))
-    return described._replace(metadata={**(described.metadata or {}), **{key: one for key, one in extra.items() if one != ""}})
+        facts[item.name.removesuffix(".png")] = picture(store.read(f"{result.manifest.folder}/{item.name}"))
+    return facts
 
 
-def _analysed(
-    context: dg.AssetExecutionContext,
-    resource: StoreResource,
-    what: str,
-    analyse: Callable[..., StageResult],
-    images: BaseModel,
-    params: BaseModel,
-    device: str,
-) -> dg.MaterializeResult[Any]:
-    store = resource.open()
-    with explained(context):
-        result = analyse(store, context.partition_key, images, params, device, context.run_id, progress_of(context, what))
-    return _described(store, result)
+def _analysis_asset(name: str, analysis: _Analysis) -> dg.AssetsDefinition:
+    def body(context: dg.AssetExecutionContext, config: Any, store: StoreResource) -> dg.MaterializeResult[Any]:
+        opened = store.open()
+        with explained(context):
+            result = analysis.analyse(
+                opened,
+                context.partition_key,
+                _part(config, analysis.images),
+                _part(config, analysis.params),
+                config.device,
+                context.run_id,
+                progress_of(context, analysis.progress),
+            )
+        return materialized(opened, result, extra=_facts(opened, result))
+
+    body.__annotations__["config"] = analysis.config  # Dagster reads the type of the launchpad's form from here
+    return asset(
+        name,
+        WEIGHTS,
+        *analysis.deps,
+        kinds={"pytorch", "mlflow"},
+        partitions=weights_rows,
+        pool=GPU_POOL,
+        description=inspect.cleandoc(analysis.description),
+    )(body)
 
 
-@dg.asset(**_of_weights(INVARIANCE, FILTERED, RELEASES))
-def invariance(context: dg.AssetExecutionContext, config: InvarianceConfig, store: StoreResource) -> dg.MaterializeResult[Any]:
-    """How much of what an encoder's units answer to survives changes of the image.
-
-    Mean firing rates under rotation, blur, noise, brightness, contrast and scale: of the images a unit fires for, the share it
-    still fires for after a change of some strength. 1 is invariant, the dashed line is chance.
-    """
-    images, params = _part(config, ImageParams), _part(config, InvarianceParams)
-    return _analysed(context, store, "strengths", analyse_invariance, images, params, config.device)
-
-
-@dg.asset(**_of_weights(OCCLUSION, FILTERED, RELEASES))
-def occlusion(context: dg.AssetExecutionContext, config: OcclusionConfig, store: StoreResource) -> dg.MaterializeResult[Any]:
-    """Which parts of an image an encoder's features depend on.
-
-    A square is covered, place by place, and the drop of the cosine similarity with the features of the whole image is drawn
-    over the image: red parts carry what the features say.
-    """
-    images, params = _part(config, ImageParams), _part(config, OcclusionParams)
-    return _analysed(context, store, "images", analyse_occlusion, images, params, config.device)
-
-
-@dg.asset(**_of_weights(ORGANELLES))
-def organelles(context: dg.AssetExecutionContext, config: OrganellesConfig, store: StoreResource) -> dg.MaterializeResult[Any]:
-    """Which feature maps of an encoder show an organelle, without any training on it.
-
-    Maps of the last layer are correlated with masks of organelles, from a folder of `images/` and `masks/` of equal names (on
-    this machine, or in the store under `analyses/inbox/`). The best channel and the mean of the best 32 are drawn beside the
-    masks.
-    """
-    pictures, params = _part(config, MaskedParams), _part(config, MaskParams)
-    return _analysed(context, store, "organelles", analyse_organelles, pictures, params, config.device)
-
-
-@dg.asset(**_of_weights(DATASET_MAPS, FILTERED, RELEASES))
-def dataset_maps(
-    context: dg.AssetExecutionContext, config: DatasetMapsConfig, store: StoreResource
-) -> dg.MaterializeResult[Any]:
-    """Datasets as clouds of points: images with similar features lie together (UMAP).
-
-    Beside the map stands a number that no layout made up: the share of an image's nearest neighbours that are of its own
-    dataset. Low shares mean that datasets mix; high ones that the encoder tells them apart, by biology or by microscope.
-    """
-    images, params = _part(config, ImageParams), _part(config, MapParams)
-    return _analysed(context, store, "images", map_datasets, images, params, config.device)
-
-
-@dg.asset(**_of_weights(DATASET_DISTANCES, FILTERED, RELEASES))
-def dataset_distances(
-    context: dg.AssetExecutionContext, config: DatasetDistancesConfig, store: StoreResource
-) -> dg.MaterializeResult[Any]:
-    """How far apart datasets are to an encoder: the Fréchet distance between Gaussians fitted to their features.
-
-    A table of all pairs with bootstrap intervals. Distances of different encoders have different units: compare the order of
-    pairs, not the numbers.
-    """
-    images, params = _part(config, ImageParams), _part(config, FrechetParams)
-    return _analysed(context, store, "images or pairs", measure_datasets, images, params, config.device)
-
-
-@dg.asset(**_asset(COMPARISONS, INVARIANCE, OCCLUSION, ORGANELLES, DATASET_MAPS, DATASET_DISTANCES, kinds={"mlflow"}))
+@asset(COMPARISONS, *_ANALYSES, kinds={"mlflow"})
 def comparisons(context: dg.AssetExecutionContext, config: ComparisonConfig, store: StoreResource) -> dg.MaterializeResult[Any]:
     """Several weights in one figure, and their numbers in one table.
 
-    Only results of one setting are set side by side: the same images, parameters and seed. Without a setting, that of the
-    newest result is taken, with all weights that were analysed so; random weights come last, as what all are held against.
+    Only results of one setting are compared: the same images, parameters and seed. Without a setting, that of the newest result
+    is taken, with all weights that were analysed with it. Random weights come last, because all others are compared to them.
     """
     opened = store.open()
     with explained(context):
         result = compare_weights(opened, config.analysis, config.setting, config.weights, context.run_id)
-    return _described(opened, result)
+    return materialized(opened, result, extra=_facts(opened, result))
 
 
-ANALYSIS_ASSETS = [invariance, occlusion, organelles, dataset_maps, dataset_distances]
+ANALYSIS_ASSETS = [_analysis_asset(name, analysis) for name, analysis in _ANALYSES.items()]

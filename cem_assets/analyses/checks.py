@@ -32,7 +32,7 @@ def _problems(store: Store, asset: str, manifest: Manifest) -> list[str]:
     return found
 
 
-def analyses_are_whole(store: Store, asset: str, weights: str) -> Outcome:
+def analyses_are_whole(store: Store, weights: str, asset: str) -> Outcome:
     """Every result of these weights is whole, and its numbers are within the bounds of what they measure."""
     results = results_of(store, asset, weights)
     problems = [problem for manifest in results for problem in _problems(store, asset, manifest)]
@@ -43,7 +43,7 @@ def analyses_are_whole(store: Store, asset: str, weights: str) -> Outcome:
     return Outcome(True, f"{len(results)} result(s) of {weights} are whole", facts)
 
 
-def comparisons_are_whole(store: Store) -> Outcome:
+def comparisons_are_whole(store: Store, _: str = "") -> Outcome:
     """Every object that the current comparisons list is there, with its size and sha256."""
     problems: list[str] = []
     num = 0

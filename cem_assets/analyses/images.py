@@ -1,4 +1,4 @@
-"""Images that analyses of weights look at: patches of datasets or of a release, or pictures of a folder.
+"""The images that analyses of weights use: patches of datasets or of a release, or pictures of a folder.
 
 The same parameters choose the same images for all weights, which is what makes their results comparable. Pictures with masks of
 organelles are `cem_assets.analyses.organelles.masks`; files of a folder, local or in the store, are read as those of
@@ -36,23 +36,23 @@ from cem_assets.store.store import Store, check_key
 logger = logging.getLogger(__name__)
 
 IMAGES_FOLDER = "images"
-"""Folder beside `masks/`; where there is one, only it holds images."""
+"""Folder beside `masks/`. Where it exists, images are taken from it alone."""
 MAX_FILES = 100_000
 MAX_SIDE_PX = 4096
-"""Of a picture; larger ones are to be cut into patches first, as `cem/raw_patches` does."""
+"""Largest side of a picture; larger ones must be cut into patches first, as `cem/raw_patches` does."""
 _DESCRIPTION = DatasetDescription(name="analysis", kind="images", pixel_size_nm=(1.0, 1.0), licence="-", citation="-")
 
 
 class ImageParams(BaseModel):
-    """Which images are looked at: of `datasets`, of a `release`, or of a `folder`; without any of them the newest release's.
+    """Which images are used: those of `datasets`, of a `release` or of a `folder`; by default those of the newest release.
 
     Attributes:
         datasets: Names of EM datasets, whose current filtered patches are taken.
         release: Version of `cem/releases`, whose patches are taken.
         folder: Pictures: an absolute path of the machine that runs this, or a folder of the store such as
-            `analyses/inbox/cells`. Each subfolder counts as a dataset. It is known by what it holds, not by its name.
-        num_images: How many; of maps and distances between datasets, how many of each.
-        image_seed: Of the draw.
+            `analyses/inbox/cells`. Each subfolder counts as a dataset. Results depend on its files, not on its name.
+        num_images: Number of images; for maps of and distances between datasets, the number from each dataset.
+        image_seed: Seed of the draw.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,10 +66,10 @@ class ImageParams(BaseModel):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images that were chosen.
+    """The chosen images.
 
     Attributes:
-        names: One each, such as a patch's name or a path.
+        names: Name of each image, such as a patch's name or a path.
         datasets: The dataset of each, or the subfolder.
         images: uint8 (height, width) each, of any size.
     """
@@ -85,7 +85,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class _Part:
-    """Where a dataset's images lie: shards of the store, or files.
+    """The place of a dataset's images: shards of the store, or files.
 
     Attributes:
         dataset: Its name.
@@ -98,13 +98,13 @@ class _Part:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """Which images are to be read, known before any is.
+    """The images to be read, known before any of them is read.
 
     Attributes:
-        source: In words, for titles.
-        upstream: What a manifest's inputs say of them.
-        num_images: Wanted, in all or of each dataset.
-        seed: Of the draw.
+        source: The source of the images in words, for titles.
+        upstream: Their digests, as the inputs of a manifest list them.
+        num_images: Number of images wanted, in all or from each dataset.
+        seed: Seed of the draw.
     """
 
     store: Store
@@ -117,20 +117,20 @@ class ImagePlan:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """Names of the datasets there are to draw from."""
+        """Names of the datasets from which images can be drawn."""
         return tuple(part.dataset for part in self._parts)
 
     @property
     def parameters(self) -> dict[str, int]:
-        """What decides the choice, given the upstream."""
+        """The parameters that, with the upstream, determine the choice."""
         return {"num_images": self.num_images, "image_seed": self.seed}
 
     def read(self, is_per_dataset: bool = False) -> ImageSet:
         """Draw and read the images.
 
         Args:
-            is_per_dataset: Whether as many of every dataset are wanted; else they are shared out evenly, and what small
-                datasets lack is taken from larger ones.
+            is_per_dataset: Whether the number is wanted from every dataset. Otherwise it is shared out evenly, and larger
+                datasets make up for small ones.
 
         Raises:
             DataError: There are fewer than two images, or one cannot be read.
@@ -170,11 +170,11 @@ def plan_images(store: Store, params: ImageParams) -> ImagePlan:
 
     Raises:
         DataError: More than one source is named, a dataset twice, or the folder has no pictures.
-        FileNotFoundError: A dataset or release is not there; the error lists those that are.
+        FileNotFoundError: There is no such dataset or release; the text lists those that exist.
     """
     given = [name for name in ("datasets", "release", "folder") if getattr(params, name)]
     if len(given) > 1:
-        raise DataError(f"images are asked for from {' and from '.join(given)}; expected one of datasets, release, folder.")
+        raise DataError(f"images are taken from {' and from '.join(given)}; expected one of datasets, release, folder.")
     if params.folder:
         return _folder_plan(store, params)
     if params.datasets:
@@ -216,7 +216,7 @@ def open_folder(store: Store, folder: str) -> BenchmarkFiles:
     """
     if folder.startswith("/"):
         if not Path(folder).is_dir():
-            raise FileNotFoundError(f"there is no folder {folder!r:.200} on this machine. Give one that is there.")
+            raise FileNotFoundError(f"there is no folder {folder!r:.200} on this machine. Give the path of a folder.")
         return FolderFiles(Path(folder))
     if not any(True for _ in store.walk(check_key(folder))):
         raise FileNotFoundError(
@@ -227,7 +227,7 @@ def open_folder(store: Store, folder: str) -> BenchmarkFiles:
 
 
 def picture_paths(files: BenchmarkFiles, folder: str) -> list[str]:
-    """List the paths of pictures, in order; files of no known format are passed over.
+    """List the paths of pictures, in order; files of unknown formats are skipped.
 
     Raises:
         DataError: A name is not allowed, or there are too many files.
@@ -243,7 +243,7 @@ def picture_paths(files: BenchmarkFiles, folder: str) -> list[str]:
         )
     known = [path for path in paths if kind_of(PurePosixPath(path).name) is not None]
     if passed := len(paths) - len(known):
-        logger.info("%s: %d files of no known format are passed over", folder, passed)
+        logger.info("%s: %d files of unknown formats are skipped", folder, passed)
     return known
 
 
@@ -257,7 +257,7 @@ def read_picture(files: BenchmarkFiles, path: str) -> NDArray[np.uint8]:
     policy = default_policy(plane.dtype)
     try:
         return np.ascontiguousarray(mapping_for(policy, plane.dtype, plane).apply(plane))
-    except ValueError as error:
+    except DataError as error:
         raise DataError(f"{shown_path(path)}: {error}") from error
 
 
@@ -280,7 +280,7 @@ def read_plain(files: BenchmarkFiles, path: str) -> "NDArray[np.generic]":
 def _folder_plan(store: Store, params: ImageParams) -> ImagePlan:
     files = open_folder(store, params.folder)
     paths = picture_paths(files, params.folder)
-    if any(path.startswith(f"{IMAGES_FOLDER}/") for path in paths):  # beside them are masks
+    if any(path.startswith(f"{IMAGES_FOLDER}/") for path in paths):  # their masks lie beside them
         paths = [path for path in paths if path.startswith(f"{IMAGES_FOLDER}/")]
     if not paths:
         raise DataError(f"{params.folder!r:.200} holds no pictures; expected TIFF, PNG or JPEG files, or other known formats.")

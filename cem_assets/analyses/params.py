@@ -1,7 +1,8 @@
 """Parameters of the analyses of weights.
 
-Light on purpose: no torch here, so that definitions and the command line load fast. What a parameter does is in the method's
-own module (`invariance`, `occlusion`, `mask_correlation`, `consensus`, `neighbourhoods`, `frechet`).
+This module does not import torch, so that definitions and the command line load fast. The module of each method explains what
+its parameters do (`invariance.rates`, `occlusion.maps`, `organelles.correlation`, `organelles.consensus`,
+`datasets.neighbourhoods`, `datasets.frechet`).
 """
 
 import math
@@ -23,14 +24,14 @@ class InvarianceParams(BaseModel):
     """How firing rates are measured.
 
     Attributes:
-        global_rate: Share of the images that a unit fires for unchanged.
-        is_either_sign: Whether a unit may also fire by being low; the sign of the larger score counts, for each
-            transformation, as in the source. For activations after a ReLU, high alone is meant.
+        global_rate: Share of the unchanged images for which a unit fires.
+        is_either_sign: Whether a unit may also fire with a low activation; as in the source, the sign with the larger score
+            counts for each transformation. Use False for activations after a ReLU.
         layer: Name of the module that is read, averaged over its area; empty for the encoder's features.
-        strengths: Of each transformation that is wanted, by name; empty for all, with those of
+        strengths: Strengths of each transformation that is wanted, by name; empty for all, with those of
             `cem_assets.analyses.invariance.transformations.TRANSFORMATIONS`.
         batch_size: Images at once.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,7 +96,7 @@ class MaskParams(BaseModel):
         top_share: Share of a channel's values above its threshold, for the IoU of single channels; None for the share of pixels
             in masks.
         num_channels: Channels whose mean is a segmentation without training.
-        threshold: Of that mean, scaled to 0..1, for its IoU.
+        threshold: Threshold of that mean, scaled to 0..1, for its IoU.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -117,7 +118,7 @@ class MapParams(BaseModel):
     """How datasets are laid out.
 
     Attributes:
-        seed: Of the layout.
+        seed: Seed of the layout.
         num_neighbors: Nearest neighbours of an image that are counted by dataset; the layout itself has 15.
     """
 
@@ -131,10 +132,10 @@ class FrechetParams(BaseModel):
     """How distances between datasets are measured.
 
     Attributes:
-        shrinkage: Of covariances towards a multiple of the identity; without it as many images as features are needed.
+        shrinkage: How covariances are shrunk towards a multiple of the identity; "none" needs as many images as features.
         num_bootstrap: Draws of the interval; 0 for none.
-        confidence: Of the interval.
-        seed: Of the draws.
+        confidence: Confidence of the interval.
+        seed: Seed of the draws.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

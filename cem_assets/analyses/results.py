@@ -1,15 +1,14 @@
-"""What the analyses of weights share: the weights, which results can be compared, the commit, and MLflow.
+"""Functions that all analyses of weights share: loading the weights, naming results, committing them, and logging to MLflow.
 
-A result lies at `analyses/<analysis>/<weights>/<setting>/`, where the setting is a digest of the parameters and the images:
-results of different weights with one setting were made from the same images in the same way, and none overwrites another. Each
-analysis is a module of its own; setting weights side by side is `cem_assets.analyses.comparisons.stage`.
+A result is at `analyses/<analysis>/<weights>/<setting>/`, where the setting is a digest of the parameters and the images.
+Results of different weights with one setting were made from the same images in the same way, and none overwrites another.
+`cem_assets.analyses.comparisons.stage` compares the results of several weights.
 """
 
 import io
 import json
 import math
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,13 +19,14 @@ import pyarrow.parquet as pq
 
 from cem_assets.benchmarks.scores.inputs import ScoredWeights, find_weights, finite
 from cem_assets.benchmarks.scores.stored import parameters_digest
-from cem_assets.benchmarks.transfer.features_stage import FALLBACK_NORMS
+from cem_assets.benchmarks.transfer.features.params import FALLBACK_NORMS
 from cem_assets.benchmarks.transfer.stage import flattened
 from cem_assets.errors import DataError
-from cem_assets.execution.stage import StageResult
-from cem_assets.pretraining.weights.stored import load_encoder_weights, stored_weights_rows
+from cem_assets.execution.stage import Beginning, StageResult, begin
+from cem_assets.pretraining.rows import stored_weights_rows
+from cem_assets.pretraining.weights.stored import load_encoder_weights
 from cem_assets.store.assets import CODE_VERSIONS, DATASET_DISTANCES, DATASET_MAPS, INVARIANCE, OCCLUSION, ORGANELLES, WEIGHTS
-from cem_assets.store.commits import Commit, installed_versions
+from cem_assets.store.commits import installed_versions
 from cem_assets.store.manifests import MANIFESTS, Inputs, Manifest, committed_partitions, current_manifest
 from cem_assets.store.parquet import parquet_bytes
 from cem_assets.store.store import Store
@@ -45,20 +45,20 @@ ANALYSES: dict[str, str] = {
 }
 """Assets of the analyses by the short names of the command line."""
 NUMBERS = "numbers.json"
-"""What is compared between weights: one number by name."""
+"""File of the numbers that are compared between weights, by name."""
 _NOT_IN_A_NAME = re.compile(r"[^\w./ -]+")
 
 
 @dataclass(frozen=True)
 class AnalysisPlan:
-    """An analysis made definite.
+    """An analysis with everything that determines its result.
 
     Attributes:
         asset: A value of `ANALYSES`.
-        weights: Which encoder.
-        parameters: All that decide the result, JSON values.
-        images: Upstream of the images.
-        source: Of the images, in words.
+        weights: The encoder.
+        parameters: All parameters that decide the result, as JSON values.
+        images: Digests of the images' upstream assets.
+        source: Source of the images, in words.
     """
 
     asset: str
@@ -75,7 +75,7 @@ class AnalysisPlan:
 
     @property
     def inputs(self) -> Inputs:
-        """What a manifest says of it."""
+        """The inputs that its manifest records."""
         partition = f"{self.weights.name}/{self.setting}"
         upstream = {**self.images, **self.weights.upstream}
         return Inputs(self.asset, partition, CODE_VERSIONS[self.asset], self.parameters, upstream)
@@ -83,14 +83,14 @@ class AnalysisPlan:
 
 @dataclass
 class Findings:
-    """What an analysis found.
+    """The findings of an analysis.
 
     Attributes:
         tables: By name of the file without suffix; each is written as Parquet and, unless it holds images, as CSV.
         figures: PNG by name of the file.
-        numbers: What is compared between weights and told to MLflow; NaN where there is none.
-        counts: For the manifest.
-        details: What else is recorded.
+        numbers: The numbers that are compared between weights and sent to MLflow; NaN where there is none.
+        counts: Counts for the manifest.
+        details: Further facts for the manifest.
     """
 
     tables: dict[str, pa.Table] = field(default_factory=dict)
@@ -104,8 +104,8 @@ def analysed_weights(store: Store, name: str) -> ScoredWeights:
     """Look up the weights of an analysis.
 
     Raises:
-        DataError: There are no weights of that name; the error lists those there are.
-        FileNotFoundError: They are a row of the catalogue, and not in the store yet.
+        DataError: There are no weights of that name; the text lists those that exist.
+        FileNotFoundError: The weights are a row of the catalogue, but not in the store yet.
     """
     if name not in (committed := committed_partitions(store, WEIGHTS)):
         rows = stored_weights_rows(store)
@@ -119,7 +119,7 @@ def analysed_weights(store: Store, name: str) -> ScoredWeights:
 
 
 def build_weights(store: Store, weights: ScoredWeights, device: str) -> "tuple[nn.Module, tuple[float, float]]":
-    """Load an encoder to a device, and say by which mean and deviation its pixels are normalised."""
+    """Load an encoder to a device; also return the mean and deviation with which its pixels are normalised."""
     from cem_assets.encoders import pick_device
 
     loaded, _ = load_encoder_weights(store, weights.name, weights.digest)
@@ -127,28 +127,28 @@ def build_weights(store: Store, weights: ScoredWeights, device: str) -> "tuple[n
 
 
 def commit_analysis(store: Store, plan: AnalysisPlan, run_id: str, find: Callable[[], Findings]) -> StageResult:
-    """Do an analysis where it was not done yet, commit it, and tell MLflow.
+    """Run an analysis unless its result is up to date, commit it, and log it to MLflow.
 
     Args:
-        find: Does it.
+        find: Runs the analysis.
 
     Returns:
         The committed partition, named by weights and setting.
     """
-    started = time.monotonic()
-    commit = Commit(store, plan.inputs, run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started)
+    stage = begin(store, plan.inputs, run_id)
+    if stage.up_to_date:
+        return stage.up_to_date
     findings = find()
     details = {"source": plan.source, "setting": plan.setting, "arch": plan.weights.arch, "method": plan.weights.method}
-    manifest = write_findings(commit, findings, details)
+    result = write_findings(stage, findings, details)
     tags = {"cem_assets.weights": plan.weights.name, "setting": plan.setting, "images": plan.source}
-    track(store, manifest, plan.weights.name, findings, tags)
-    return StageResult(manifest, True, time.monotonic() - started)
+    track(store, result.manifest, plan.weights.name, findings, tags)
+    return result
 
 
-def write_findings(commit: Commit, findings: Findings, details: Mapping[str, Any]) -> Manifest:
+def write_findings(stage: Beginning, findings: Findings, details: Mapping[str, Any]) -> StageResult:
     """Write tables, figures and numbers, and the manifest."""
+    commit = stage.commit
     for name, table in findings.tables.items():
         commit.write(f"{name}.parquet", parquet_bytes([table], table.schema))
         if "image" not in table.schema.names:
@@ -160,11 +160,11 @@ def write_findings(commit: Commit, findings: Findings, details: Mapping[str, Any
     numbers = {name: finite(float(f"{value:.6g}")) for name, value in findings.numbers.items()}
     commit.write(NUMBERS, json.dumps(numbers, indent=1, ensure_ascii=False).encode())
     counts = {**findings.counts, "numbers": len(numbers), "figures": len(findings.figures)}
-    return commit.finish(counts, {**details, **findings.details, "numbers": numbers}, installed_versions("torch", "umap-learn"))
+    return stage.finish(counts, {**details, **findings.details, "numbers": numbers}, installed_versions("torch", "umap-learn"))
 
 
 def track(store: Store, manifest: Manifest, run_name: str, findings: Findings, tags: Mapping[str, str]) -> None:
-    """Tell MLflow, through the outbox: one run for each result, in an experiment for each analysis."""
+    """Log a result to MLflow through the outbox: one run for each result, one experiment for each analysis."""
     about = {
         **tags,
         "partition": manifest.inputs.partition,
@@ -196,8 +196,8 @@ def read_table(store: Store, manifest: Manifest, name: str) -> pa.Table:
     """Read a table of a result.
 
     Args:
-        manifest: Of the result.
-        name: Without suffix.
+        manifest: Manifest of the result.
+        name: Name of the file without suffix.
     """
     with store.open(f"{manifest.folder}/{name}.parquet") as handle:
         return pq.ParquetFile(handle).read()

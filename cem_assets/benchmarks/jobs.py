@@ -8,23 +8,20 @@ from cem_assets.platform.partitions import benchmark_rows, scored_pairs
 benchmark_preparation = dg.define_asset_job(
     "benchmark_data",
     dg.AssetSelection.assets(benchmark_data),
-    description="Prepares the data of a benchmark, one benchmark a run.",
+    description="Prepares the data of one benchmark.",
     partitions_def=benchmark_rows,
 )
-
 
 benchmark_scoring = dg.define_asset_job(
     "benchmark_scores",
     dg.AssetSelection.assets(benchmark_scores),
-    description="Scores weights on a benchmark, one pair a run.",
+    description="Scores one set of weights on one benchmark.",
     partitions_def=scored_pairs,
 )
 
-
 benchmark_leaderboard = dg.define_asset_job(
-    "benchmark_leaderboard", dg.AssetSelection.assets(leaderboard), description="A leaderboard of all scores."
+    "benchmark_leaderboard", dg.AssetSelection.assets(leaderboard), description="Makes a leaderboard of all scores."
 )
-
 
 benchmark_contamination = dg.define_asset_job(
     "benchmark_contamination",
@@ -32,7 +29,6 @@ benchmark_contamination = dg.define_asset_job(
     description="Compares a release with the test images of all benchmarks.",
 )
 
-
 benchmark_promotion = dg.define_asset_job(
-    "benchmark_promotion", dg.AssetSelection.assets(promotions), description="Puts weights before the gate."
+    "benchmark_promotion", dg.AssetSelection.assets(promotions), description="Judges whether weights become champion."
 )

@@ -1,8 +1,8 @@
-"""What exists: rows, not code.
+"""The catalogue: tables of the datasets, sources, weights and benchmarks that exist.
 
-`em_datasets.csv` lists electron-microscopy datasets by name, with voxel size, licence and citation, and
-where their files, or the remote volume to sample, can be had. `registries/` holds, for datasets made of single
-files, their names and sha256. Fetching them is `cem_assets.sources`; sampling is `cem_assets.inbox.remote_cubes`.
+`em_datasets.csv` lists electron-microscopy datasets by name, with voxel size, licence, citation, and the addresses of their
+files or of the remote volume that is sampled. For datasets made of single files, `registries/` holds the names and sha256 of
+the files. `cem_assets.sources` fetches files, and `cem_assets.inbox.remote_cubes` samples remote volumes.
 """
 
 import csv
@@ -22,22 +22,22 @@ _COLUMNS = (
 )  # fmt: skip
 _REMOTE_COLUMNS = _COLUMNS[15:]
 _ARCHIVE_COLUMNS = ("archive", "accession", "mirrors", "must_accept")
-"""May follow the others, all four; a table without them means that all are empty."""
+"""All four may follow the other columns. In a table without them they count as empty."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}", re.ASCII)
 
 
 @dataclass(frozen=True)
 class RemoteSource:
-    """A volume on a foreign server, of which cubes are taken.
+    """A volume on a remote server, from which cubes are taken.
 
     Attributes:
-        url: Its address: s3://, gs:// or https://.
+        url: The address: s3://, gs:// or https://.
         format: One of `REMOTE_FORMATS`.
-        scale: Which scale of its pyramid is sampled; 0 is the finest.
-        is_cropped: Whether cubes are taken; else the whole volume, where it fits the budget.
+        scale: The scale of the pyramid that is sampled; 0 is the finest.
+        is_cropped: Whether cubes are taken. Otherwise the whole volume is taken, if it fits the budget.
         cube_px: Side of a cube in voxels.
         is_inverted: Whether dark and bright are exchanged.
-        padding_value: Source value that means "nothing here".
+        padding_value: The source value that marks voxels without data.
         gigabytes: Budget in 10^9 bytes.
     """
 
@@ -56,18 +56,18 @@ class EmDataset:
     """A row of `em_datasets.csv`.
 
     Attributes:
-        name: Name of the dataset.
-        is_enabled: Whether the catalogue schedule fetches it.
+        is_enabled: Whether the schedule of the catalogue fetches the dataset.
         kind: "volume", "images" or "video".
-        voxel_size_nm: (z, y, x) in nm; of a remote volume at its finest scale, or None where only its metadata say it.
+        voxel_size_nm: (z, y, x) in nm. For a remote volume it is that of the finest scale; None if only the volume's metadata
+            have it.
         licence, citation, organism, tissue, technique, source_url: As in `dataset.toml`.
-        base_url: Address its files lie under.
-        files: sha256 by file name.
-        remote: Instead of files, the volume to sample.
-        archive: Instead of base_url, the archive to ask for the files: a key of `cem_assets.sources.archives.ADAPTERS`.
-        accession: What to ask it for.
-        mirrors: Addresses of folders with the same files, asked in order; they end with '/'.
-        licence_must_be_accepted: Whether the store's settings must name the row before anything is fetched.
+        base_url: The address of the folder that holds the files.
+        files: The sha256 of each file, by its name.
+        remote: The volume to sample, for datasets that are not made of files.
+        archive: The archive that has the files, a key of `cem_assets.sources.archives.ADAPTERS`; it replaces base_url.
+        accession: The archive's identifier of the dataset.
+        mirrors: Addresses of folders with the same files, which are tried in order; they end with '/'.
+        licence_must_be_accepted: Whether the settings of the store must name the row before anything is fetched.
     """
 
     name: str
@@ -92,7 +92,7 @@ class EmDataset:
         """Write the row as a `dataset.toml`.
 
         Args:
-            voxel_size_nm: (z, y, x) of what was fetched, where it is not the row's.
+            voxel_size_nm: (z, y, x) of the data that were fetched; None takes the row's.
 
         Raises:
             DataError: The voxel size is not known.
@@ -102,7 +102,7 @@ class EmDataset:
             raise DataError(f"the catalogue does not know the voxel size of {self.name!r}; expected it from its metadata.")
         texts = ("licence", "citation", "organism", "tissue", "technique", "source_url")
         lines = [f'name = "{self.name}"', f'kind = "{self.kind}"']
-        # Images have no depth: their description asks for the size of a pixel.
+        # Images have no depth, so their description has the size of a pixel.
         lines.append(f"pixel_size_nm = {list(size[1:])}" if self.kind == "images" else f"voxel_size_nm = {list(size)}")
         for key in texts:
             value = str(getattr(self, key)).replace("\\", "\\\\").replace('"', '\\"')
@@ -123,8 +123,8 @@ def parse_em_datasets(text: str, registry: Callable[[str], str]) -> dict[str, Em
     """Read a catalogue table.
 
     Args:
-        text: CSV with exactly the columns of `em_datasets.csv`, and optionally archive, accession, mirrors, must_accept.
-        registry: Gives the text of a registry by its file name.
+        text: CSV with exactly the columns of `em_datasets.csv`; archive, accession, mirrors and must_accept may be missing.
+        registry: Returns the text of a registry by its file name.
 
     Returns:
         The rows by name.
@@ -145,9 +145,9 @@ def parse_em_datasets(text: str, registry: Callable[[str], str]) -> dict[str, Em
                 raise DataError(f"expected {len(columns)} cells")
             dataset = _dataset(cells, registry)
             if dataset.name in found:
-                raise DataError("its name is there twice")
+                raise DataError("another row has the same name")
             found[dataset.name] = dataset
-        except ValueError as error:
+        except DataError as error:
             problems.append(f"line {reader.line_num} ({cells.get('name')}): {error}")
     if problems:
         raise DataError(f"em_datasets.csv has {len(problems)} problem(s):\n" + "\n".join(f"  - {line}" for line in problems))
@@ -166,8 +166,8 @@ def _dataset(cells: dict[str, str], registry: Callable[[str], str]) -> EmDataset
     if remote is None:
         if left := [name for name in _REMOTE_COLUMNS if cells[name]]:
             raise DataError(f"{', '.join(left)} only have a meaning with remote_url")
-        lines = [] if cells["archive"] and not cells["registry"] else registry(cells["registry"]).splitlines()
-        listed = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
+        has_list = cells["registry"] or not cells["archive"]
+        listed = _registered(registry(cells["registry"])) if has_list else {}
     elif cells["base_url"] or cells["registry"]:
         raise DataError("it has both remote_url and base_url or registry; expected one of them")
     elif cells["archive"] or cells["mirrors"]:
@@ -200,6 +200,14 @@ def _dataset(cells: dict[str, str], registry: Callable[[str], str]) -> EmDataset
         mirrors=mirrors,
         licence_must_be_accepted=bool(cells["must_accept"]) and _yes(cells, "must_accept"),
     )
+
+
+def _registered(text: str) -> dict[str, str]:
+    """Read the lines of a registry: a file name, blanks, and the sha256 of the file."""
+    pairs = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
+    if wrong := [" ".join(pair) for pair in pairs if len(pair) != 2]:
+        raise DataError(f"its registry has the line {wrong[0]!r}; expected a file name and a sha256")
+    return {pair[0]: pair[1] for pair in pairs}
 
 
 def _remote(cells: dict[str, str]) -> RemoteSource | None:

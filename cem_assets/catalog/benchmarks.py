@@ -1,8 +1,8 @@
-"""The catalogue of benchmarks: what they are, where they can be had, how they are prepared and what was published.
+"""The catalogue of benchmarks: their files, how they are prepared, and published scores.
 
-Rows, not code: `benchmarks.toml` has one table per benchmark, its key the name. A store's `settings/benchmarks.toml` is
-laid over it by `cem_assets.benchmarks.data.rows`, which also checks the steps; the steps themselves are
-`cem_assets.benchmarks.data.preparation`.
+`benchmarks.toml` has one table for each benchmark, whose key is the name. `cem_assets.benchmarks.rows` adds the tables of
+a store's `settings/benchmarks.toml`, which replace tables of the same name, and checks the preparation steps.
+`cem_assets.benchmarks.data.preparation` has the steps themselves.
 """
 
 import re
@@ -20,6 +20,8 @@ from cem_assets.errors import DataError
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 MAX_TOML_BYTES = 1 << 20
+SETTINGS = "settings/benchmarks.toml"
+"""Key of the file in the store that changes these benchmarks and adds others."""
 Split = Literal["train", "valid", "test"]
 
 _STRICT = ConfigDict(extra="forbid")
@@ -30,9 +32,9 @@ class BenchmarkSource:
     """A file of a benchmark.
 
     Attributes:
-        url: Where it can be had.
-        sha256: Hex digest of its bytes; empty where it is not known, and then it is never downloaded.
-        file: Path in the benchmark's folder; a `.zip` is unpacked beside itself.
+        url: The address it is downloaded from.
+        sha256: Hexadecimal digest of its bytes. If it is not known and empty, the file is never downloaded.
+        file: Path in the benchmark's folder; a `.zip` is unpacked into the folder it is in.
     """
 
     url: str
@@ -42,15 +44,15 @@ class BenchmarkSource:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PublishedScore:
-    """A figure from the literature; never one of ours.
+    """A score from the literature; never one that this platform computed.
 
     Attributes:
-        weights: Name of the weights, such as "cem500k_mocov2", "random", "imagenet", "cytoimagenet" or "fusion".
-        measure: What the value is, such as "accuracy".
-        value: In percent.
-        error: Half the width of its uncertainty, in percent; 0 where none is given.
-        subset: Part of the benchmark, such as "test1"; empty for all of it.
-        source: Where it was published.
+        weights: The name of the weights, such as "cem500k_mocov2", "random", "imagenet", "cytoimagenet" or "fusion".
+        measure: The name of the measure, such as "accuracy".
+        value: The score in percent.
+        error: Half the width of its uncertainty, in percent; 0 if none was published.
+        subset: The part of the benchmark, such as "test1"; empty for all of it.
+        source: The publication.
     """
 
     weights: str
@@ -63,13 +65,13 @@ class PublishedScore:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PreparationStep:
-    """One named step.
+    """One preparation step.
 
     Attributes:
-        step: Its name, a key of `cem_assets.benchmarks.data.preparation.STEPS`, or "rename_pairs".
-        splits: Splits it is for; empty for all.
-        parts: Parts of a union it is for; empty for all.
-        parameters: Its other keys.
+        step: The name: a key of `cem_assets.benchmarks.data.preparation.STEPS`, or "rename_pairs".
+        splits: The splits it applies to; empty for all.
+        parts: The parts of a union it applies to; empty for all.
+        parameters: All other keys of its table.
     """
 
     step: str
@@ -87,7 +89,7 @@ class PreparationStep:
         return {**own, "parameters": {key: value for key, value in raw.items() if key not in own}}
 
     def applies_to(self, split: str, part: str) -> bool:
-        """Tell whether an item of this split and part takes the step."""
+        """Tell whether the step applies to items of a split and a part."""
         return (not self.splits or split in self.splits) and (not self.parts or part in self.parts)
 
 
@@ -95,13 +97,12 @@ class PreparationStep:
 class LayoutRule:
     """Which files are the images and the label maps of a split.
 
-    A pattern is compared with the end of a path, part by part (`train/images/*.png`); `a|b` takes b where nothing
-    matches a; `*.hdf::volumes/raw` names an array inside HDF5 files.
+    A pattern is compared with the end of a path, part by part (`train/images/*.png`). `a|b` uses b if nothing matches a.
+    `*.hdf::volumes/raw` names an array inside HDF5 files.
 
     Attributes:
-        split: "train", "valid" or "test".
-        images: Patterns of images.
-        masks: One pattern for each label map an image has.
+        images: Patterns of the images.
+        masks: Patterns of the label maps, one for each label map of an image.
     """
 
     split: Split
@@ -112,16 +113,16 @@ class LayoutRule:
 USER_LAYOUT = tuple(
     LayoutRule(split=split, images=(f"{split}/images/*",), masks=(f"{split}/masks/*",)) for split in ("train", "valid", "test")
 )
-"""A user's own benchmark: images and masks of equal names."""
+"""The layout of a user's own benchmark, whose images and masks have equal names."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class UnionPart:
-    """A benchmark whose items are taken up by a union.
+    """A benchmark that is part of a union.
 
     Attributes:
-        benchmark: Its name.
-        rule: How its test items are predicted and scored, as `cem_assets.benchmarks.segmentation.params.EvaluationRule`.
+        benchmark: The name of the benchmark.
+        rule: How its test items are predicted and scored: fields of `cem_assets.benchmarks.segmentation.params.EvaluationRule`.
     """
 
     benchmark: str
@@ -130,11 +131,12 @@ class UnionPart:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TableJoin:
-    """A table that is joined to the images' own.
+    """A table that is joined to the main table.
 
     Attributes:
         files: Patterns of the file.
-        on: Pairs of columns that must agree: ours, the joined table's. Numbers are compared as numbers.
+        on: Pairs of columns whose values must agree: first that of the main table, then that of this one. Numbers are compared
+            as numbers.
     """
 
     files: tuple[str, ...]
@@ -143,17 +145,17 @@ class TableJoin:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Benchmark:
-    """What every row has.
+    """The fields that every benchmark has.
 
     Attributes:
-        name: Its key.
-        title, licence, citation, source_url, note: For people.
-        sources: Files it is made of.
-        published: Figures from the literature.
-        tolerance: By how much a score may fall below the best one before weights count as worse, as a fraction.
-        is_gated: Whether weights that do worse on it are not promoted.
-        is_saturated: Whether all weights do equally well on it, so that it tells nothing.
-        params: Parameters of training and testing, by name; those of segmentation are
+        name: The key of its table.
+        title, licence, citation, source_url, note: Texts for people.
+        sources: The files it is made of.
+        published: Scores from the literature.
+        tolerance: The fraction by which a score may be below the best one before weights count as worse.
+        is_gated: Whether weights that are worse on this benchmark are not promoted.
+        is_saturated: Whether all weights are equally good on this benchmark, so that it cannot rank them.
+        params: Parameters of training and testing, by name; for segmentation they are those of
             `cem_assets.benchmarks.segmentation.params.SegmentationParams`.
     """
 
@@ -180,13 +182,13 @@ class Benchmark:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class SegmentationBenchmark(Benchmark):
-    """A row of task "segmentation".
+    """A benchmark with the task "segmentation".
 
     Attributes:
         classes: Names of the mask values 0, 1, ...; the first is the background.
-        layout: Which files are what; the default is that of a user's own benchmark.
-        union: Benchmarks it is put together from; then it has no files of its own.
-        steps: Preparation, in order.
+        layout: Which files are images and masks; the default is that of a user's own benchmark.
+        union: The benchmarks it is made of; a union has no files of its own.
+        steps: The preparation steps, in order.
     """
 
     task: Literal["segmentation"] = "segmentation"
@@ -205,20 +207,21 @@ class SegmentationBenchmark(Benchmark):
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TransferBenchmark(Benchmark):
-    """A row of task "transfer": images with labels, or features with labels.
+    """A benchmark with the task "transfer": images with labels, or features with labels.
 
     Attributes:
-        kind: "folders": labels are in the paths. "table": a table lists the images. "features": a table holds features.
-        channels: For "folders", values of the pattern's group `channel`, in order. For "table", by name a path with
-            {column} for the table's cells; the files may lie anywhere below a folder.
-        path_pattern: Regular expression over a path, for "folders": groups `image`, `channel`, `label`, and `split` if any.
+        kind: "folders": the paths hold the labels. "table": a table lists the images. "features": a table holds features.
+        channels: For "folders", the values of the pattern's group `channel`, in order. For "table", a path for each channel's
+            name, in which {column} stands for a cell of the table; the files may be anywhere below a folder.
+        path_pattern: For "folders", a regular expression for paths with the groups `image`, `channel`, `label`, and optionally
+            `split`.
         skip_labels: Labels that are left out.
-        merge_labels: Labels by the ones they are counted as.
+        merge_labels: For labels that are counted as another one, that other label.
         tables: Patterns of the main table.
-        joins: Tables joined to it; rows without a partner are left out.
-        columns: Our columns (label, compound, concentration, plate, well, batch, split) by templates: {column}, or
-            {column|regular expression} for its first group.
-        feature_pattern: Regular expression of the columns that are features.
+        joins: Tables that are joined to it; rows without a partner are left out.
+        columns: Templates for our columns (label, compound, concentration, plate, well, batch, split): {column}, or
+            {column|regular expression} for the first group of the expression.
+        feature_pattern: A regular expression that the names of feature columns match.
         controls: Values of a column that mark controls, such as {compound = ["DMSO"]}.
         has_controls: Whether controls are kept.
     """
@@ -273,21 +276,21 @@ def _shipped_text() -> str:
 
 
 def benchmark_tables(text: str | None = None, where: str = "benchmarks.toml") -> dict[str, dict[str, Any]]:
-    """Read a catalogue without looking into its tables.
+    """Read a catalogue without checking the contents of its tables.
 
     Args:
-        text: TOML; None for the catalogue that is shipped.
-        where: How to name it in errors.
+        text: TOML; None reads the catalogue of this package.
+        where: The name of the file in errors.
 
     Raises:
-        DataError: It is no TOML, too large, or has something else than tables.
+        DataError: The text is no TOML, is too large, or has keys outside of tables.
     """
     text = _shipped_text() if text is None else text
     if len(text.encode()) > MAX_TOML_BYTES:
         raise DataError(f"{where} has {len(text.encode())} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise DataError(f"{where} is not valid TOML: {error}.") from error
     if wrong := [key for key, table in tables.items() if not isinstance(table, dict)]:
         raise DataError(f"{where} has {', '.join(wrong)} where one table per benchmark was expected, such as [my_cells].")
@@ -300,15 +303,15 @@ def benchmark_rows(
     """Read a catalogue of benchmarks.
 
     Args:
-        text: TOML; None for the catalogue that is shipped.
-        where: How to name it in errors.
-        tables: What `benchmark_tables` gave, where it was changed since; then `text` is not read.
+        text: TOML; None reads the catalogue of this package.
+        where: The name of the file in errors.
+        tables: The result of `benchmark_tables` if it was changed since; then `text` is not read.
 
     Returns:
         Rows by name, in the order of the text.
 
     Raises:
-        DataError: It breaks rules; all problems are told at once.
+        DataError: Tables break rules; the error names all problems.
     """
     rows: dict[str, AnyBenchmark] = {}
     problems: list[str] = []

@@ -1,7 +1,7 @@
-"""What a curator says of an EM dataset: the contents of `dataset.toml`, validated.
+"""The description of an EM dataset by its curator: the contents of `dataset.toml`, validated.
 
-A dataset is a folder (or a prefix in the inbox) of files with a `dataset.toml` beside them. Every
-problem of the file is gathered and told at once. Reading files is `cem_assets.inbox.datasets`.
+A dataset is a folder of the inbox that holds files and a `dataset.toml`. The error for a wrong `dataset.toml` lists all
+problems at once. `cem_assets.inbox.datasets` reads the folder.
 """
 
 import difflib
@@ -39,12 +39,9 @@ _Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def check_dataset_name(name: str) -> str | None:
-    """Say what is wrong with a dataset's name, or None.
+    """Return what is wrong with the name of a dataset, or None.
 
-    Names become folders, partition keys and tags, so they are kept to what all of those allow.
-
-    Args:
-        name: Proposed name.
+    Names become folders, partition keys and tags, so only characters that all of these allow may be used.
     """
     if NAME_PATTERN.fullmatch(name) and ".." not in name and not name.endswith("."):
         return None
@@ -59,11 +56,11 @@ class LocalSampling(BaseModel):
     """Which cubes of a large local volume are taken: the table [sampling] of `dataset.toml`.
 
     Attributes:
-        cube_px: Side of a cube in voxels, as stored.
-        min_content: Least share of a cube's voxels that are not padding.
-        gigabytes: Budget of each volume in 10^9 bytes, for the cubes' voxels as stored.
-        seed: Of the draw.
-        padding_value: Source value that means "nothing here".
+        cube_px: Side of a cube in voxels of the file.
+        min_content: The smallest share of a cube's voxels that must not be padding.
+        gigabytes: Budget for each volume in 10^9 bytes: the size of the cubes' voxels in the number type of the file.
+        seed: Seed of the draw.
+        padding_value: The source value that marks voxels without data.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,23 +76,23 @@ class DatasetDescription(BaseModel):
     """One EM dataset as its curator declares it.
 
     Attributes:
-        name: Name of the dataset; also its partition key.
-        kind: "volume": every volume file, or a folder of 2D slices, is one volume. "images": every file
-            is one 2D image. "video": like a volume, but cut in xy only.
-        voxel_size_nm: (z, y, x) in nm; for volumes and videos. It wins over what file headers say.
-        pixel_size_nm: (y, x) in nm; for images.
-        licence: Licence of the data, in words or as SPDX.
-        citation: How to cite the data.
+        name: The name, which is also the partition key.
+        kind: "volume": every volume file, and every folder of 2D slices, is one volume. "images": every file is one 2D image.
+            "video": like a volume, but patches are cut in xy only.
+        voxel_size_nm: (z, y, x) in nm, for volumes and videos. It replaces the size in the headers of files.
+        pixel_size_nm: (y, x) in nm, for images.
+        licence: The licence of the data, in words or as SPDX identifier.
+        citation: The text by which the data are cited.
         intensity: How voxels become uint8; None means identity for uint8 and percentile otherwise.
-        intensity_percentiles: Percentiles that become 0 and 255 under "percentile".
-        intensity_window: Source values that become 0 and 255 under "window".
+        intensity_percentiles: The percentiles that become 0 and 255 under "percentile".
+        intensity_window: The source values that become 0 and 255 under "window".
         hdf5_dataset: Path of the array inside HDF5 files.
         zarr_array: Path of the array inside Zarr and N5 stores that hold several.
-        channel: Which channel to take from files that have a channel axis of stains or detectors.
+        channel: The channel that is taken from files with a channel axis of stains or detectors.
         target_voxel_size_nm: Axes finer than this are binned by 2 as long as they stay at or below it; None bins nothing.
-        sampling: Take cubes of each volume instead of all of it; None takes all.
-        organism, tissue, technique: For the dataset card.
-        source_url: Where the data came from.
+        sampling: Which cubes are taken of each volume; None takes whole volumes.
+        organism, tissue, technique: Texts for the dataset card.
+        source_url: The address the data came from.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
@@ -157,15 +154,15 @@ class DatasetDescription(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out keys of later versions that are not used: descriptions written before them keep their digests."""
+        """Leave out keys of later versions that are not used, so that the digests of older descriptions stay the same."""
         data: dict[str, Any] = handler(self)
         return {key: value for key, value in data.items() if value is not None or key not in _LATER_KEYS}
 
     def voxel_size(self) -> tuple[float, float, float]:
-        """Return (z, y, x) in nm; z of a 2D image is its y."""
+        """Return (z, y, x) in nm; the z of a 2D image equals its y."""
         if self.voxel_size_nm is not None:
             return self.voxel_size_nm
-        assert self.pixel_size_nm is not None  # the validator saw to it
+        assert self.pixel_size_nm is not None  # the validator ensures it
         return (self.pixel_size_nm[0], *self.pixel_size_nm)
 
 
@@ -173,20 +170,16 @@ def parse_description(text: bytes, where: str) -> DatasetDescription:
     """Read a `dataset.toml`.
 
     Args:
-        text: The file's bytes.
-        where: How to name the file in errors, such as "inbox/vnc/dataset.toml".
-
-    Returns:
-        The validated description.
+        where: The name of the file in errors, such as "inbox/vnc/dataset.toml".
 
     Raises:
-        DataError: The file is not TOML in UTF-8, or breaks rules; all problems are named at once.
+        DataError: The file is not TOML in UTF-8, or breaks rules; the error names all problems.
     """
     if len(text) > MAX_TOML_BYTES:
         raise DataError(f"{where} has {len(text)} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
     try:
         data = tomllib.loads(text.decode("utf-8-sig"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise DataError(f"{where} is not valid TOML in UTF-8: {error}. An example:\n{EXAMPLE}") from error
     try:
         return DatasetDescription.model_validate(data)

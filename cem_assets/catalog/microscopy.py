@@ -1,8 +1,8 @@
-"""The catalogue of microscopy sources: what they are, how their tables are read, and terms common to all.
+"""The catalogue of microscopy sources: their addresses, the recipes to read their tables, and terms common to all.
 
-Rows, not code: `microscopy_sources.csv` says what each source is and where it can be had, `microscopy/<name>.toml` is its
-recipe (a format of `cem_assets.cytoimagenet.sources.recipe`, which also checks it), `terms.toml` holds the terms. Electron
-microscopy is `cem_assets.catalog`; sources that people drop are read by `cem_assets.cytoimagenet.sources.inbox`.
+`microscopy_sources.csv` lists the sources with their addresses. `microscopy/<name>.toml` is the recipe of a source, which
+`cem_assets.cytoimagenet.sources.recipe` reads and checks. `terms.toml` holds the common terms. `cem_assets.catalog` has the
+datasets of electron microscopy, and `cem_assets.cytoimagenet.sources.inbox` reads sources that people put into the inbox.
 """
 
 import csv
@@ -21,16 +21,15 @@ class MicroscopySource:
     """A row of `microscopy_sources.csv`.
 
     Attributes:
-        name: Its key.
         is_enabled: Whether it is meant to be part of the next release.
-        role: "training", or "test" for a benchmark's images, which are kept out of releases.
+        role: "training", or "test" for the images of a benchmark, which are kept out of releases.
         database, title, dir_name, licence, citation, source_url: As in `source.toml`.
-        tables_urls: Addresses of its public metadata tables; empty where it has none or they are not known for certain.
-        images_url: Where its images can be had.
-        tried: How far its recipe was tried: "tables and images", "tables", "images" or "documentation".
+        tables_urls: Addresses of its public metadata tables; empty if it has none or their addresses are uncertain.
+        images_url: The address of its images.
+        tried: How far its recipe was tested: "tables and images", "tables", "images" or "documentation".
         note: What is uncertain.
-        downloads: (sha256, address, path in the source's folder) of files that are known byte for byte, from
-            `registries/microscopy/<name>.txt`; the catalogue schedule fetches enabled rows that have them.
+        downloads: (sha256, address, path in the source's folder) of the files in `registries/microscopy/<name>.txt`. The
+            schedule of the catalogue fetches enabled sources that have such files.
     """
 
     name: str
@@ -99,7 +98,7 @@ def recipe_text(name: str) -> bytes:
     """Read the recipe of a source of the catalogue: TOML in UTF-8.
 
     Raises:
-        KeyError: The catalogue has no such source.
+        UnknownNameError: The catalogue has no such source.
     """
     known = microscopy_sources()
     if name not in known:
@@ -113,5 +112,5 @@ def _terms() -> dict[str, dict[str, str]]:
 
 
 def terms() -> dict[str, dict[str, str]]:
-    """Read the terms that all sources share, by standard column: value in lower case to the term that replaces it."""
+    """Read the terms that all sources share: for each standard column, values in lower case and the terms replacing them."""
     return {column: dict(replacements) for column, replacements in _terms().items()}

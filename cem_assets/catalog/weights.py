@@ -1,8 +1,8 @@
-"""The catalogue of encoder weights: rows of `weights.toml`, trained here or imported.
+"""The catalogue of encoder weights: the rows of `weights.toml`, which are trained here or imported.
 
-Light on purpose: no torch, so that definitions load fast. What can be said of a row alone is checked here; its
-hyperparameters are checked by `cem_assets.pretraining.weights.rows`, which also knows the rows of a store.
-Getting the weights is `cem_assets.pretraining.weights.importing` and `cem_assets.pretraining.training.stage`.
+This module does not import torch, so that definitions load fast. It checks each row by itself.
+`cem_assets.pretraining.rows` checks the hyperparameters and reads the rows of a store.
+`cem_assets.pretraining.weights.importing` imports weights, and `cem_assets.pretraining.training.stage` trains them.
 """
 
 import math
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from cem_assets.errors import DataError
 
 ARCHS = ("efficientnet_b0", "resnet18", "resnet34", "resnet50")
-"""Networks, as `cem_assets.encoders.ENCODERS` has them; written out here because that imports torch."""
+"""The keys of `cem_assets.encoders.ENCODERS`, repeated here because that module imports torch."""
 METHODS = ("moco", "supervised", "swav")
 PRESETS = ("paper", "single_gpu", "smoke")
 DATASETS = ("cem", "cytoimagenet")
@@ -25,7 +25,7 @@ SUBSETS = ("", "toy_20", "toy_50")
 SOURCES = ("random", "torchvision", "file")
 NEWEST = "newest"
 MIN_PREFIX = 8
-"""Digits of a sha256 that a row must give at least; the file names of torchvision end in that many."""
+"""A row must give at least so many digits of a sha256; the file names of torchvision end with so many."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}", re.ASCII)
 _RELEASE = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}|[0-9a-f]{64}", re.ASCII)
@@ -40,15 +40,15 @@ class TrainedWeights:
     """Weights that are trained from a release.
 
     Attributes:
-        name: The partition.
-        title: For people.
+        name: The partition key.
+        title: A title for people.
         method: One of `METHODS`.
         preset: One of `PRESETS`.
         arch: One of `ARCHS`.
-        dataset: "cem" or "cytoimagenet": whose release.
+        dataset: The product line whose release is used: "cem" or "cytoimagenet".
         release: "newest", a version, or the digest of a release's manifest.
-        subset: "", "toy_20" or "toy_50": which classes of CytoImageNet.
-        params: Hyperparameters other than the preset's; not checked here.
+        subset: The classes of CytoImageNet: "" for all, "toy_20" or "toy_50".
+        params: Hyperparameters that differ from the preset; they are not checked here.
     """
 
     kind: ClassVar[str] = "trained"
@@ -69,20 +69,20 @@ class ImportedWeights:
     """Weights that come from elsewhere, or from a seed.
 
     Attributes:
-        name: The partition.
-        title: For people.
+        name: The partition key.
+        title: A title for people.
         source: "random", "torchvision" or "file".
         arch: One of `ARCHS`.
         method: "random", or one of `METHODS`.
-        url: Where they can be had; empty where nowhere.
-        sha256: Of the file: all 64 digits, or the first 8 or more; empty where not known, and then nothing is downloaded.
-        file: Name of a local copy.
-        seed: Of random weights.
-        mean, std: Of the pixels they were trained with, in 0..1, where the file does not say.
-        licence: Of the weights.
-        data_licence: Of what they were trained on.
-        citation: What to cite.
-        trained_on: Data they were trained on.
+        url: The address to download from; empty if there is none.
+        sha256: All 64 digits of the file's sha256, or the first 8 or more. If it is empty, nothing is downloaded.
+        file: The name of a local copy.
+        seed: The seed of random weights.
+        mean, std: Mean and standard deviation, in 0..1, of the pixels they were trained with, if the file does not have them.
+        licence: The licence of the weights.
+        data_licence: The licence of the data they were trained on.
+        citation: The text by which they are cited.
+        trained_on: The data they were trained on.
     """
 
     kind: ClassVar[str] = "imported"
@@ -132,14 +132,14 @@ def weights_rows(text: str | None = None, what: str = "weights.toml") -> dict[st
     """Read rows of weights.
 
     Args:
-        text: TOML, one table per row; None reads the catalogue of this package.
-        what: Name of the file for messages.
+        text: TOML with one table for each row; None reads the catalogue of this package.
+        what: The name of the file in errors.
 
     Returns:
         Rows by name, in the order of the file.
 
     Raises:
-        DataError: It is not TOML, or rows make no sense: every problem is named, with the row it is in.
+        DataError: The text is not TOML, or rows are wrong; the error names every problem with its row.
     """
     try:
         data = tomllib.loads(_package_text() if text is None else text)
@@ -161,7 +161,7 @@ def weights_rows(text: str | None = None, what: str = "weights.toml") -> dict[st
 
 
 def _table_problems(name: str, table: Any) -> list[str]:
-    """Say what keeps a table from being a row at all: its name, its kind, its keys and their types."""
+    """Return what is wrong with a row's name, its kind, its keys and their types."""
     problems = []
     if not _NAME.fullmatch(name) or ".." in name:
         problems.append("a name has 1 to 64 of a-z, 0-9, '_', '.', '-', begins with a letter or digit, and has no '..'")

@@ -1,7 +1,7 @@
-"""What runs by itself: the inbox sensor, reconciliation, and the schedules.
+"""What runs automatically: the inbox sensor, the reconciliation sensor, and the schedule of releases.
 
-The store is the authority on what is missing or stale (`cem_assets.cem.reconciliation`); Dagster's runs
-tell only what is already being done about it. Every tick is bounded in time, and goes on next time where it stopped.
+The state of the store decides what is missing or stale (`cem_assets.cem.reconciliation`). Dagster's runs only tell which work
+is being done or was tried already. Every tick has a time limit, and the next tick continues where it stopped.
 """
 
 import json
@@ -23,6 +23,7 @@ from cem_assets.cem.reconciliation import (
     needed_work,
 )
 from cem_assets.cem.settings import Settings, read_settings
+from cem_assets.errors import DataError
 from cem_assets.inbox.datasets import Arrival, Rejection, arrivals, read_description
 from cem_assets.inbox.quarantine import report_key, write_report
 from cem_assets.platform.attempts import MAX_REQUESTS, TICK_SECONDS, UNFINISHED, WORK_TAG, Attempt, attempt_at
@@ -32,18 +33,14 @@ from cem_assets.store.assets import RELEASES, VOLUMES
 from cem_assets.store.store import Store
 
 _STEP = 128
-"""Datasets of the inbox that are looked at together: on a slow store a step must fit beside TICK_SECONDS."""
+"""Number of datasets of the inbox that are looked at together. On a slow store, this must not take much longer than
+TICK_SECONDS."""
 GRACE_SECONDS = 120.0
-"""So long after it arrived, a dataset without any run is left to the inbox sensor."""
+"""For so long after a dataset arrived, reconciliation leaves it to the inbox sensor if it had no run yet."""
 
 
 def run_request(work: Work, settings: Settings, attempt: Attempt) -> dg.RunRequest:
-    """Ask for the run that does some work.
-
-    Args:
-        work: From `needed_work`.
-        attempt: How often it was tried before.
-    """
+    """Make the request of a run that does some work, with the parameters from the settings."""
     config = {asset: settings.config(work.dataset, asset) for asset in work.assets}
     return dg.RunRequest(
         run_key=f"{work.dataset}:{work.key}:{attempt.number}",
@@ -64,7 +61,7 @@ def run_request(work: Work, settings: Settings, attempt: Attempt) -> dg.RunReque
     job=cem_chain,
     minimum_interval_seconds=environment.whole_number(environment.INBOX_SECONDS),
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Takes in what arrives in inbox/<dataset>/: a new or changed dataset.toml, written last, asks for the chain.",
+    description="Requests the chain for every dataset in inbox/ whose dataset.toml, which is written last, is new or changed.",
 )
 def inbox_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SensorResult:
     """Look for datasets that arrived or changed since the last look."""
@@ -77,11 +74,11 @@ def inbox_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> d
     observations: list[dg.AssetObservation] = []
     started, after = time.monotonic(), str(cursor.get("after", ""))
     for arrival, state in _looked_at(opened, seen, after):
-        # A step of the look: what was there before it is behind the cursor, whether new or not.
+        # The cursor moves past every dataset, whether it is new or not.
         after = arrival.dataset
         if state is not None:
             works = needed_work([state], classifier, settings)
-            # What is committed and current was described once, unless it was uploaded again.
+            # The description of a committed and current dataset was checked before, unless the dataset was uploaded again.
             is_settled = VOLUMES in state.committed and not works and arrival.dataset not in seen
             problem = None if is_settled else _problem(opened, arrival)
             if problem is not None:
@@ -104,7 +101,7 @@ def inbox_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> d
 
 
 def _looked_at(store: Store, seen: Mapping[str, str], after: str) -> Iterator[tuple[Arrival, DatasetState | None]]:
-    """Go through the inbox behind a name; look at what is new or was uploaded again, many at a time."""
+    """Yield the datasets of the inbox after a name, and the states of those that are new or were uploaded again."""
     found = arrivals(store, after)
     while step := list(islice(found, _STEP)):
         news = [arrival for arrival in step if seen.get(arrival.dataset) != arrival.fingerprint[:8]]
@@ -116,7 +113,7 @@ def _looked_at(store: Store, seen: Mapping[str, str], after: str) -> Iterator[tu
 def _problem(store: Store, arrival: Arrival) -> str | None:
     try:
         read_description(store, arrival.dataset)
-    except (ValueError, FileNotFoundError) as error:
+    except (DataError, FileNotFoundError) as error:
         write_report(store, arrival.dataset, [Rejection("dataset.toml", str(error))], is_refused=True)
         return str(error)
     return None
@@ -139,10 +136,10 @@ def _refused(store: Store, dataset: str, problem: str) -> dg.AssetObservation:
     job=cem_chain,
     minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS),
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Compares what the store holds with what should be there, and asks for exactly what is missing or stale.",
+    description="Compares what the store has with what it should have, and requests runs for what is missing or stale.",
 )
 def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SensorResult:
-    """Look at the datasets after the cursor, as many as fit a tick."""
+    """Look at as many datasets after the cursor as a tick has time for."""
     opened = store.open()
     settings, classifier = read_settings(opened), classifier_digest(opened)
     requests: list[dg.RunRequest] = []
@@ -154,7 +151,8 @@ def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResou
         after = dataset
         num_looked += 1
         works = needed_work([state], classifier, settings)
-        # What is committed and current was described once; only what is to be computed is worth two more requests.
+        # The description of a committed and current dataset was checked before. Reading it takes two requests, so it is only
+        # read if there is work to do.
         if VOLUMES in state.committed and not works:
             partitions.append(dataset)
         elif works and (arrival is None or _is_described(opened, dataset)):
@@ -169,33 +167,34 @@ def reconciliation_sensor(context: dg.SensorEvaluationContext, store: StoreResou
             break
     else:
         after = ""
-    told = f"looked at {num_looked:,} datasets; nothing to ask for"
+    told = f"looked at {num_looked:,} datasets; no work to request"
     if waiting:
         told += f"; waiting: {', '.join(waiting[:10])}{' and more' if len(waiting) > 10 else ''}"
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else told,
-        # Never an empty text, which Dagster takes for no cursor: it would keep the last one, and the look end there for ever.
+        # The cursor is never an empty text. Dagster would take that for no cursor and keep the last one, so the sensor would
+        # never begin from the start again.
         cursor=json.dumps({"after": after}),
         dynamic_partitions_requests=missing_partitions(context.instance, em_datasets, partitions),
     )
 
 
 def _place_of(cursor: str) -> str:
-    """Read where to go on; earlier versions wrote the bare name."""
+    """Return the name in the cursor after which to continue. Earlier versions wrote the bare name."""
     return str(json.loads(cursor)["after"]) if cursor.startswith("{") else cursor
 
 
 def _is_described(store: Store, dataset: str) -> bool:
     try:
         read_description(store, dataset)
-    except (ValueError, FileNotFoundError):
-        return False  # the inbox sensor has written its report
+    except (DataError, FileNotFoundError):
+        return False  # the inbox sensor writes the report
     return True
 
 
 def _attempt(instance: dg.DagsterInstance, work: Work, arrival: Arrival | None) -> Attempt:
-    """Tell which attempt at some work this would be, and why not now, if so."""
+    """Return the attempt at some work that would be next, and the reason if it should not be made now."""
     of_dataset = {"dagster/partition": work.dataset}
     if instance.get_run_records(dg.RunsFilter(job_name=cem_chain.name, tags=of_dataset, statuses=UNFINISHED), limit=1):
         return Attempt(why_not="a run is under way")
@@ -210,15 +209,15 @@ def _attempt(instance: dg.DagsterInstance, work: Work, arrival: Arrival | None) 
     job=cem_release,
     cron_schedule=environment.text(environment.RELEASE_CRON),
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Makes a release when filtered partitions changed since the last one (CEM_ASSETS_RELEASE_CRON).",
+    description="Makes a release if filtered partitions changed since the last one (CEM_ASSETS_RELEASE_CRON).",
 )
 def release_schedule(context: dg.ScheduleEvaluationContext, store: StoreResource) -> dg.RunRequest | dg.SkipReason:
-    """Ask for a release where one is due."""
+    """Request a release if one is due."""
     if context.instance.get_run_records(dg.RunsFilter(job_name=cem_release.name, statuses=UNFINISHED), limit=1):
         return dg.SkipReason("a release is being made")
-    # A release that is not due is looked at once a week all the same: it is checked, and shown to be fresh.
+    # Once a week the release is materialized even if none is due: the newest one is checked again, and shown as fresh.
     event = context.instance.get_latest_materialization_event(dg.AssetKey(RELEASES.split("/")))
     is_fresh = event is not None and time.time() - event.timestamp < 7 * 24 * 3600
     if not is_release_due(store.open()) and (is_fresh or event is None):
-        return dg.SkipReason("the newest release holds all that is filtered, as it is")
+        return dg.SkipReason("the newest release has all filtered patches as they are now")
     return dg.RunRequest()

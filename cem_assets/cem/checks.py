@@ -1,33 +1,33 @@
-"""What must be true of a committed partition, as functions that return an outcome in words.
+"""What must be true of a committed partition: functions that take its manifest and say in words what they found.
 
-Dagster runs them as asset checks, per partition, and stops the next stage where it would be wrong
-(`cem_assets.cem.asset_checks`); nothing here knows Dagster.
+Dagster runs them as asset checks (`cem_assets.cem.asset_checks`). Nothing here imports Dagster. The first line of each
+docstring is the description that people read in the UI.
 """
 
 from typing import Any
 
 import numpy as np
 
-from cem_assets.cem.patches.pixels import open_pixels, pixels_behind
+from cem_assets.cem.patch_grid import PATCH_SIDE_PX
+from cem_assets.cem.patches.pixels import pixels_behind
 from cem_assets.cem.patches.tables import DUPLICATES_SCHEMA, places_of
 from cem_assets.cem.volumes.bricks import count_patches, names_of
 from cem_assets.execution.checks import Outcome
 from cem_assets.imaging.hamming import closest_pair_within
-from cem_assets.store.assets import DEDUPLICATED, FILTERED, RAW, SCORES
-from cem_assets.store.manifests import Manifest, require_manifest
+from cem_assets.store.manifests import Manifest
 from cem_assets.store.parquet import read_parts, read_side_table
 from cem_assets.store.store import Store
 
 MAX_COMPARED = 300_000
-"""Exemplars compared each with each; above that number a sample is."""
+"""Up to this number of exemplars, each is compared with each; of more exemplars, a random sample of this size is."""
 BLANK_SHARE = 0.5
-"""Share of the most common gray value, or of patches without any gradient, above which a person should look."""
+"""If one gray value has a larger share of the voxels than this, or patches without any gradient have a larger share of the
+patches, a person should look at the dataset."""
 
 
-def raw_counts_add_up(store: Store, dataset: str) -> Outcome:
+def raw_counts_add_up(store: Store, manifest: Manifest) -> Outcome:
     """Compare the number of patches with what the sizes of the volumes say."""
-    manifest = require_manifest(store, RAW, dataset)
-    pixels = pixels_behind(store, dataset, manifest)
+    pixels = pixels_behind(store, manifest)
     spacing = int(manifest.inputs.parameters["spacing"])
     if pixels.images is not None:
         expected = sum(count_patches((1, *size), (0,)) for size in pixels.images.sizes().values())
@@ -41,10 +41,9 @@ def raw_counts_add_up(store: Store, dataset: str) -> Outcome:
     return Outcome(False, f"{found:,} patches in {rows:,} rows and {rejected:,} rejected; the sizes say {expected:,}.", facts)
 
 
-def patches_lie_inside(store: Store, dataset: str) -> Outcome:
+def patches_lie_inside(store: Store, manifest: Manifest) -> Outcome:
     """Check every patch's place against its volume, and its name against its place."""
-    manifest = require_manifest(store, RAW, dataset)
-    shapes = pixels_behind(store, dataset, manifest).shapes()
+    shapes = pixels_behind(store, manifest).shapes()
     outside = misnamed = total = 0
     example = ""
     for table in read_parts(store, manifest, None, 1 << 16):
@@ -74,13 +73,14 @@ def _outside(place: np.ndarray[Any, np.dtype[np.int32]], shape: tuple[int, int, 
     sides = np.array([[shape[1], shape[2]], [shape[0], shape[2]], [shape[0], shape[1]]])[planar]
     depth = np.where(axis < 0, 1, np.array(shape)[planar])
     inside = (index >= 0) & (index < depth) & (y0 >= 0) & (y0 < y1) & (x0 >= 0) & (x0 < x1)
-    return np.asarray(~(inside & (y1 <= sides[:, 0]) & (x1 <= sides[:, 1]) & (y1 - y0 <= 224) & (x1 - x0 <= 224)))
+    return np.asarray(
+        ~(inside & (y1 <= sides[:, 0]) & (x1 <= sides[:, 1]) & (y1 - y0 <= PATCH_SIDE_PX) & (x1 - x0 <= PATCH_SIDE_PX))
+    )
 
 
-def blank_fraction(store: Store, dataset: str) -> Outcome:
+def blank_fraction(store: Store, manifest: Manifest) -> Outcome:
     """Warn where most voxels have one value, or most patches no gradient at all: padding, or a failed copy."""
-    manifest = require_manifest(store, RAW, dataset)
-    pixels = open_pixels(store, dataset)
+    pixels = pixels_behind(store, manifest)
     shares = {v.name: max(v.record.histogram) / max(sum(v.record.histogram), 1) for v in pixels.volumes}
     flat = total = 0
     for table in read_parts(store, manifest, ["dhash"]):
@@ -98,9 +98,8 @@ def blank_fraction(store: Store, dataset: str) -> Outcome:
     return Outcome(True, f"{share:.1%} of the patches have no gradient", facts)
 
 
-def exemplars_are_distinct(store: Store, dataset: str) -> Outcome:
+def exemplars_are_distinct(store: Store, manifest: Manifest) -> Outcome:
     """Look for two exemplars within the distance; there must be none."""
-    manifest = require_manifest(store, DEDUPLICATED, dataset)
     distance = int(manifest.inputs.parameters["max_distance"])
     hashes = np.concatenate([table["dhash"].to_numpy() for table in read_parts(store, manifest, ["dhash"])])
     compared = hashes
@@ -116,9 +115,8 @@ def exemplars_are_distinct(store: Store, dataset: str) -> Outcome:
     return Outcome(True, f"no two of {len(compared):,} exemplars are within {distance} bits", facts)
 
 
-def duplicates_have_exemplars(store: Store, dataset: str) -> Outcome:
+def duplicates_have_exemplars(store: Store, manifest: Manifest) -> Outcome:
     """Check that exemplars and duplicates make up the raw table, and that each duplicate's exemplar is one."""
-    manifest = require_manifest(store, DEDUPLICATED, dataset)
     raw = int(manifest.details["lineage"]["raw_patches"])
     distance = int(manifest.inputs.parameters["max_distance"])
     exemplars: set[str] = set()
@@ -140,9 +138,8 @@ def duplicates_have_exemplars(store: Store, dataset: str) -> Outcome:
     )
 
 
-def scores_are_probabilities(store: Store, dataset: str) -> Outcome:
+def scores_are_probabilities(store: Store, manifest: Manifest) -> Outcome:
     """Check that every exemplar has a score, a finite number from 0 to 1."""
-    manifest = require_manifest(store, SCORES, dataset)
     expected = int(manifest.details["lineage"]["deduplicated_patches"])
     total = wrong = 0
     for table in read_parts(store, manifest, ["informative", "logit"]):
@@ -155,9 +152,8 @@ def scores_are_probabilities(store: Store, dataset: str) -> Outcome:
     return Outcome(False, f"{total:,} scores for {expected:,} exemplars, {wrong} of them no probabilities.", facts)
 
 
-def filtered_counts_add_up(store: Store, dataset: str) -> Outcome:
+def filtered_counts_add_up(store: Store, manifest: Manifest) -> Outcome:
     """Check that kept and dropped patches make up the scored ones."""
-    manifest = require_manifest(store, FILTERED, dataset)
     scored = int(manifest.details["lineage"]["deduplicated_patches"])
     kept = sum(len(table) for table in read_parts(store, manifest, ["name"]))
     dropped = int(manifest.counts["dropped"])

@@ -7,9 +7,7 @@ import dagster as dg
 from cem_assets.cem.assets import CHAIN, subvolumes
 from cem_assets.cem.classifier.stored import choose_classifier
 from cem_assets.cem.release_assets import patch_classifier, releases
-from cem_assets.platform.partitions import (
-    em_datasets,
-)
+from cem_assets.platform.partitions import em_datasets
 from cem_assets.platform.resources import StoreResource
 from cem_assets.platform.steps import explained
 from cem_assets.store.assets import CLASSIFIER
@@ -17,7 +15,7 @@ from cem_assets.store.assets import CLASSIFIER
 cem_chain = dg.define_asset_job(
     "cem_chain",
     dg.AssetSelection.assets(*CHAIN),
-    description="From the inbox to filtered patches, one dataset a run.",
+    description="Goes from the inbox to filtered patches, one dataset per run.",
     partitions_def=em_datasets,
 )
 
@@ -25,18 +23,18 @@ cem_chain = dg.define_asset_job(
 cem_subvolumes = dg.define_asset_job(
     "cem_subvolumes",
     dg.AssetSelection.assets(subvolumes),
-    description="Flipbooks or cubes around filtered patches, one dataset a run.",
+    description="Makes flipbooks or cubes around filtered patches, one dataset per run.",
     partitions_def=em_datasets,
 )
 
 
 cem_release = dg.define_asset_job(
-    "cem_release", dg.AssetSelection.assets(releases), description="A new release, where anything changed."
+    "cem_release", dg.AssetSelection.assets(releases), description="Makes a new release if any filtered patches changed."
 )
 
 
 cem_patch_classifier = dg.define_asset_job(
-    "cem_patch_classifier", dg.AssetSelection.assets(patch_classifier), description="Import or train the patch classifier."
+    "cem_patch_classifier", dg.AssetSelection.assets(patch_classifier), description="Imports or trains the patch classifier."
 )
 
 
@@ -44,9 +42,9 @@ class ChoiceConfig(dg.Config):
     """Which patch classifier new scores are made with.
 
     Attributes:
-        digest: Of the classifier, or its first 8 or more digits; "newest" is the one made last.
-        reason: Why; it is kept.
-        by: Who chooses; empty for the run.
+        digest: The classifier's digest, or at least the first 8 digits of it; "newest" is the classifier that was made last.
+        reason: Why this classifier is chosen; it is kept with the choice.
+        by: Who chooses; if it is empty, the run is recorded.
     """
 
     digest: str = "newest"
@@ -56,7 +54,7 @@ class ChoiceConfig(dg.Config):
 
 @dg.op
 def choose_patch_classifier(context: dg.OpExecutionContext, config: ChoiceConfig, store: StoreResource) -> None:
-    """Make new scores with a classifier of the store from now on; the choice is kept, and shown at the asset."""
+    """Use a classifier of the store for all new scores; the choice is recorded, and shown with the asset."""
     opened = store.open()
     with explained(context):
         by = config.by or f"run {context.run_id}"
@@ -71,7 +69,7 @@ def choose_patch_classifier(context: dg.OpExecutionContext, config: ChoiceConfig
         "content": dg.MetadataValue.path(opened.url_of(manifest.folder)),
         "provenance": dg.MetadataValue.json(manifest.details["provenance"]),
     }
-    # A new data version of the asset, so that Dagster shows which scores are of the classifier before.
+    # The asset gets a new data version, so that Dagster shows which scores were made with an earlier classifier.
     tags = {"dagster/data_version": manifest.digest}
     event = dg.AssetMaterialization(CLASSIFIER.split("/"), description=text, metadata=metadata, tags=tags)
     context.log_event(event)

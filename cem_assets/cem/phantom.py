@@ -1,8 +1,8 @@
 """A seeded EM phantom: cells with membranes, mitochondria and vesicles, beside blank resin.
 
-It needs no network and no licence, knows its own truth, and looks enough like serial-section data for the
-chain to do its work: many near copies between neighbouring slices, blank patches to drop. Not a
-simulation of electron optics. The demo and the README's pictures are made of it.
+It needs no network and no licence, and its ground truth is known. It is similar enough to serial-section data for the chain
+to do its work, with many near copies in neighbouring slices and blank patches to drop. It does not simulate electron optics.
+The demo and the pictures of the README are made from it.
 """
 
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 _COARSE = 4
-"""Fields are drawn on a grid this much coarser than the voxels, then interpolated."""
+"""Fields are drawn on a grid that is coarser than the voxels by this factor, and then interpolated."""
 _RESIN, _CYTOPLASM, _MEMBRANE, _MITOCHONDRION, _CRISTA, _VESICLE = 178.0, 150.0, 62.0, 104.0, 68.0, 84.0
 _NOISE = 9.0
 
 MOSTLY_CELL = 0.5
-"""Share of cell from which on a patch is labelled good."""
+"""A patch is labelled good if at least this share of it is cell."""
 MOSTLY_RESIN = 0.15
-"""Share of cell up to which a patch is labelled bad."""
+"""A patch is labelled bad if at most this share of it is cell."""
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """A phantom volume and its truth.
+    """A phantom volume and its ground truth.
 
     Attributes:
         voxels: uint8 (z, y, x).
-        is_cell: bool (z, y, x): inside a cell, not resin.
+        is_cell: bool (z, y, x), true inside of cells and false in resin.
     """
 
     voxels: NDArray[np.uint8]
@@ -36,7 +36,7 @@ class Phantom:
 
 
 def _field(generator: np.random.Generator, shape: tuple[int, int, int], scale: float) -> NDArray[np.float32]:
-    """Draw smooth noise of zero mean and unit deviation; `scale` is its blur in voxels."""
+    """Draw smooth noise with zero mean and unit standard deviation; `scale` is its blur in voxels."""
     coarse = tuple(-(-side // _COARSE) + 2 if side > 1 else 1 for side in shape)
     noise = generator.standard_normal(coarse, dtype=np.float32)
     sigma = [scale / _COARSE if side > 1 else 0.0 for side in shape]
@@ -50,18 +50,18 @@ def em_phantom(shape: tuple[int, int, int], seed: int, resin_share: float = 0.35
     """Make a phantom.
 
     Args:
-        shape: (z, y, x) in voxels; z = 1 gives a 2D image.
-        seed: Of every draw.
+        shape: (z, y, x) in voxels; with z = 1 it is a 2D image.
+        seed: Seed of all random numbers.
         resin_share: Share of the volume that is blank resin, 0..1.
 
     Returns:
-        Voxels and truth. Peak memory is about 20 bytes for each voxel.
+        The volume and its ground truth. Making it takes about 20 bytes of memory for each voxel.
     """
     generator = np.random.default_rng(seed)
     tilt = np.linspace(-1.5, 1.5, shape[2], dtype=np.float32)
     outline = _field(generator, shape, 40.0) + tilt
     is_cell = outline > np.quantile(outline, resin_share)
-    # Cells are where one of several fields is largest; their membranes lie where the two largest meet.
+    # Each cell is where one of several fields is the largest, and its membrane is where the two largest fields meet.
     largest = _field(generator, shape, 22.0)
     second = np.full(shape, -np.inf, np.float32)
     for _ in range(4):
@@ -88,10 +88,10 @@ def em_phantom(shape: tuple[int, int, int], seed: int, resin_share: float = 0.35
 
 
 def label_of(is_cell: NDArray[np.bool_]) -> str:
-    """Label a patch by its truth: "good" (mostly cell), "bad" (mostly resin) or "none" (between).
+    """Label a patch by its ground truth: "good" (mostly cell), "bad" (mostly resin) or "none" (in between).
 
     Args:
-        is_cell: bool (height, width) of the patch.
+        is_cell: bool (height, width), which pixels of the patch are inside of cells.
     """
     share = float(is_cell.mean())
     return "good" if share >= MOSTLY_CELL else "bad" if share <= MOSTLY_RESIN else "none"

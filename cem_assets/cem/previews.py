@@ -1,19 +1,19 @@
-"""Pictures of a stage's result, small enough for an event's metadata.
+"""Pictures of the result of a stage, small enough for the metadata of a Dagster event.
 
-Samples are evenly spaced rows, so equal partitions give equal pictures.
+They show evenly spaced rows of a table, so equal partitions give equal pictures.
 """
 
 import numpy as np
 import pyarrow as pa
 
-from cem_assets.cem.patches.patchify import PLANE_NAMES
+from cem_assets.cem.patch_grid import PLANE_NAMES, parse_patch_name
 from cem_assets.cem.patches.pixels import DatasetPixels, open_pixels, pixels_behind
-from cem_assets.cem.patches.tables import DROPPED_SCHEMA, DUPLICATES_SCHEMA
+from cem_assets.cem.patches.tables import DROPPED_SCHEMA, DUPLICATES_SCHEMA, table_of_places
 from cem_assets.cem.subvolumes.stage import read_subvolume
 from cem_assets.cem.volumes.bricks import brick_boxes
 from cem_assets.imaging.boxes import Box
 from cem_assets.imaging.gallery import Tile, flipbook_webp, gallery_jpeg, histogram_png
-from cem_assets.store.assets import DEDUPLICATED, SCORES
+from cem_assets.store.assets import DEDUPLICATED, RAW, SCORES
 from cem_assets.store.manifests import Manifest, current_manifest
 from cem_assets.store.parquet import read_parts, read_side_table
 from cem_assets.store.store import Store
@@ -23,16 +23,16 @@ _MAX_VOLUMES = 3
 
 
 def _spaced(count: int, wanted: int) -> list[int]:
-    """Choose up to `wanted` of `count` rows, evenly spaced."""
+    """Choose up to `wanted` evenly spaced rows out of `count`."""
     return sorted({int(row) for row in np.linspace(0, count - 1, min(count, wanted))}) if count else []
 
 
 def _rows(store: Store, manifest: Manifest, wanted: int) -> pa.Table:
-    """Read evenly spaced rows of a table, one part at a time and without its pixels."""
+    """Read evenly spaced rows of a table without its pixels. One part is read at a time."""
     total = int(manifest.counts.get("exemplars", manifest.counts["patches"]))
     chosen, taken, start = _spaced(total, wanted), [], 0
     columns = ["dataset", "name", "volume", "axis", "index", "y0", "y1", "x0", "x1", "dhash"]
-    if manifest.inputs.asset not in (DEDUPLICATED, "cem/raw_patches"):
+    if manifest.inputs.asset not in (DEDUPLICATED, RAW):
         columns.append("informative")
     for table in read_parts(store, manifest, columns):
         inside = [row - start for row in chosen if start <= row < start + len(table)]
@@ -46,7 +46,7 @@ def _tiles(pixels: DatasetPixels, table: pa.Table, captions: list[str]) -> list[
 
 
 def volume_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
-    """Show a middle brick of the first volumes on every plane, or the first images; and gray levels."""
+    """Show the middle brick of the first volumes on every plane, and a histogram of gray levels; or some of the images."""
     pixels = open_pixels(store, manifest.inputs.partition, manifest)
     rows: list[tuple[str, list[Tile]]] = []
     if pixels.images is not None:
@@ -74,8 +74,8 @@ def volume_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
 
 
 def raw_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
-    """Show patches of every plane."""
-    pixels = pixels_behind(store, manifest.inputs.partition, manifest)
+    """Show patches from every plane."""
+    pixels = pixels_behind(store, manifest)
     table = _rows(store, manifest, 3 * _COLUMNS)
     axes = table["axis"].to_numpy()
     rows = []
@@ -87,29 +87,25 @@ def raw_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
 
 
 def duplicate_rows(store: Store, manifest: Manifest, wanted: int = _COLUMNS // 2) -> tuple[str, list[Tile]]:
-    """Make a row of dropped duplicates, each beside the exemplar that stands for it.
+    """Make a row of dropped duplicates, each beside its exemplar.
 
     Args:
-        manifest: Of `cem/deduplicated_patches`.
+        manifest: A manifest of `cem/deduplicated_patches`.
         wanted: Number of pairs.
     """
-    from cem_assets.cem.patches.patchify import parse_patch_name
-
-    pixels = pixels_behind(store, manifest.inputs.partition, manifest)
+    pixels = pixels_behind(store, manifest)
     pairs = read_side_table(store, manifest, "_duplicates", DUPLICATES_SCHEMA)
     chosen = pairs.take(pa.array(_spaced(len(pairs), wanted), pa.int64())).to_pylist()
     tiles = []
     for pair in chosen:
-        places = [parse_patch_name(pair["exemplar"]), parse_patch_name(pair["name"])]
-        columns = ("volume", "axis", "index", "y0", "y1", "x0", "x1")
-        table = pa.table({name: [getattr(place, name) for place in places] for name in columns})
+        table = table_of_places([parse_patch_name(pair["exemplar"]), parse_patch_name(pair["name"])])
         tiles += _tiles(pixels, table, ["exemplar", f"dropped, {pair['distance']} bits"])
     return "dropped as duplicates, each beside its exemplar", tiles
 
 
 def duplicate_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
-    """Show duplicates beside their exemplars, and how far apart they are."""
-    pixels = pixels_behind(store, manifest.inputs.partition, manifest)
+    """Show exemplars, duplicates beside their exemplars, and a histogram of their distances."""
+    pixels = pixels_behind(store, manifest)
     kept = _rows(store, manifest, _COLUMNS)
     rows = [("kept as exemplars", _tiles(pixels, kept, [""] * len(kept))), duplicate_rows(store, manifest)]
     counts = manifest.details["distances"]
@@ -121,8 +117,8 @@ def duplicate_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
 
 
 def score_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
-    """Show the most and least informative patches, and the distribution of scores."""
-    pixels = pixels_behind(store, manifest.inputs.partition, manifest)
+    """Show the most and the least informative patches, and a histogram of scores."""
+    pixels = pixels_behind(store, manifest)
     table = pa.concat_tables(read_parts(store, manifest, None))
     scores = table["informative"].to_numpy()
     if not len(scores):
@@ -137,11 +133,9 @@ def score_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
 
 
 def filtered_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
-    """Show what was kept, what was dropped as a duplicate, and what as uninformative."""
-    from cem_assets.cem.patches.patchify import parse_patch_name
-
+    """Show patches that were kept, dropped as duplicates, and dropped as uninformative, and a histogram of scores."""
     dataset = manifest.inputs.partition
-    pixels = pixels_behind(store, dataset, manifest)
+    pixels = pixels_behind(store, manifest)
     rows: list[tuple[str, list[Tile]]] = []
     if manifest.counts["patches"]:
         kept = _rows(store, manifest, _COLUMNS)
@@ -152,9 +146,7 @@ def filtered_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
     dropped = read_side_table(store, manifest, "_dropped", DROPPED_SCHEMA)
     if len(dropped):
         chosen = dropped.take(pa.array(_spaced(len(dropped), _COLUMNS), pa.int64()))
-        places = [parse_patch_name(name) for name in chosen["name"].to_pylist()]
-        columns = ("volume", "axis", "index", "y0", "y1", "x0", "x1")
-        table = pa.table({name: [getattr(place, name) for place in places] for name in columns})
+        table = table_of_places([parse_patch_name(name) for name in chosen["name"].to_pylist()])
         captions = [f"{score:.3f}" for score in chosen["informative"].to_pylist()]
         rows.append(("dropped as uninformative", _tiles(pixels, table, captions)))
     pictures = {"gallery": gallery_jpeg(rows)}
@@ -168,14 +160,7 @@ def filtered_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
 
 
 def subvolume_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
-    """Play some subvolumes, slice by slice; nothing where there are none.
-
-    Args:
-        manifest: Of `cem/subvolumes`.
-
-    Returns:
-        An animated WebP as "flipbook".
-    """
+    """Show the slices of some subvolumes one after another, in an animated WebP; return no picture if there are none."""
     index = pa.concat_tables(read_parts(store, manifest, ["file", "axis", "volume"]))
     chosen = index.take(pa.array(_spaced(len(index), _COLUMNS), pa.int64())).to_pylist()
     if not chosen:

@@ -1,8 +1,8 @@
-"""Reconciliation: what the store holds, compared with what should be there.
+"""Reconciliation: comparing what the store has with what it should have.
 
-One pure function, `needed_work`, is the authority on what is missing or stale; Dagster's own record of
-events is not asked, because a killed daemon, a lost event or a deleted object leave it wrong. Looking at
-the store is `look_at`; asking for runs is `cem_assets.cem.automation`.
+The pure function `needed_work` decides what is missing or stale. Dagster's own record of events is not used for this, because
+a killed daemon, a lost event or a deleted object would make it wrong. The functions that begin with `look_at` read the state of
+the store, and `cem_assets.cem.automation` requests runs.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from cem_assets.store.partition_listing import NUM_THREADS, PartitionListing, li
 from cem_assets.store.store import Store
 
 CHAIN = tuple(STAGES.values())
-"""The partitioned assets, each made from the one before it."""
+"""The partitioned assets. Each is made from the one before it."""
 _BATCH = 64
-"""Datasets whose manifests are read at the same time."""
+"""Number of datasets whose manifests are read at the same time."""
 _CLOSE = 8
-"""Where at least one dataset of so many is wanted, listing all of them takes less time than listing each wanted one."""
+"""If at least one of so many datasets is wanted, one listing of all of them is faster than a listing of each wanted one."""
 
 _Seen = tuple[str, str, Arrival | PartitionListing]
 _Looked = tuple[str, Arrival | None, Mapping[str, PartitionListing]]
@@ -50,15 +50,14 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Committed:
-    """What matters of a current manifest.
+    """The facts of a current manifest that decide whether its partition is stale.
 
     Attributes:
-        digest: Of the manifest.
-        code_version: It was made by.
-        parameters: It was made with.
-        upstream: Digests by `asset/partition`.
-        started: When its run began, seconds since 1970.
-        is_whole: Whether every object it lists is there with its size.
+        code_version: Version of the code that made the partition.
+        parameters: Parameters that it was made with.
+        upstream: Digests of the manifests that it was made from, by `asset/partition`.
+        started: Start of the run that made it, in seconds since 1970.
+        is_whole: Whether the store has every object that it lists, with its size.
     """
 
     digest: str
@@ -71,11 +70,10 @@ class Committed:
 
 @dataclass(frozen=True)
 class DatasetState:
-    """One dataset as the store shows it.
+    """The state of one dataset in the store.
 
     Attributes:
-        dataset: Its name.
-        arrival: Its place in the inbox, or None where its files were taken away.
+        arrival: The dataset in the inbox, or None if its files were taken away.
         committed: Current manifests by asset.
         unreadable: Assets whose current manifest is damaged.
     """
@@ -91,11 +89,10 @@ class Work:
     """What has to be computed for one dataset: some assets of the chain, in order.
 
     Attributes:
-        dataset: Its name.
-        assets: To run, in order.
-        reasons: By asset, for those that began it; what follows is made from newer data.
-        key: Identifies this very work: the same for the same state of store and settings.
-        is_look_only: Whether the inbox alone gave the reason: the files may turn out to be the same.
+        assets: The assets to compute, in order.
+        reasons: Reasons by asset. An asset without a reason is computed because the one before it is.
+        key: Identifies this work. It is the same as long as the store and the settings have the same state.
+        is_look_only: Whether a change in the inbox is the only reason. The files may turn out to be the same.
     """
 
     dataset: str
@@ -111,21 +108,19 @@ def needed_work(
     settings: Settings,
     code_versions: Mapping[str, str] = CODE_VERSIONS,
 ) -> list[Work]:
-    """Compare what is committed with what should be.
+    """Compare what is committed with what should be committed.
 
-    An asset is computed where nothing is committed, objects are gone, or it was made from older data, with
-    other parameters or by older code; and where the asset before it is computed. Scores need a patch classifier:
-    without one the work ends before them. Scores that are stale only by code or by classifier cost GPU time and
-    are computed again only with `settings.relaunch_gpu`.
+    An asset is computed if nothing is committed, if objects are gone, if it was made from older data, with other parameters or
+    by older code, or if the asset before it is computed. Scores need a patch classifier, so without one the work ends before
+    the scores. Computing scores takes GPU time, so scores are computed again because of newer code or another classifier only
+    if `settings.relaunch_gpu` is set.
 
     Args:
-        states: Of datasets.
         classifier: Digest of the patch classifier in use, or None.
-        settings: Parameters wanted.
-        code_versions: By asset.
+        code_versions: Current version of the code, by asset.
 
     Returns:
-        Work for each dataset that needs any, in the order given.
+        The work of each dataset that needs any, in the order of `states`.
     """
     found = (_work(state, classifier, settings, code_versions) for state in states)
     return [work for work in found if work is not None]
@@ -142,10 +137,10 @@ def _work(state: DatasetState, classifier: str | None, settings: Settings, code_
             return None  # nothing to make it from
         reason = _reason(state, asset, previous, classifier, settings, code_versions)
         if asset == VOLUMES and state.arrival is None:
-            reason = None  # without its files it stays as it is
+            reason = None  # without its files the partition stays as it is
         if reason is not None:
             reasons[asset] = reason
-        # What is made from something computed now is computed, too: it finds itself up to date where nothing changed.
+        # Everything after it is computed too. An asset whose inputs turn out to be the same is up to date at once.
         if reason is not None or assets:
             assets.append(asset)
         previous = state.committed.get(asset)
@@ -196,25 +191,23 @@ def _before(asset: str) -> str:
 
 
 def look_at(store: Store, dataset: str, arrival: Arrival | None) -> DatasetState:
-    """Look at what the store holds of a dataset: five listings, and five small reads of what is not remembered.
+    """Read the state of one dataset, with five listings and at most five small reads (facts of manifests are cached).
 
     Args:
-        arrival: Its place in the inbox, or None.
-
-    Returns:
-        Its state; a manifest that is damaged counts as missing.
+        arrival: The dataset in the inbox, or None.
     """
     listings = {asset: list_partition(store, asset, dataset) for asset in CHAIN}
     return _states(store, [(dataset, arrival, listings)])[0]
 
 
 def look_at_these(store: Store, arrived: Sequence[Arrival], after: str, num_passed: int) -> list[DatasetState]:
-    """Look at some datasets of the inbox: by listings of many where they lie close together, else each by itself.
+    """Read the states of some datasets of the inbox, by common listings if their names are close together, else one by one.
 
     Args:
         arrived: The datasets, in order of `place`.
-        after: A name before the first of them, such as where a look at the inbox began; empty for its beginning.
-        num_passed: Datasets from there to the last of them, these included.
+        after: A name before the first of them, such as the one after which the look at the inbox began; empty for the
+            beginning of the inbox.
+        num_passed: Number of datasets between `after` and the last of them, which is included.
 
     Returns:
         Their states, in the same order.
@@ -241,14 +234,14 @@ def look_at_these(store: Store, arrived: Sequence[Arrival], after: str, num_pass
 
 
 def look_at_all(store: Store, after: str = "") -> Iterator[DatasetState]:
-    """Look at all datasets: one listing of the inbox and of each asset, merged, and reads of what is not remembered.
+    """Read the states of all datasets, from one listing of the inbox and one of each asset.
 
     Args:
-        after: Begin behind this dataset.
+        after: Begin after the dataset with this name.
 
     Yields:
-        The state of every dataset that has anything committed or is complete in the inbox, in order of `place`; what a caller
-        does not want any more is not looked at.
+        The state of every dataset that has anything committed or is complete in the inbox, in order of `place`. Only the
+        datasets that the caller takes are read.
     """
     streams: list[Iterator[_Seen]] = [((place(found.dataset), INBOX, found) for found in arrivals(store, after))]
     streams += [_seen(store, asset, after) for asset in CHAIN]
@@ -297,13 +290,13 @@ def _summary(store: Store, listing: PartitionListing, facts: ManifestFacts) -> C
 
 
 def classifier_digest(store: Store) -> str | None:
-    """Return the digest of the patch classifier in use, or None where there is none."""
+    """Return the digest of the patch classifier in use, or None if there is none."""
     manifest = classifier_in_use(store)
     return None if manifest is None else manifest.digest
 
 
 def is_release_due(store: Store) -> bool:
-    """Tell whether the filtered partitions differ from those in the newest release."""
+    """Tell whether the filtered partitions differ from those of the newest release."""
     current = {f"{FILTERED}/{dataset}": facts.digest for dataset, facts in current_facts(store, FILTERED).items()}
     releases = current_facts(store, RELEASES).values()
     newest = max(releases, key=lambda facts: (facts.details["sequence"], facts.inputs.partition), default=None)

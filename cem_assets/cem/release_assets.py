@@ -5,15 +5,15 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from cem_assets.cem.assets import GPU_POOL
+from cem_assets.cem.classifier.params import ClassifierParams
 from cem_assets.cem.classifier.stage import ClassifierResult, ClassifierSource, make_classifier
 from cem_assets.cem.classifier.stored import CHOICES
-from cem_assets.cem.filter.params import ClassifierParams
 from cem_assets.cem.releases.stage import CARD, make_release
+from cem_assets.platform.assets import GPU_POOL, asset
 from cem_assets.platform.freshness import max_release_age
 from cem_assets.platform.resources import StoreResource
-from cem_assets.platform.steps import explained, materialized, picture, progress_of
-from cem_assets.store.assets import CLASSIFIER, CODE_VERSIONS, FILTERED, RELEASES
+from cem_assets.platform.steps import card, explained, materialized, picture, progress_of
+from cem_assets.store.assets import CLASSIFIER, FILTERED, RELEASES
 from cem_assets.store.store import Store
 from cem_assets.tracking.mlflow import Metric, RunLink, log_run
 
@@ -21,17 +21,17 @@ EXPERIMENT = "cem/patch_classifier"
 
 
 class ClassifierConfig(dg.Config, ClassifierSource, ClassifierParams):
-    """Where the classifier comes from, and how it is trained; see `ClassifierSource` and `ClassifierParams`."""
+    """Where the classifier comes from (`ClassifierSource`), and how it is trained (`ClassifierParams`)."""
 
 
 class ReleaseConfig(dg.Config):
     """Which release to make.
 
     Attributes:
-        version: Its name; empty counts up v1, v2, ...
-        datasets: Which datasets; empty takes all that are filtered.
-        exclude_contaminated: Whether patches that show test images of benchmarks are left out; unset does as the release
-            before did.
+        version: The name of the release; if it is empty, the next of v1, v2, ... is taken.
+        datasets: The datasets to release; if there are none, all datasets with filtered patches are released.
+        exclude_contaminated: Whether patches that show test images of benchmarks are left out; if it is not set, the
+            choice of the release before this one is kept.
     """
 
     version: str = ""
@@ -39,22 +39,16 @@ class ReleaseConfig(dg.Config):
     exclude_contaminated: bool | None = None
 
 
-@dg.asset(
-    key=CLASSIFIER.split("/"),
-    group_name="cem",
-    code_version=CODE_VERSIONS[CLASSIFIER],
-    kinds={"pytorch", "mlflow"},
-    pool=GPU_POOL,
-)
+@asset(CLASSIFIER, kinds={"pytorch", "mlflow"}, pool=GPU_POOL)
 def patch_classifier(
     context: dg.AssetExecutionContext, config: ClassifierConfig, store: StoreResource
 ) -> dg.MaterializeResult[Any]:
     """The network that tells informative patches from blank, blurred or broken ones (ResNet34).
 
-    Taken from the published file, or trained here from labels (good, bad) that people gave to patches; then
-    its ROC curve, confusion matrix and worst mistakes are shown below and logged to MLflow. The first one of a store is
-    used for scores. A later one is compared with the one in use and waits until it is chosen: materialize with
-    `use_for_scores: true`, or run the job `cem_choose_classifier`.
+    It is taken from the published file, or trained here from labels (good, bad) that people gave to patches. If it was
+    trained here, its ROC curve, confusion matrix and worst mistakes are shown below and logged to MLflow. The first
+    classifier of a store is used for scores. A later one is compared with the one in use, and is not used until somebody
+    chooses it: materialize with `use_for_scores: true`, or run the job `cem_choose_classifier`.
     """
     opened = store.open()
     with explained(context):
@@ -69,23 +63,22 @@ def patch_classifier(
                 f"held-out accuracy {epoch.validation_accuracy:.3f}"
             ),
         )
-    folder = result.stage.manifest.folder
-    names = [item.name for item in result.stage.manifest.objects if item.name.endswith((".png", ".jpg"))]
-    pictures = {name.rsplit(".", 1)[0]: opened.read(f"{folder}/{name}") for name in names}
-    described = materialized(opened, result.stage, pictures)
-    extra: dict[str, Any] = {"provenance": dg.MetadataValue.json(result.stage.manifest.details["provenance"])}
+    manifest = result.stage.manifest
+    names = [item.name for item in manifest.objects if item.name.endswith((".png", ".jpg"))]
+    pictures = {name.rsplit(".", 1)[0]: opened.read(f"{manifest.folder}/{name}") for name in names}
+    extra: dict[str, Any] = {"provenance": dg.MetadataValue.json(manifest.details["provenance"])}
     extra |= _standing(opened, result)
-    if evaluation := result.stage.manifest.details.get("evaluation"):
+    if evaluation := manifest.details.get("evaluation"):
         extra["evaluation"] = dg.MetadataValue.json(evaluation)
     if link := _track(opened, result, context.run_id):
         extra["mlflow run"] = dg.MetadataValue.url(link.url) if link.url.startswith("http") else link.url
-    # Scores depend on the one in use: Dagster must not call them stale because another one waits.
-    version = dg.DataVersion((result.in_use or result.stage.manifest).digest)
-    return described._replace(metadata={**(described.metadata or {}), **extra}, data_version=version)
+    # The data version is that of the classifier in use: Dagster must not call scores stale because another one waits.
+    version = dg.DataVersion((result.in_use or manifest).digest)
+    return materialized(opened, result.stage, pictures, extra=extra)._replace(data_version=version)
 
 
 def _standing(store: Store, result: ClassifierResult) -> dict[str, Any]:
-    """Say whether the classifier is in use, how it compares with the one that was, and how to choose."""
+    """Say whether the classifier is in use, how it compares with the one in use before it, and how to choose it."""
     made, used = result.stage.manifest, result.in_use
     is_used = used is not None and used.digest == made.digest
     who = f"; scores are made with {used.digest[:12]}" if used is not None else "; the one in use cannot be read"
@@ -107,7 +100,7 @@ def _standing(store: Store, result: ClassifierResult) -> dict[str, Any]:
 
 
 def _track(store: Store, result: ClassifierResult, dagster_run: str) -> RunLink | None:
-    """Log a training run to MLflow; imported weights have nothing to log."""
+    """Log a training to MLflow. For imported weights there is nothing to log, and None is returned."""
     training, manifest = result.training, result.stage.manifest
     if training is None:
         return None
@@ -118,7 +111,7 @@ def _track(store: Store, result: ClassifierResult, dagster_run: str) -> RunLink 
     ]
     last = training.epochs[-1].epoch
     metrics.append(Metric("accuracy", training.evaluation.accuracy, last))
-    if training.evaluation.auc == training.evaluation.auc:  # NaN where one label is absent
+    if training.evaluation.auc == training.evaluation.auc:  # it is NaN if one of the labels is absent
         metrics.append(Metric("auc", training.evaluation.auc, last))
     files = [item.name for item in manifest.objects if item.name.endswith((".png", ".jpg", ".json"))]
     pictures = result.comparison.pictures if result.comparison else {}
@@ -133,19 +126,18 @@ def _track(store: Store, result: ClassifierResult, dagster_run: str) -> RunLink 
     )
 
 
-@dg.asset(
-    key=RELEASES.split("/"),
-    group_name="cem",
-    deps=[FILTERED.split("/")],
-    code_version=CODE_VERSIONS[RELEASES],
+@asset(
+    RELEASES,
+    FILTERED,
     kinds={"parquet"},
     freshness_policy=dg.FreshnessPolicy.time_window(fail_window=max_release_age()),
 )
 def releases(context: dg.AssetExecutionContext, config: ReleaseConfig, store: StoreResource) -> dg.MaterializeResult[Any]:
     """A numbered, unchangeable edition of the filtered patches of all datasets.
 
-    Comes with a dataset card: counts per stage, licences and citations of what is in it, organisms, tissues,
-    techniques, and the pixel mean and deviation to normalise with. Nothing new filtered means no new release.
+    Its dataset card has the counts per stage, the licences and citations of the datasets, organisms, tissues,
+    techniques, and the pixel mean and standard deviation to normalise with. If no filtered patches changed since the
+    newest release, no new one is made.
     """
     opened = store.open()
     with explained(context):
@@ -157,12 +149,11 @@ def releases(context: dg.AssetExecutionContext, config: ReleaseConfig, store: St
             progress_of(context, "shares of the comparison done"),
             exclude_contaminated=config.exclude_contaminated,
         )
-    card = opened.read(f"{result.manifest.folder}/{CARD}").decode()
-    described = materialized(opened, result, {})
+    manifest = result.manifest
     extra = {
-        "version": result.manifest.inputs.partition,
-        "pixel mean": result.manifest.details["pixel_mean"],
-        "pixel std": result.manifest.details["pixel_std"],
-        "dataset card": dg.MetadataValue.md(card.split("---\n", 2)[-1]),
+        "version": manifest.inputs.partition,
+        "pixel mean": manifest.details["pixel_mean"],
+        "pixel std": manifest.details["pixel_std"],
+        "dataset card": card(opened.read(f"{manifest.folder}/{CARD}").decode()),
     }
-    return described._replace(metadata={**(described.metadata or {}), **extra})
+    return materialized(opened, result, extra=extra)

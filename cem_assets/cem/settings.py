@@ -1,7 +1,7 @@
-"""`settings/cem.toml` of the store: parameters other than the defaults, for all datasets or for one.
+"""`settings/cem.toml` in the store: parameters that differ from the defaults, for all datasets or for one.
 
-What the sensors ask for follows these; a person may still materialize with any other parameters in the
-launchpad, and reconciliation then brings the partition back to what is written here.
+The runs that sensors request have these parameters. A person may materialize a partition with other parameters in the
+launchpad; reconciliation then makes the partition again with the parameters of this file.
 """
 
 import tomllib
@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from cem_assets.cem.filter.params import FilterParams, ScoreParams
+from cem_assets.cem.classifier.params import ScoreParams
+from cem_assets.cem.filter.params import FilterParams
 from cem_assets.cem.patches.dedup import DedupParams
 from cem_assets.cem.patches.stage import PatchifyParams
 from cem_assets.errors import DataError
@@ -29,10 +30,10 @@ PARAMETERS: dict[str, type[BaseModel]] = {
 """The parameter model of every asset that has parameters."""
 
 _PLACES = {"device"}
-"""Parameters that say where a thing is computed, not what; they are no part of a manifest."""
+"""Parameters that decide where something is computed and not what. They are not recorded in manifests."""
 
 _EXAMPLE = """\
-relaunch_gpu = false            # whether stale scores are computed again without being asked for
+relaunch_gpu = false            # whether stale scores are computed again automatically
 
 [parameters.filtered_patches]   # for every dataset
 threshold = 0.6
@@ -44,22 +45,22 @@ max_distance = 10
 
 @dataclass(frozen=True)
 class Settings:
-    """What the operator wants.
+    """The operator's settings.
 
     Attributes:
-        relaunch_gpu: Whether scores that are stale by code or by a new classifier are computed again.
-        overrides: Values by (dataset or "" for all, asset).
+        relaunch_gpu: Whether scores are computed again automatically if their code or the classifier changed.
+        overrides: Values by (dataset, asset); the dataset is "" for values that hold for all datasets.
     """
 
     relaunch_gpu: bool = False
     overrides: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
 
     def config(self, dataset: str, asset: str) -> dict[str, Any]:
-        """Return the values that differ from the defaults, as Dagster config."""
+        """Return the parameters that are set for an asset of a dataset, as Dagster config."""
         return {**self.overrides.get(("", asset), {}), **self.overrides.get((dataset, asset), {})}
 
     def parameters(self, dataset: str, asset: str) -> dict[str, Any]:
-        """Return every parameter of an asset for a dataset, as a manifest records them."""
+        """Return all parameters of an asset for a dataset, as a manifest records them."""
         model = PARAMETERS.get(asset)
         if model is None:
             return {}
@@ -67,10 +68,10 @@ class Settings:
 
 
 def read_settings(store: Store) -> Settings:
-    """Read the settings of a store; the defaults where there is no file.
+    """Read the settings of a store, or return the defaults if there is no file.
 
     Raises:
-        DataError: The file is not TOML, or names assets, parameters or values that there are not; all at once.
+        DataError: The file is not TOML, or has unknown assets, parameters or values. The error lists all problems.
     """
     try:
         data = tomllib.loads(store.read(SETTINGS).decode("utf-8-sig"))
@@ -108,7 +109,7 @@ def _tables(value: Any, problems: list[str]) -> list[tuple[str, dict[str, Any]]]
         if isinstance(inner, dict):
             found.append((key, inner))
         else:
-            problems.append(f"{key} = {inner!r:.80} stands where a table was expected")
+            problems.append(f"{key} = {inner!r:.80} was found where a table was expected")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Commands that show what weights see: `cem-assets analyse ...`."""
+"""Commands that analyse encoder weights: `cem-assets analyse ...`."""
 
 import argparse
 import sys
@@ -9,28 +9,30 @@ from cem_assets.cli.progress import StageBars
 
 _TOLD = {
     "invariance": "mean firing rate under rotation, blur, noise, brightness, contrast and scale",
-    "occlusion": "which parts of an image the features depend on",
-    "masks": "which feature maps correlate with masks of organelles",
-    "umap": "datasets as clouds of points",
+    "occlusion": "parts of an image that the features depend on",
+    "masks": "correlation of feature maps with masks of organelles",
+    "umap": "maps of datasets as clouds of points",
     "frechet": "distances between datasets",
 }
 
 
 def add_analysis_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `analyse` to the command line."""
-    analyse = commands.add_parser("analyse", help="show what weights see: invariance, occlusion, organelles, datasets")
+    analyse = commands.add_parser("analyse", help="analyse weights: invariance, occlusion, organelles, datasets")
     analyse.set_defaults(run=_list)
     kinds = analyse.add_subparsers(metavar="ANALYSIS")
     for name, told in _TOLD.items():
         kind = kinds.add_parser(name, help=told)
-        kind.add_argument("weights", nargs="+", metavar="WEIGHTS", help="names; several are set side by side")
-        kind.add_argument("--folder", default="", help="pictures" + (" in images/, masks in masks/" if name == "masks" else ""))
+        kind.add_argument("weights", nargs="+", metavar="WEIGHTS", help="names of weights; several are compared in one figure")
+        kind.add_argument(
+            "--folder", default="", help="folder of pictures" + (": images/ and masks/" if name == "masks" else "")
+        )
         if name != "masks":
-            kind.add_argument("--dataset", nargs="+", default=[], metavar="DATASET", help="their filtered patches")
-            kind.add_argument("--release", default="", help="version; default where nothing else is named: the newest")
+            kind.add_argument("--dataset", nargs="+", default=[], metavar="DATASET", help="use filtered patches of datasets")
+            kind.add_argument("--release", default="", help="use patches of a release (default: the newest)")
             each = " of each dataset" if name in ("umap", "frechet") else ""
-            kind.add_argument("--images", type=int, metavar="N", help=f"how many{each}")
-            kind.add_argument("--image-seed", type=int, metavar="SEED", help="of the draw of images")
+            kind.add_argument("--images", type=int, metavar="N", help=f"number of images{each}")
+            kind.add_argument("--image-seed", type=int, metavar="SEED", help="seed of the draw of images")
         kind.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the method")
         kind.add_argument("--device", default="auto")
         kind.set_defaults(run=_analyse, analysis=name)
@@ -52,7 +54,7 @@ def _analyse(call: Any) -> int:
 
     config: dict[str, Any] = {**parsed_settings(call.set), "device": call.device}
     if call.folder:
-        # A folder that is here is named for whoever runs this; others are folders of the store.
+        # A folder of this machine gets an absolute path; any other name is a folder of the store.
         config["folder"] = str(Path(call.folder).resolve()) if Path(call.folder).is_dir() else call.folder
     if call.analysis != "masks":
         config |= {"datasets": call.dataset, "release": call.release}

@@ -1,4 +1,4 @@
-"""What `cem-assets analyse ...` does: analyses of several weights, then one figure of all. The UI launches the same jobs."""
+"""Runs `cem-assets analyse ...`: it analyses several weights, then draws one figure of all. The UI launches the same jobs."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from cem_assets.analyses.comparisons.stage import FIGURE
 from cem_assets.analyses.results import ANALYSES, analysed_weights, results_of
 from cem_assets.cli.runs import Listener, failures, open_instance, run_job
-from cem_assets.errors import DataError
+from cem_assets.errors import DataError, StoreError
 from cem_assets.store.assets import COMPARISONS
 from cem_assets.store.manifests import Manifest, current_manifest, require_manifest
 from cem_assets.store.store import Store
@@ -16,18 +16,17 @@ from cem_assets.store.store import Store
 def analyse_all(
     store: Store, analysis: str, weights: Sequence[str], config: Mapping[str, Any], listener: Listener | None = None
 ) -> Iterator[tuple[list[str], tuple[str, ...]]]:
-    """Analyse several weights in the same way, then set them side by side.
+    """Analyse several weights in the same way, then compare them in one figure.
 
     Args:
         analysis: A key of `ANALYSES`.
-        weights: Names.
-        config: Of the asset, the same for all.
+        config: Configuration of the asset, which is the same for all weights.
 
     Yields:
-        For each: lines to print, and what failed. One failure does not end it.
+        Lines to print and a description of each failure, for each of the weights. After a failure the other weights follow.
 
     Raises:
-        DataError: A name is there twice, or there are no weights of it.
+        DataError: A name is given twice, or there are no such weights.
         FileNotFoundError: Weights are not in the store yet.
     """
     if len(set(weights)) < len(weights):
@@ -60,17 +59,17 @@ def analyse_all(
 
 
 def _manifest_of(store: Store, result: Any, asset: str, name: str) -> Manifest:
-    """Find what a run committed, or found up to date: by the digest that is its data version."""
+    """Find the manifest that a run committed or found up to date, by its digest, which is the data version."""
     (event,) = result.get_asset_materialization_events()
     digest = event.materialization.metadata["digest"].value
     found = next((one for one in results_of(store, asset, name) if one.digest == digest), None)
     if found is None:
-        raise RuntimeError(f"{asset}, partition {name!r}, committed {digest[:12]}, which is not in {store.url}; try again.")
+        raise StoreError(f"{asset}, partition {name!r}, committed {digest[:12]}, which is not in {store.url}; try again.")
     return found
 
 
 def summary_lines(store: Store, weights: str, manifest: Manifest, outcome: str = "") -> list[str]:
-    """Tell the numbers of a result, and where its figures lie."""
+    """List the numbers of a result and the addresses of its figures."""
     numbers: Mapping[str, float | None] = manifest.details["numbers"]
     width = max((len(name) for name in numbers), default=0)
     lines = [f"{weights} ({outcome}): {manifest.details['title']}" if outcome else f"{weights}: {manifest.details['title']}"]
@@ -80,7 +79,7 @@ def summary_lines(store: Store, weights: str, manifest: Manifest, outcome: str =
 
 
 def list_lines(store: Store) -> list[str]:
-    """Tell which analyses of which weights there are."""
+    """List the analyses of each of the weights."""
     lines = []
     for analysis, asset in ANALYSES.items():
         for name in store.folders(asset):

@@ -1,4 +1,4 @@
-"""What `cem-assets benchmark ...` does: prepare, score many pairs, compare, promote. The UI launches the same jobs."""
+"""Runs `cem-assets benchmark ...`: it prepares data, and scores and promotes weights. The UI launches the same jobs."""
 
 import itertools
 import math
@@ -8,9 +8,9 @@ from typing import Any
 
 import dagster as dg
 
-from cem_assets.benchmarks.data.rows import known_benchmarks
-from cem_assets.benchmarks.scores.entry import score_key, score_lines
+from cem_assets.benchmarks.rows import known_benchmarks
 from cem_assets.benchmarks.scores.inputs import ScoreParams
+from cem_assets.benchmarks.scoring import score_key, score_lines
 from cem_assets.cli.runs import Listener, failures, open_instance, run_job
 from cem_assets.store.assets import BENCHMARK_DATA, BENCHMARK_SCORES, LEADERBOARD, PROMOTIONS
 from cem_assets.store.manifests import committed_partitions, current_manifest, require_manifest
@@ -19,14 +19,13 @@ from cem_assets.store.store import Store
 
 @dataclass(frozen=True)
 class Sweep:
-    """Scores that are wanted: every combination.
+    """A sweep: every combination of benchmarks, weights and seeds is scored.
 
     Attributes:
-        benchmarks: Names.
-        weights: Names; "a+b" for fused features.
-        iterations: Steps of training; 0 for the benchmark's own.
-        finetune_layers: Layers opened; "" for the benchmark's own.
-        seeds: Of the training.
+        weights: Names of weights; "a+b" concatenates the features of two.
+        iterations: Numbers of training steps; 0 takes the benchmark's own.
+        finetune_layers: Layers of the encoder that are trained too; "" takes the benchmark's own.
+        seeds: Seeds of the training.
     """
 
     benchmarks: Sequence[str]
@@ -40,7 +39,7 @@ class Sweep:
         return math.prod(len(values) for values in axes)
 
     def combinations(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Give benchmark, weights and config of each, benchmark by benchmark."""
+        """Yield benchmark, weights and config of each combination, benchmark by benchmark."""
         for benchmark, weights, iterations, layer, seed in itertools.product(
             self.benchmarks, self.weights, self.iterations, self.finetune_layers, self.seeds
         ):
@@ -48,7 +47,7 @@ class Sweep:
 
 
 def prepare(store: Store, benchmark: str, folder: str = "", listener: Listener | None = None) -> tuple[str, ...]:
-    """Prepare the data of a benchmark; return what failed, in words."""
+    """Prepare the data of a benchmark; return descriptions of failures."""
     with open_instance() as instance:
         result = run_job(
             instance,
@@ -64,14 +63,13 @@ def prepare(store: Store, benchmark: str, folder: str = "", listener: Listener |
 def score_all(
     store: Store, sweep: Sweep, more: dict[str, Any] | None = None, listener: Listener | None = None
 ) -> Iterator[tuple[list[str], tuple[str, ...]]]:
-    """Score every combination of a sweep, then make the leaderboard; one failure does not end it.
+    """Score every combination of a sweep, then make the leaderboard; a failure does not stop the others.
 
     Args:
-        sweep: What is wanted.
-        more: Further config of the scores, such as {"device": "cpu"}.
+        more: Further configuration of the scores, such as {"device": "cpu"}.
 
     Yields:
-        For each: lines about the score, and what failed.
+        Lines about the score and descriptions of failures, for each combination.
     """
     with open_instance() as instance:
         for benchmark, weights, config in sweep.combinations():
@@ -90,10 +88,10 @@ def score_all(
 
 
 def promote_weights(store: Store, weights: str, reason: str = "", listener: Listener | None = None) -> tuple[list[str], bool]:
-    """Put weights before the gate.
+    """Let the gate decide whether weights become the champion.
 
     Returns:
-        What was decided and why, in words; and whether the gate let them pass.
+        The decision with its reasons in words, and whether the weights were promoted.
     """
     from cem_assets.benchmarks.leaderboard.promotion import promotion_records
 
@@ -108,12 +106,12 @@ def promote_weights(store: Store, weights: str, reason: str = "", listener: List
 
 
 def leaderboard_place(store: Store) -> str:
-    """Return where the leaderboard lies."""
+    """Return the address of the leaderboard."""
     return store.url_of(require_manifest(store, LEADERBOARD).folder)
 
 
 def benchmark_lines(store: Store) -> list[str]:
-    """Tell of every benchmark of the catalogue what it is, and whether its data are prepared."""
+    """List every benchmark of the catalogue with its task, the state of its data and its title."""
     prepared = set(committed_partitions(store, BENCHMARK_DATA))
     rows = [("name", "task", "data", "title")]
     for name, row in known_benchmarks(store).items():

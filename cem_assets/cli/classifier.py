@@ -7,13 +7,13 @@ from typing import Any
 
 def add_classifier_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `classifier` to the command line."""
-    classifier = commands.add_parser("classifier", help="list patch classifiers; choose which one new scores are made with")
+    classifier = commands.add_parser("classifier", help="list patch classifiers; choose the one that makes new scores")
     classifier.set_defaults(run=_list)
     actions = classifier.add_subparsers(metavar="ACTION")
-    use = actions.add_parser("use", help="make new scores with a classifier from now on; the choice is kept")
-    use.add_argument("digest", help='its first 8 or more digits, or "newest"')
-    use.add_argument("--reason", default="", help="why; kept with the choice")
-    use.add_argument("--by", default="", help="who chooses (default: the login name)")
+    use = actions.add_parser("use", help="make new scores with this classifier from now on; the choice is kept")
+    use.add_argument("digest", help='the first 8 or more digits of its digest, or "newest"')
+    use.add_argument("--reason", default="", help="reason of the choice, which is kept with it")
+    use.add_argument("--by", default="", help="name of the person who chooses (default: the login name)")
     use.set_defaults(run=_use)
 
 
@@ -51,10 +51,10 @@ def _use(call: Any) -> int:
     from cem_assets.store.store import open_store
 
     store = open_store()
-    found = find_classifier(store, call.digest)  # a wrong digest is told without a run
+    found = find_classifier(store, call.digest)  # a wrong digest is refused before a run starts
     digest = found.manifest.digest
     config = {"digest": digest, "reason": call.reason, "by": call.by or getpass.getuser()}
-    with open_instance() as instance:  # by a run, so that the UI shows it
+    with open_instance() as instance:  # in a run, so that the UI shows it
         result = run_job(instance, store.url, "cem_choose_classifier", config={"choose_patch_classifier": config})
     if not result.success:
         print("\n".join(f"failed: {problem}" for problem in failures(result)), file=sys.stderr)

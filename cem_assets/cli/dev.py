@@ -14,11 +14,11 @@ from cem_assets.tracking.mlflow import tracking_uri
 
 
 def serve(port: int, mlflow_port: int, say: Callable[[str], None]) -> int:
-    """Run Dagster's webserver and daemon, and an MLflow server, until one of them ends or Ctrl-C.
+    """Run Dagster's webserver and daemon, and an MLflow server, until one of them ends or Ctrl-C is pressed.
 
     Args:
-        port: Of the Dagster UI.
-        mlflow_port: Of MLflow; not started where MLFLOW_TRACKING_URI names a server.
+        port: Port of the Dagster UI.
+        mlflow_port: Port of MLflow, which is not started where MLFLOW_TRACKING_URI names a server.
         say: Takes lines for the person at the terminal.
 
     Returns:
@@ -35,7 +35,7 @@ def serve(port: int, mlflow_port: int, say: Callable[[str], None]) -> int:
             sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination", str(artifacts),
             "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1",
         ]  # fmt: skip
-        # Job workers of MLflow's generative features would take 2 GB for nothing.
+        # MLflow's job workers serve its generative features, which are not used here, and would take 2 GB.
         quiet = {**variables, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         processes.append(subprocess.Popen(command, env=quiet, start_new_session=True))
         variables[environment.MLFLOW_TRACKING_URI.name] = address

@@ -1,4 +1,4 @@
-"""A look at the surroundings: store, MLflow, GPU, disk, versions. Each finding says what to do."""
+"""Examines the environment: store, MLflow, GPU, disk and versions. Each finding of a problem says what to do."""
 
 import os
 import platform
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cem_assets import __version__, environment
+from cem_assets.errors import DataError
 from cem_assets.execution.choice import unfit_nodes
 from cem_assets.execution.local import EngineChoice, default_num_workers, engine_choice
 from cem_assets.execution.ray import RayEngine, nodes_of_cluster, stall_seconds
@@ -25,12 +26,11 @@ _LOW_DISK = 5 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one examination.
 
     Attributes:
-        subject: What.
-        is_well: True, False, or None where it is neither.
-        text: What was found, and the remedy where it is not well.
+        is_well: True or False; None for a fact that is neither good nor bad.
+        text: What was found, with the remedy where there is a problem.
     """
 
     subject: str
@@ -39,7 +39,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything the platform needs here."""
+    """Examine everything that the platform needs on this machine."""
     os.environ.setdefault("AWS_MAX_ATTEMPTS", "2")  # a person waits for the answer
     versions = installed_versions("dagster", "mlflow", "torch", "s3fs", "imagehash")
     return [
@@ -61,7 +61,7 @@ def examine() -> list[Finding]:
 def _examine_store() -> list[Finding]:
     try:
         store = open_store()
-    except ValueError as error:
+    except DataError as error:
         return [Finding("store", False, str(error))]
     try:
         return [Finding("store", *_probe(store)), *_free(store)]
@@ -156,4 +156,4 @@ def _examine_mlflow() -> Finding:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as answer:  # noqa: S310  http, checked above
             return Finding("MLflow", answer.status == 200, f"{uri} answers")
     except (urllib.error.URLError, OSError, ValueError) as error:
-        return Finding("MLflow", False, f"{uri} does not answer ({error}); data is committed all the same, tracking is not")
+        return Finding("MLflow", False, f"{uri} does not answer ({error}); data is still committed, but runs are not tracked")

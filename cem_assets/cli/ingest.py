@@ -1,4 +1,4 @@
-"""Taking a folder in: copy it to the inbox, run its chain, say what came of it."""
+"""Ingests a folder: copies it to the inbox, runs its chain, and reports the result."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,11 @@ from cem_assets.store.store import Store
 
 @dataclass(frozen=True)
 class Outcome:
-    """What ingesting a dataset gave.
+    """The result of ingesting a dataset.
 
     Attributes:
-        dataset: Its name.
-        problems: Failures in words; empty when all went well.
+        dataset: Name of the dataset or source.
+        problems: Descriptions of failures; empty where there are none.
     """
 
     dataset: str
@@ -41,11 +41,8 @@ def ingest_folder(
         until: Last stage; "releases" makes a release as well.
         is_replaced: Whether another dataset of that name becomes an older version.
 
-    Returns:
-        The dataset and what failed.
-
     Raises:
-        ValueError: The stage is not known, or the folder's description breaks rules.
+        DataError: The stage is not known, or the folder's description breaks rules.
         FileNotFoundError: There is no such folder, or no `dataset.toml` in it.
         FileExistsError: The name is taken by other files.
     """
@@ -63,7 +60,7 @@ def ingest_folder(
 
 
 def summary_lines(store: Store, dataset: str) -> list[str]:
-    """Tell in a short table what is committed for a dataset, and where it lies."""
+    """Make a short table of what is committed for a dataset, with counts and addresses."""
     rows = [("stage", "result", "where")]
     for stage, asset in STAGES.items():
         manifest = current_manifest(store, asset, dataset)
@@ -83,7 +80,7 @@ def summary_lines(store: Store, dataset: str) -> list[str]:
 def ingest_source(
     store: Store, folder: Path, name: str | None = None, is_replaced: bool = False, listener: Listener | None = None
 ) -> Outcome:
-    """Register a microscopy source and make its metadata; labels, crops and releases are over all sources and follow by sensor.
+    """Register a microscopy source and make its metadata. Sensors make labels, crops and releases, which span all sources.
 
     Args:
         folder: Tables and images with a `source.toml`.
@@ -91,7 +88,7 @@ def ingest_source(
         is_replaced: Whether another source of that name becomes an older version.
 
     Raises:
-        ValueError: The folder's description breaks rules.
+        DataError: The folder's description breaks rules.
         FileNotFoundError: There is no such folder, or no `source.toml` in it.
         FileExistsError: The name is taken by other files.
     """
@@ -102,7 +99,7 @@ def ingest_source(
 
 
 def source_lines(store: Store, source: str) -> list[str]:
-    """Tell in short what a source gave."""
+    """Describe the metadata of a source in a few lines."""
     manifest = current_manifest(store, SOURCE_METADATA, source)
     if manifest is None:
         return [f"{source}: nothing is committed; see {store.url_of(report_key(source))}"]

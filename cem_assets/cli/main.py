@@ -1,7 +1,4 @@
-"""`cem-assets`: the command line. Thin: every command calls one function of the package.
-
-Only this module and its parts (`cli_*.py`, a few commands each) print.
-"""
+"""`cem-assets`: the command line. Every command calls one function of the package; only the modules of this folder print."""
 
 import argparse
 import logging
@@ -19,16 +16,20 @@ from cem_assets.cli.pages import add_page_commands
 from cem_assets.cli.progress import StageBars
 from cem_assets.cli.releases import add_release_commands
 from cem_assets.cli.training import add_training_commands
+from cem_assets.errors import Fault, fault_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: Words after the program's name; None takes the process's own.
+        arguments: Words after the program's name; None takes those of the process.
 
     Returns:
-        Exit status: 0 when all went well, 1 for a failure that was explained, 2 for a wrong call.
+        Exit status: 0 for success, 1 for a failure, 2 for a wrong call.
+
+    Raises:
+        Exception: A bug of ours, with its traceback; all other errors are printed in words.
     """
     warnings.filterwarnings("ignore", category=Warning, module="dagster")
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
@@ -39,14 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if call.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     try:
         return int(call.run(call))
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        if call.verbose:
+    except Exception as error:
+        fault = fault_of(error)
+        if fault == Fault.bug:
+            print("cem-assets: this is a bug; please report it with the traceback that follows", file=sys.stderr)
+        if call.verbose or fault == Fault.bug:
             raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"cem-assets: {message}", file=sys.stderr)
+        print(f"cem-assets: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("cem-assets: stopped; what was committed stays, run again to go on", file=sys.stderr)
+        print("cem-assets: stopped. What was committed stays; run the command again to continue", file=sys.stderr)
         return 130
 
 
@@ -57,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    ingest = commands.add_parser("ingest", help="take a folder with a dataset.toml (or source.toml) in, and run its chain")
+    ingest = commands.add_parser("ingest", help="ingest a folder with a dataset.toml (or source.toml), and run its chain")
     ingest.add_argument("folder", type=Path)
     ingest.add_argument("--name", help="name of the dataset instead of the one in dataset.toml")
     ingest.add_argument(
@@ -66,14 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     ingest.add_argument("--replace", action="store_true", help="replace a dataset of the same name by a new version")
     ingest.set_defaults(run=_ingest)
 
-    demo = commands.add_parser("demo", help="the whole chain on a built-in phantom, and on the VNC stack where it can be had")
+    demo = commands.add_parser(
+        "demo", help="run the whole chain on a built-in phantom, and on the VNC stack where it can be downloaded"
+    )
     demo.set_defaults(run=_demo)
 
-    doctor = commands.add_parser("doctor", help="look at the store, MLflow, GPU, disk and versions")
+    doctor = commands.add_parser("doctor", help="check the store, MLflow, GPU, disk and versions")
     doctor.set_defaults(run=_doctor)
 
     dev = commands.add_parser("dev", help="open the Dagster UI with MLflow beside it")
-    dev.add_argument("--port", type=int, default=3000, help="of the Dagster UI")
+    dev.add_argument("--port", type=int, default=3000, help="port of the Dagster UI")
     dev.add_argument("--mlflow-port", type=int, default=5000)
     dev.set_defaults(run=_dev)
 
@@ -141,7 +146,3 @@ def _path(call: Any) -> int:
 
     print(content_url(call.asset, call.partition))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

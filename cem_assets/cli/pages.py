@@ -1,4 +1,4 @@
-"""Commands that open a page of ours beside Dagster: `cem-assets label DATASET`, `cem-assets explore`."""
+"""Commands that open our own local pages: `cem-assets label DATASET`, `cem-assets explore`."""
 
 import argparse
 import os
@@ -8,16 +8,16 @@ from typing import Any
 
 def add_page_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `label` and `explore` to the command line."""
-    label = commands.add_parser("label", help="open a local page on which patches are labelled good or bad, by keyboard")
+    label = commands.add_parser("label", help="open a local page for labelling patches good or bad by keyboard")
     label.add_argument("dataset")
     label.add_argument("--annotator", default="", help="your name, recorded with every answer (default: the login name)")
-    label.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: that of the last session, or any)")
-    label.add_argument("--by", choices=["uncertainty", "random"], default="uncertainty", help="which patches come first")
+    label.add_argument("--port", type=int, default=0, help="port of 127.0.0.1 (default: that of the last session, or any)")
+    label.add_argument("--by", choices=["uncertainty", "random"], default="uncertainty", help="order of the patches")
     label.add_argument("--no-browser", action="store_true", help="only print the address")
     label.set_defaults(run=_label)
 
     explore = commands.add_parser("explore", help="open a local page that shows patches, crops and volumes of any stage")
-    explore.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: that of the last session, or any)")
+    explore.add_argument("--port", type=int, default=0, help="port of 127.0.0.1 (default: that of the last session, or any)")
     explore.add_argument(
         "--neuroglancer",
         nargs="?",
@@ -26,7 +26,7 @@ def add_page_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         metavar="URL",
         help="link volumes to this neuroglancer (default: the public one), which may then read them through this port",
     )
-    explore.add_argument("--cache-gib", type=float, default=4.0, help="local disk for columns of tables (default: 4)")
+    explore.add_argument("--cache-gib", type=float, default=4.0, help="size of local copies of tables' columns (default: 4)")
     explore.add_argument("--no-browser", action="store_true", help="only print the address")
     explore.set_defaults(run=_explore)
 

@@ -1,11 +1,11 @@
-"""The progress bar of the command line: one for the stage at hand."""
+"""The progress bar of the command line, one for the current stage."""
 
 import sys
 from typing import Any
 
 
 class StageBars:
-    """One progress bar for the stage at hand, drawn on standard error."""
+    """A progress bar for the current stage, drawn on standard error."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -18,7 +18,7 @@ class StageBars:
         self.close()
 
     def __call__(self, asset: str, partition: str, done: int, total: int) -> None:
-        """Draw progress of a stage; a new stage closes the bar of the last one."""
+        """Show the progress of a stage; a new stage closes the bar of the one before."""
         from tqdm import tqdm
 
         if self._stage != (asset, partition):
@@ -30,7 +30,7 @@ class StageBars:
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Finish the bar at hand."""
+        """Finish the current bar."""
         if self._bar is not None:
             self._bar.close()
         self._bar, self._stage = None, ("", "")

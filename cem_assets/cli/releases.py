@@ -12,16 +12,16 @@ _SHOWN_NAMES = 5
 
 def add_release_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `releases` and `export` to the command line."""
-    releases = commands.add_parser("releases", help="list the releases, or say what changed between two of them")
+    releases = commands.add_parser("releases", help="list the releases, or the changes between two of them")
     releases.add_argument("first", nargs="?", help="version, such as v1")
-    releases.add_argument("second", nargs="?", help="version to compare it with; default the newest")
+    releases.add_argument("second", nargs="?", help="version to compare it with (default: the newest)")
     releases.set_defaults(run=_releases)
 
-    export = commands.add_parser("export", help="write a release as the published data set's folders, tars or Parquet")
+    export = commands.add_parser("export", help="write a release as folders of images, tar files or Parquet files")
     export.add_argument("what", choices=["cem", "cytoimagenet"])
     export.add_argument("target", metavar="DIR|URL", help="a new folder; for cem also a URL such as s3://bucket/prefix")
     export.add_argument("--release", default="", help="version, such as v1 (default: the newest)")
-    export.add_argument("--format", choices=["tiff-tree", "webdataset", "hf"], help="of cem (default: tiff-tree)")
+    export.add_argument("--format", choices=["tiff-tree", "webdataset", "hf"], help="format of cem (default: tiff-tree)")
     export.set_defaults(run=_export)
 
 
@@ -74,7 +74,7 @@ def _export(call: Any) -> int:
         )
         return 0
     if call.format:
-        raise DataError("--format is for cem; CytoImageNet is exported as a folder of PNG files.")
+        raise DataError("--format is for cem only; CytoImageNet is exported as a folder of PNG files. Leave it out.")
     with StageBars() as bars:
         num = export_cytoimagenet(
             open_store(), Path(call.target), call.release, lambda done, total: bars("images", "", done, total)

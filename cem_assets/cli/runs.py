@@ -1,6 +1,6 @@
-"""Running assets from Python: one process, the same Dagster instance the UI shows.
+"""Runs assets from Python, in this process and in the Dagster instance that the UI shows.
 
-For the command line and the demo. The UI and the sensors launch the same jobs through Dagster itself.
+The command line and the demo use it. The UI and the sensors launch the same jobs through Dagster itself.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ import dagster as dg
 
 from cem_assets import environment
 from cem_assets.definitions import build_definitions
+from cem_assets.errors import DataError
 from cem_assets.platform.partitions import benchmark_rows, cyto_labels, em_datasets, microscopy_sources, weights_rows
 from cem_assets.platform.steps import progress_listener
 from cem_assets.store.assets import FILTERED, RELEASES, STAGES, asset_of
@@ -31,11 +32,11 @@ _PARTITIONS = {
 """Partitions of jobs; the others are over EM datasets."""
 
 UNTIL = (*STAGES, "releases")
-"""Where `run_chain` may stop."""
+"""Stages at which a chain may end."""
 
 
 def dagster_home() -> Path:
-    """Return DAGSTER_HOME, made where it is missing; default `./.cem_assets/dagster`."""
+    """Return DAGSTER_HOME, by default `./.cem_assets/dagster`; the folder is made where it is missing."""
     home = Path(environment.text(environment.DAGSTER_HOME)).resolve()
     home.mkdir(parents=True, exist_ok=True)
     settings = home / "dagster.yaml"
@@ -58,7 +59,7 @@ def chain_until(until: str) -> list[str]:
         until: One of `UNTIL`, or an asset's name; "releases" means all of them.
 
     Raises:
-        ValueError: The name is not known.
+        DataError: The name is not known.
     """
     last = FILTERED if until in ("releases", RELEASES) else asset_of(until)
     assets = list(STAGES.values())
@@ -74,19 +75,18 @@ def run_job(
     config: Mapping[str, Any] | None = None,
     listener: Listener | None = None,
 ) -> dg.ExecuteInProcessResult:
-    """Run a job here and now.
+    """Run a job in this process.
 
     Args:
-        instance: Where events are recorded.
-        store_url: Root of the store.
-        job: Name of the job.
-        assets: Which of its assets; None for all.
-        partition: Partition key, for partitioned jobs; added where it is new.
-        config: Config by asset name, such as {"cem/patch_classifier": {"epochs": 8}}.
-        listener: Called as work goes on.
+        assets: Names of the job's assets that are materialized; None for all of them.
+        partition: Partition key of partitioned jobs; it is added to Dagster's partitions where it is new.
+        config: Configuration by asset name, such as {"cem/patch_classifier": {"epochs": 8}}.
 
     Returns:
         Dagster's result; `success` is False where a step or a blocking check failed.
+
+    Raises:
+        DataError: The configuration has names or types that the assets do not have.
     """
     if isinstance(partition, dg.MultiPartitionKey):
         for name, definition in (("benchmark", benchmark_rows), ("weights", weights_rows)):
@@ -96,17 +96,20 @@ def run_job(
     built = build_definitions(store_url).resolve_job_def(job)
     ops = {name.replace("/", "__"): {"config": dict(values)} for name, values in (config or {}).items()}
     with progress_listener(listener or (lambda *_: None)):
-        return built.execute_in_process(
-            run_config={**_QUIET, "ops": ops},
-            instance=instance,
-            partition_key=partition,
-            asset_selection=[dg.AssetKey(name.split("/")) for name in assets] if assets else None,
-            raise_on_error=False,
-        )
+        try:
+            return built.execute_in_process(
+                run_config={**_QUIET, "ops": ops},
+                instance=instance,
+                partition_key=partition,
+                asset_selection=[dg.AssetKey(name.split("/")) for name in assets] if assets else None,
+                raise_on_error=False,
+            )
+        except dg.DagsterInvalidConfigError as error:  # people give the configuration, for example with --set
+            raise DataError(f"the configuration of {job} cannot be used: {error}") from error
 
 
 def failures(result: dg.ExecuteInProcessResult) -> list[str]:
-    """Say in words why a run failed: the step's own message, and blocking checks that did not pass."""
+    """List why a run failed: the messages of its steps, and the blocking checks that did not pass."""
     messages = []
     for event in result.all_events:
         if event.is_step_failure:

@@ -10,37 +10,42 @@ from cem_assets.errors import DataError
 
 def add_training_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `weights` and `benchmark` to the command line."""
-    weights = commands.add_parser("weights", help="list encoder weights; train or import, extend, stop them")
+    weights = commands.add_parser("weights", help="list encoder weights; train, import, extend or stop them")
     weights.set_defaults(run=_weights)
     actions = weights.add_subparsers(metavar="ACTION")
-    train = actions.add_parser("train", help="train or import; goes on where it was stopped, more epochs extend")
+    train = actions.add_parser("train", help="train or import weights; a stopped training continues, and more epochs extend it")
     train.add_argument("name", help="row of the catalogue")
-    train.add_argument("--epochs", type=int, help="instead of the row's")
-    train.add_argument("--release", default="", help="version or digest instead of the row's")
+    train.add_argument("--epochs", type=int, help="number of epochs instead of the row's")
+    train.add_argument("--release", default="", help="version or digest of the release instead of the row's")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the method")
-    train.add_argument("--processes", type=int, default=0, help="default: one on each GPU, or one")
+    train.add_argument("--processes", type=int, default=0, help="number of processes (default: one for each GPU, or one)")
     train.add_argument("--device", default="auto")
-    train.add_argument("--checkpoint-seconds", type=float, default=600.0, help="a killed training loses at most so much")
+    train.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=600.0,
+        help="time between checkpoints; a killed training loses no more",
+    )
     train.set_defaults(run=_train_weights)
-    stop = actions.add_parser("stop", help="ask a training to keep its state and end, wherever it runs")
+    stop = actions.add_parser("stop", help="ask a training on any machine to save its state and end")
     stop.add_argument("name")
     stop.set_defaults(run=_stop_weights)
 
     benchmark = commands.add_parser("benchmark", help="prepare benchmarks, score weights on them, compare, promote")
-    benchmark.add_argument("--weights", nargs="+", default=[], help="names; a+b for fused features")
-    benchmark.add_argument("--benchmarks", nargs="+", default=[], help="names")
-    benchmark.add_argument("--iterations", nargs="+", type=int, default=[0], help="default: the benchmark's")
-    benchmark.add_argument("--finetune", nargs="+", default=[""], help="none, layer4, ..., all; default: the benchmark's")
+    benchmark.add_argument("--weights", nargs="+", default=[], help="names of weights; a+b concatenates features")
+    benchmark.add_argument("--benchmarks", nargs="+", default=[], help="names of benchmarks")
+    benchmark.add_argument("--iterations", nargs="+", type=int, default=[0], help="training steps (default: the benchmark's)")
+    benchmark.add_argument("--finetune", nargs="+", default=[""], help="none, layer4, ... or all (default: the benchmark's)")
     benchmark.add_argument("--seeds", nargs="+", type=int, default=[42])
     benchmark.add_argument("--device", default="auto")
     benchmark.set_defaults(run=_benchmark)
     doings = benchmark.add_subparsers(metavar="ACTION")
     prepare = doings.add_parser("prepare", help="prepare the data of a benchmark")
     prepare.add_argument("name")
-    prepare.add_argument("--folder", default="", help="where its files are")
+    prepare.add_argument("--folder", default="", help="folder with its files")
     prepare.set_defaults(run=_prepare_benchmark)
-    promote = doings.add_parser("promote", help="put weights before the gate")
-    promote.add_argument("name", help="of the weights")
+    promote = doings.add_parser("promote", help="let the gate decide whether weights become the champion")
+    promote.add_argument("name", help="name of the weights")
     promote.add_argument("--reason", default="", help="overrides the gate, and is recorded")
     promote.set_defaults(run=_promote)
 
@@ -90,7 +95,7 @@ def _benchmark(call: Any) -> int:
         print("\n".join(benchmark_lines(store)))
         return 0
     if not (call.weights and call.benchmarks):
-        raise DataError("--weights and --benchmarks belong together; expected names of both.")
+        raise DataError("--weights and --benchmarks belong together; give names for both of them.")
     sweep = Sweep(call.benchmarks, call.weights, call.iterations, call.finetune, call.seeds)
     has_failed = False
     with StageBars() as bars:

@@ -1,4 +1,4 @@
-"""What `cem-assets weights ...` does: list, train, stop, extend. The UI launches the same job."""
+"""Runs `cem-assets weights ...`: it lists, trains, extends and stops weights. The UI launches the same job."""
 
 import json
 from collections.abc import Sequence
@@ -7,17 +7,17 @@ from typing import Any
 from cem_assets.catalog.weights import TrainedWeights
 from cem_assets.cli.runs import Listener, failures, open_instance, run_job
 from cem_assets.errors import DataError
-from cem_assets.pretraining.training.plan import RUNS
+from cem_assets.pretraining.plan import RUNS
+from cem_assets.pretraining.rows import known_weights
 from cem_assets.pretraining.training.runs import read_status, request_stop
 from cem_assets.pretraining.weights.importing import availability
-from cem_assets.pretraining.weights.rows import known_weights
 from cem_assets.store.assets import WEIGHTS
 from cem_assets.store.manifests import current_manifest
 from cem_assets.store.store import Store
 
 
 def weights_lines(store: Store) -> list[str]:
-    """Tell of every row of the catalogue what it is, and whether its weights are there."""
+    """List every row of the catalogue with its kind, its network and the state of its weights."""
     rows = [("name", "kind", "network", "state")]
     for name, row in known_weights(store).items():
         manifest = current_manifest(store, WEIGHTS, name)
@@ -39,7 +39,7 @@ def weights_lines(store: Store) -> list[str]:
 
 
 def parsed_settings(words: Sequence[str]) -> dict[str, Any]:
-    """Read `name=value` words; values are JSON, or else plain text.
+    """Read `name=value` words; a value that is not JSON is plain text.
 
     Raises:
         DataError: A word has no name or no "=".
@@ -48,7 +48,7 @@ def parsed_settings(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, separator, text = word.partition("=")
         if not separator or not name:
-            raise DataError(f"{word!r} sets nothing; expected name=value, such as epochs=300 or dtype=bfloat16.")
+            raise DataError(f"{word!r} is no setting; expected name=value, such as epochs=300 or dtype=bfloat16.")
         try:
             found[name] = json.loads(text)
         except json.JSONDecodeError:
@@ -57,18 +57,21 @@ def parsed_settings(words: Sequence[str]) -> dict[str, Any]:
 
 
 def train_weights_row(store: Store, name: str, config: dict[str, Any], listener: Listener | None = None) -> tuple[str, ...]:
-    """Materialize weights here and now; an interrupt keeps their state.
+    """Materialize weights in this process; an interrupt keeps the state of the training.
 
     Args:
-        name: Row of the catalogue.
-        config: Of the asset, such as {"params": {"epochs": 300}, "num_processes": 2}.
+        name: Name of a row of the catalogue.
+        config: Configuration of the asset, such as {"params": {"epochs": 300}, "num_processes": 2}.
 
     Returns:
-        What failed, in words; empty when all went well.
+        Descriptions of failures; empty where there are none.
+
+    Raises:
+        DataError: The catalogue has no such row.
     """
     rows = known_weights(store)
     if name not in rows:
-        raise DataError(f"weights {name!r} are no row of the catalogue; expected one of {', '.join(rows)}.")
+        raise DataError(f"the catalogue has no row of weights {name!r}; expected one of {', '.join(rows)}.")
     with open_instance() as instance:
         result = run_job(
             instance, store.url, "pretraining_weights", partition=name, config={WEIGHTS: config}, listener=listener
@@ -77,16 +80,13 @@ def train_weights_row(store: Store, name: str, config: dict[str, Any], listener:
 
 
 def stop_training(store: Store, name: str) -> list[str]:
-    """Ask the training of some weights to keep its state and end, on whatever machine it runs.
-
-    Args:
-        name: Of the weights.
+    """Ask the training of some weights to save its state and end, on any machine.
 
     Returns:
-        The runs that were asked.
+        A line for each run that got the request.
 
     Raises:
-        DataError: Nothing of that name is being trained.
+        DataError: There is no running training of these weights.
     """
     asked = []
     for run in store.children(f"{WEIGHTS}/{name}/{RUNS}"):

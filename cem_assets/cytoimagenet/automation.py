@@ -1,7 +1,7 @@
-"""What runs by itself for CytoImageNet: one sensor that compares the store with what should be there, and releases.
+"""What runs by itself for CytoImageNet: a sensor that keeps metadata, labels and crops current, and a release schedule.
 
-The sensor takes in sources (`inbox/*/source.toml`, written last), and asks for labels and crops as they become missing or
-stale; what is needed is decided by `cem_assets.cytoimagenet.reconciliation`.
+The sensor notices new sources in the inbox (`inbox/*/source.toml` is written last), and requests metadata, labels and crops
+that are missing or stale. `cem_assets.cytoimagenet.reconciliation` decides what is needed.
 """
 
 import json
@@ -35,7 +35,7 @@ JOBS = {
 
 
 def cyto_run_request(work: CytoWork, settings: CytoSettings, attempt: Attempt) -> dg.RunRequest:
-    """Ask for the run that does some work."""
+    """Make the request for the run that does some work."""
     config = settings.config.get(work.asset, {})
     return dg.RunRequest(
         run_key=f"{work.asset}:{work.partition}:{work.key}:{attempt.number}",
@@ -47,14 +47,15 @@ def cyto_run_request(work: CytoWork, settings: CytoSettings, attempt: Attempt) -
 
 
 class _Tick:
-    """One look: what to ask for, what waits, and when to stop."""
+    """One evaluation of the sensor: the runs to request, the work that waits, and when to stop."""
 
     def __init__(self, instance: dg.DagsterInstance, settings: CytoSettings) -> None:
         self._instance, self._settings, self._started = instance, settings, time.monotonic()
         self.requests: list[dg.RunRequest] = []
         self.waiting: list[str] = []
 
-    def ask(self, work: CytoWork) -> None:
+    def add(self, work: CytoWork) -> None:
+        """Request a run for the work, or note why it has to wait."""
         attempt = attempt_at(self._instance, JOBS[work.asset], work.partition, work.key, work.is_look_only)
         if attempt.why_not is None:
             self.requests.append(cyto_run_request(work, self._settings, attempt))
@@ -74,11 +75,11 @@ class _Tick:
     jobs=[cyto_sources, cyto_test_images, cyto_label_table, cyto_crops],
     minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS),
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Takes in microscopy sources (inbox/<source>/source.toml), and asks for metadata, labels and crops that are "
-    "missing or stale.",
+    description="Notices microscopy sources in the inbox (inbox/<source>/source.toml), and requests metadata, labels and crops "
+    "that are missing or stale.",
 )
 def cytoimagenet_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SensorResult:
-    """Look at sources, then at the label table, then at crops, as many as fit a tick."""
+    """Check the sources, then the label table, then as many crops as one evaluation has time for."""
     opened = store.open()
     settings = read_cyto_settings(opened)
     cursor = json.loads(context.cursor or "{}")
@@ -90,7 +91,7 @@ def cytoimagenet_sensor(context: dg.SensorEvaluationContext, store: StoreResourc
         after = source
         sources.append(source)
         if work is not None:
-            tick.ask(work)
+            tick.add(work)
         if tick.is_over:
             is_all = False
             break
@@ -98,28 +99,28 @@ def cytoimagenet_sensor(context: dg.SensorEvaluationContext, store: StoreResourc
     label = str(cursor.get("label", ""))
     if is_all:
         after = ""
-        # Labels are over all sources: while one of them is being taken in, the table would be made twice.
+        # The label table covers all sources; if it were made while a source is being read, it would be made twice.
         if not tick.requests and not tick.has_runs(JOBS[SOURCE_METADATA]):
             for work in (test_images_work(opened), label_table_work(opened, settings)):
                 if work is not None:
-                    tick.ask(work)
+                    tick.add(work)
         is_settled = not tick.requests and not any(tick.has_runs(JOBS[asset]) for asset in (LABEL_TABLE, TEST_IMAGES))
         if is_settled:
             for key, work in crop_works(opened, settings, label):
                 label = key
                 labels.append(key)
                 if work is not None:
-                    tick.ask(work)
+                    tick.add(work)
                 if tick.is_over:
                     break
             else:
                 label = ""
-    told = f"looked at {len(sources):,} sources and {len(labels):,} labels; nothing to ask for"
+    message = f"checked {len(sources):,} sources and {len(labels):,} labels; there is nothing to request"
     if tick.waiting:
-        told += f"; waiting: {', '.join(tick.waiting[:10])}{' and more' if len(tick.waiting) > 10 else ''}"
+        message += f"; waiting: {', '.join(tick.waiting[:10])}{' and more' if len(tick.waiting) > 10 else ''}"
     return dg.SensorResult(
         run_requests=tick.requests,
-        skip_reason=None if tick.requests else told,
+        skip_reason=None if tick.requests else message,
         cursor=json.dumps({"source": after, "label": label}),
         dynamic_partitions_requests=[
             *missing_partitions(context.instance, microscopy_sources, sources),
@@ -136,12 +137,12 @@ def cytoimagenet_sensor(context: dg.SensorEvaluationContext, store: StoreResourc
     description="Makes a release of CytoImageNet when crops changed since the last one (CEM_ASSETS_RELEASE_CRON).",
 )
 def cyto_release_schedule(context: dg.ScheduleEvaluationContext, store: StoreResource) -> dg.RunRequest | dg.SkipReason:
-    """Ask for a release where one is due, and no crops are being made."""
+    """Request a release if one is due and no crops are being made."""
     for job in (cyto_release.name, cyto_crops.name, cyto_label_table.name):
         if context.instance.get_run_records(dg.RunsFilter(job_name=job, statuses=UNFINISHED), limit=1):
-            return dg.SkipReason(f"a run of {job} is under way")
+            return dg.SkipReason(f"a run of {job} is in progress")
     event = context.instance.get_latest_materialization_event(dg.AssetKey(CYTO_RELEASES.split("/")))
     is_fresh = event is not None and time.time() - event.timestamp < 7 * 24 * 3600
     if not is_cyto_release_due(store.open()) and (is_fresh or event is None):
-        return dg.SkipReason("the newest release holds all crops that are ready, as they are")
+        return dg.SkipReason("the newest release holds all crops that are ready, unchanged")
     return dg.RunRequest()

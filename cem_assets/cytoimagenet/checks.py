@@ -1,4 +1,4 @@
-"""Checks of CytoImageNet's assets: what must hold before the next stage goes on."""
+"""What must be true of CytoImageNet's assets before anything is made from them."""
 
 import json
 
@@ -13,6 +13,7 @@ from cem_assets.cytoimagenet.labels.stage import CANDIDATES, TABLE, label_entrie
 from cem_assets.cytoimagenet.releases.stage import LISTING, METADATA, list_cyto_releases
 from cem_assets.cytoimagenet.sources.schema import check_metadata
 from cem_assets.cytoimagenet.tables import read_frame
+from cem_assets.errors import DataError
 from cem_assets.execution.checks import Outcome
 from cem_assets.store.assets import CROPS, LABEL_TABLE, SOURCE_METADATA, TEST_IMAGES
 from cem_assets.store.manifests import current_manifest, damaged_objects, require_manifest
@@ -20,18 +21,18 @@ from cem_assets.store.store import Store
 
 
 def metadata_obeys_schema(store: Store, source: str) -> Outcome:
-    """Every row of the metadata fulfils the schema of standard columns."""
+    """Every row of the metadata obeys the schema of the standard columns."""
     manifest = require_manifest(store, SOURCE_METADATA, source)
     frame = read_frame(store, manifest, TABLE)
     try:
         check_metadata(frame, source)
-    except ValueError as error:
+    except DataError as error:
         return Outcome(False, str(error), {"rows": len(frame)})
     return Outcome(True, f"{len(frame):,} rows obey the schema", {"rows": len(frame)})
 
 
-def labels_obey_rules(store: Store) -> Outcome:
-    """Every row holds its label's value, no image is chosen twice, sizes are within bounds, no source is a test set."""
+def labels_obey_rules(store: Store, _: str = "") -> Outcome:
+    """Every row has its label's value, no image is chosen twice, sizes are within bounds, and no source is a test set."""
     manifest = require_manifest(store, LABEL_TABLE)
     low, high = manifest.inputs.parameters["min_images"], manifest.inputs.parameters["max_images"]
     is_substring = manifest.inputs.parameters["match"] == "substring"
@@ -45,7 +46,7 @@ def labels_obey_rules(store: Store) -> Outcome:
         value = values[entry.label]
         strays = sum(value not in (cell if is_substring else split_values(cell)) for cell in frame[entry.category])
         if strays:
-            problems.append(f"{entry.label}: {strays} row(s) do not hold it")
+            problems.append(f"{entry.label}: {strays} row(s) do not have its value")
         if not low <= len(frame) <= high:
             problems.append(f"{entry.label}: {len(frame):,} rows; expected {low:,} to {high:,}")
         repeated = len(frame) - frame["idx"].nunique() + len(seen & set(frame["idx"]))
@@ -54,12 +55,12 @@ def labels_obey_rules(store: Store) -> Outcome:
         seen |= set(frame["idx"])
         hits = {source for source in frame["source"].unique() if guarded_set([source], rules)}
         problems += [f"{entry.label}: images of the test set {source}" for source in sorted(hits)]
-    told = "; ".join(problems[:10]) or f"{manifest.counts['labels']:,} labels, {len(seen):,} images"
-    return Outcome(not problems, told, {"labels": manifest.counts["labels"], "problems": len(problems)})
+    summary = "; ".join(problems[:10]) or f"{manifest.counts['labels']:,} labels, {len(seen):,} images"
+    return Outcome(not problems, summary, {"labels": manifest.counts["labels"], "problems": len(problems)})
 
 
 def crops_add_up(store: Store, key: str) -> Outcome:
-    """Every crop is either in the shards or dropped with a reason, its window fits it, and no two have the same pixels."""
+    """Every crop is in the shards or was dropped with a reason, its window has its size, and no two have the same pixels."""
     manifest = require_manifest(store, CROPS, key)
     columns = ["idx", "crop", "scaling", "x_min", "x_max", "y_min", "y_max", "height", "width", "pixel_sha256", "filename"]
     problems = []
@@ -76,20 +77,23 @@ def crops_add_up(store: Store, key: str) -> Outcome:
         )
         misfits = len(table) - int(np.count_nonzero(fits.to_numpy()))
         if misfits:
-            problems.append(f"{misfits} window(s) differ from their images")
+            problems.append(f"{misfits} window(s) differ in size from their images")
     dropped = read_frame(store, manifest, DROPPED)
     cut = num + int((dropped["crop"] >= 0).sum())
     if num != manifest.counts["images"] or cut != manifest.counts["crops_cut"]:
         problems.append(
-            f"{num} images and {cut} crops; the manifest says {manifest.counts['images']}, {manifest.counts['crops_cut']}"
+            f"there are {num} images and {cut} crops; "
+            f"the manifest says {manifest.counts['images']} and {manifest.counts['crops_cut']}"
         )
     if len(digests) != num or len(names) != num:
-        problems.append(f"{num - len(digests)} image(s) have the pixels of another, {num - len(names)} its name")
+        problems.append(
+            f"{num - len(digests)} image(s) have the pixels of another one, and {num - len(names)} the name of another one"
+        )
     return Outcome(not problems, "; ".join(problems) or f"{num:,} images, {len(dropped):,} dropped", {"images": num})
 
 
 def no_test_images(store: Store, key: str) -> Outcome:
-    """The crops were compared with the test images as they are now, and none is among them."""
+    """The crops were compared with the current test images, and none of them is a test image."""
     manifest = require_manifest(store, CROPS, key)
     tests = current_manifest(store, TEST_IMAGES)
     seen = manifest.inputs.upstream.get(TEST_IMAGES, "")
@@ -98,14 +102,16 @@ def no_test_images(store: Store, key: str) -> Outcome:
     hits = [source for source in manifest.details["sources"] if guarded_set([source], rules)]
     found = manifest.details["dropped_by_reason"].get("test_image", 0)
     if seen != expected:
-        return Outcome(False, f"test images changed since these crops were made; materialize {CROPS} again", {"dropped": found})
+        return Outcome(
+            False, f"test images changed since these crops were made; materialize {CROPS} again.", {"dropped": found}
+        )
     if hits:
-        return Outcome(False, f"images of test sets: {', '.join(sorted(hits))}", {"dropped": found})
-    return Outcome(True, f"{found} test image(s) were kept out", {"dropped": found})
+        return Outcome(False, f"there are images of test sets: {', '.join(sorted(hits))}", {"dropped": found})
+    return Outcome(True, f"{found} test image(s) were left out", {"dropped": found})
 
 
-def cyto_release_is_complete(store: Store) -> Outcome:
-    """Every shard of the newest release is there, and its table lists what they hold."""
+def cyto_release_is_complete(store: Store, _: str = "") -> Outcome:
+    """Every shard of the newest release is in the store, and the release's table has a row for each image in them."""
     releases = list_cyto_releases(store)
     if not releases:
         return Outcome(False, "there is no release", {})
@@ -119,10 +125,10 @@ def cyto_release_is_complete(store: Store) -> Outcome:
     ]
     damaged = damaged_objects(store, newest)
     rows = len(read_frame(store, newest, METADATA, ["idx"])) if METADATA not in damaged else -1
-    problems = [f"{name} is gone or changed" for name in missing] + [f"{name}: {what}" for name, what in damaged.items()]
+    problems = [f"{name} is missing or changed" for name in missing] + [f"{name}: {what}" for name, what in damaged.items()]
     if rows != sum(label["num_images"] for label in listing["labels"]):
         problems.append(
-            f"its table has {rows:,} rows, its labels {sum(label['num_images'] for label in listing['labels']):,} images"
+            f"its table has {rows:,} rows, and its labels {sum(label['num_images'] for label in listing['labels']):,} images"
         )
-    told = "; ".join(problems[:10]) or f"{newest.inputs.partition}: {rows:,} images"
-    return Outcome(not problems, told, {"problems": len(problems)})
+    summary = "; ".join(problems[:10]) or f"{newest.inputs.partition}: {rows:,} images"
+    return Outcome(not problems, summary, {"problems": len(problems)})

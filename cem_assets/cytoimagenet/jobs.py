@@ -1,4 +1,4 @@
-"""Jobs of CytoImageNet."""
+"""The jobs of CytoImageNet."""
 
 import dagster as dg
 
@@ -9,25 +9,25 @@ from cem_assets.store.assets import CLASS_MAPS
 cyto_sources = dg.define_asset_job(
     "cyto_sources",
     dg.AssetSelection.assets(source_metadata),
-    description="Metadata of microscopy sources, one source a run.",
+    description="Makes the metadata of microscopy sources, one source in each run.",
     partitions_def=microscopy_sources,
 )
 
 
 cyto_test_images = dg.define_asset_job(
-    "cyto_test_images", dg.AssetSelection.assets(test_images), description="Fingerprints of the benchmarks' images."
+    "cyto_test_images", dg.AssetSelection.assets(test_images), description="Fingerprints the benchmarks' images."
 )
 
 
 cyto_label_table = dg.define_asset_job(
-    "cyto_label_table", dg.AssetSelection.assets(label_table), description="Weak labels over all sources."
+    "cyto_label_table", dg.AssetSelection.assets(label_table), description="Assigns weak labels to the images of all sources."
 )
 
 
 cyto_crops = dg.define_asset_job(
     "cyto_crops",
     dg.AssetSelection.assets(crops),
-    description="The images of weak labels, one label a run.",
+    description="Makes the images of weak labels, one label in each run.",
     partitions_def=cyto_labels,
 )
 
@@ -35,5 +35,5 @@ cyto_crops = dg.define_asset_job(
 cyto_release = dg.define_asset_job(
     "cyto_release",
     dg.AssetSelection.assets(cyto_releases) | dg.AssetSelection.assets(CLASS_MAPS.split("/")),
-    description="A new release of CytoImageNet, where anything changed, and maps of its classes.",
+    description="Makes a new release of CytoImageNet if anything changed, and maps of its classes.",
 )

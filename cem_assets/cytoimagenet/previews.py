@@ -1,4 +1,4 @@
-"""Pictures that CytoImageNet's assets show in the UI: small, and made from what was committed."""
+"""Small pictures and tables that CytoImageNet's assets show in the UI, made from what was committed."""
 
 import io
 from collections.abc import Iterator
@@ -6,15 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cem_assets.cytoimagenet.class_maps.views import class_grid, label_counts_png
 from cem_assets.cytoimagenet.columns import LABEL_COLUMNS
-from cem_assets.cytoimagenet.labels.stage import CANDIDATES
-from cem_assets.cytoimagenet.tables import read_frame
-from cem_assets.imaging.gallery import figure_png
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import Manifest
 from cem_assets.store.store import Store
@@ -23,7 +17,12 @@ _GRID = 24
 
 
 def source_pictures(manifest: Manifest) -> dict[str, bytes]:
-    """Show how many rows have a value of each label column, and why rows were left out."""
+    """Draw how many rows have a value in each label column, and why rows were left out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from cem_assets.imaging.gallery import figure_png
+
     report = manifest.details["report"]
     figure = Figure(figsize=(6.4, 2.6), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
@@ -39,16 +38,19 @@ def source_pictures(manifest: Manifest) -> dict[str, bytes]:
     return {"rows": figure_png(figure)}
 
 
-def label_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
-    """Show labels per category and their sizes, beside the threshold."""
-    candidates = read_frame(store, manifest, CANDIDATES)
+def label_pictures(manifest: Manifest, candidates: pd.DataFrame) -> dict[str, bytes]:
+    """Draw the number of labels in each category, and the sizes of labels beside the smallest allowed size."""
+    from cem_assets.cytoimagenet.pictures import label_counts_png
+
     sizes = candidates.loc[candidates["num_images"] > 0, ["label", "category", "num_images"]]
     counts = manifest.details["labels_by_category"]
     return {"labels": label_counts_png(counts, sizes, int(manifest.inputs.parameters["min_images"]))}
 
 
 def crop_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
-    """Show a grid of the label's images, evenly spaced over them."""
+    """Draw a grid of evenly spaced images of a label."""
+    from cem_assets.cytoimagenet.pictures import class_grid
+
     num = manifest.counts["images"]
     if not num:
         return {}
@@ -72,15 +74,15 @@ def _images(store: Store, manifest: Manifest, wanted: set[int]) -> Iterator[tupl
 
 
 def release_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
-    """Read the pictures a release (or a class map) was committed with."""
+    """Read the pictures that were committed with a release or with class maps."""
     names = [item.name for item in manifest.objects if item.name.endswith(".png") and "/" not in item.name]
     return {name.removesuffix(".png"): store.read(f"{manifest.folder}/{name}") for name in names}
 
 
-def candidates_table(store: Store, manifest: Manifest) -> str:
-    """Put the candidates that were given up, and the largest labels, into a Markdown table."""
-    frame = read_frame(store, manifest, CANDIDATES)
-    top = pd.concat([frame.nlargest(10, "num_images"), frame[frame["outcome"] == "too few left"].nlargest(10, "num_rows")])
+def candidates_table(candidates: pd.DataFrame) -> str:
+    """List the largest labels, and the largest candidates that became no label, as a Markdown table."""
+    is_too_few = candidates["outcome"] == "too few left"
+    top = pd.concat([candidates.nlargest(10, "num_images"), candidates[is_too_few].nlargest(10, "num_rows")])
     lines = ["| label | category | rows | left | images | outcome |", "|---|---|---:|---:|---:|---|"]
     for row in top.itertuples(index=False):
         label = str(row.label).replace("|", "\\|").replace("<", "&lt;")
@@ -89,7 +91,7 @@ def candidates_table(store: Store, manifest: Manifest) -> str:
 
 
 def csv_table(data: bytes, num_rows: int = 25) -> str:
-    """Show the first rows of a CSV as a Markdown table."""
+    """Convert the first rows of a CSV file to a Markdown table."""
     frame = pd.read_csv(io.BytesIO(data)).head(num_rows)
     lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
     lines += [

@@ -1,6 +1,7 @@
-"""What CytoImageNet's assets need: manifests compared with what should be there. The counterpart of `cem.reconciliation`.
+"""Which of CytoImageNet's assets are missing or stale; the counterpart of `cem_assets.cem.reconciliation`.
 
-The store and `settings/cytoimagenet.toml` alone decide; Dagster's runs only tell what is being done already.
+The manifests in the store are compared with what the inbox and `settings/cytoimagenet.toml` ask for. Nothing else decides;
+Dagster's runs only tell what is being done already.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ min_images = 100
 
 @dataclass(frozen=True)
 class CytoSettings:
-    """What the operator wants.
+    """The operator's settings.
 
     Attributes:
         label_table: Parameters of the label table.
@@ -61,10 +62,10 @@ class CytoWork:
     """Something to be computed.
 
     Attributes:
-        asset, partition: What; the partition is empty where there is none.
-        reason: Why.
-        key: Identifies this very work: the same for the same state of store and settings.
-        is_look_only: Whether the inbox alone gave the reason: the files may turn out to be the same.
+        partition: Partition key; empty for an asset without partitions.
+        reason: Why it must be computed, in words.
+        key: Identifies this work. It stays the same as long as the store and the settings stay the same.
+        is_look_only: Whether the only reason is that files in the inbox were written again. Their contents may be the same.
     """
 
     asset: str
@@ -75,16 +76,16 @@ class CytoWork:
 
 
 def read_cyto_settings(store: Store) -> CytoSettings:
-    """Read the settings of a store; the defaults where there is no file.
+    """Read the settings of a store, or take the defaults if there is no settings file.
 
     Raises:
-        DataError: The file is not TOML, or names parameters or values that there are not.
+        DataError: The file is not TOML, or has unknown parameters or wrong values; the error lists all of them.
     """
     try:
         data = tomllib.loads(store.read(SETTINGS).decode("utf-8-sig"))
     except FileNotFoundError:
         return CytoSettings()
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise DataError(f"{SETTINGS} is not valid TOML in UTF-8: {error}. An example:\n{_EXAMPLE}") from error
     models: dict[str, type[BaseModel]] = {"label_table": LabelTableParams, "crops": CropStageParams}
     problems = [f"unknown table {name!r}; expected {' or '.join(models)}" for name in data if name not in models]
@@ -105,12 +106,16 @@ def read_cyto_settings(store: Store) -> CytoSettings:
 
 
 def source_work(store: Store, source: str, arrival: Arrival | None) -> CytoWork | None:
-    """Tell what a source needs; without its files in the inbox it stays as it is."""
+    """Tell what a source needs. A source whose files are no longer in the inbox needs nothing."""
     return None if arrival is None else _source_work(store, source, arrival, current_fact(store, SOURCE_METADATA, source))
 
 
 def source_works(store: Store, after: str = "") -> Iterator[tuple[str, CytoWork | None]]:
-    """Tell what the sources behind a name need that are complete in the inbox, as far as the caller wants to go."""
+    """Tell what the sources that are complete in the inbox need, one after the other, in order of `place`.
+
+    Args:
+        after: Name of the last source that the caller has seen; empty starts with the first one.
+    """
     streams: list[Iterator[_Seen]] = [
         ((place(found.dataset), found) for found in arrivals(store, after, SOURCE_TOML)),
         ((place(found[0].name), found) for found in committed_facts(store, SOURCE_METADATA, after)),
@@ -134,7 +139,7 @@ def _source_work(store: Store, source: str, arrival: Arrival, committed: _Commit
 
 
 def test_images_work(store: Store) -> CytoWork | None:
-    """Tell whether test images must be fingerprinted again; nothing is needed where no source is one."""
+    """Tell whether test images must be fingerprinted again. Nothing is needed while no source is a test set."""
     committed = current_fact(store, TEST_IMAGES)
     upstream = test_images_upstream(store)
     if not upstream and committed[1] is None:
@@ -144,7 +149,7 @@ def test_images_work(store: Store) -> CytoWork | None:
 
 
 def label_table_work(store: Store, settings: CytoSettings) -> CytoWork | None:
-    """Tell whether the label table must be made again; nothing is needed before a source is there."""
+    """Tell whether the label table must be made again. Nothing is needed before the first source is committed."""
     upstream = source_digests(store)
     if not upstream:
         return None
@@ -156,7 +161,11 @@ def label_table_work(store: Store, settings: CytoSettings) -> CytoWork | None:
 
 
 def crop_works(store: Store, settings: CytoSettings, after: str = "") -> Iterator[tuple[str, CytoWork | None]]:
-    """Tell what the labels behind a key need, in order of `place`, as far as the caller wants to go."""
+    """Tell what the crops of labels need, one label after the other, in order of `place`.
+
+    Args:
+        after: Key of the last label that the caller has seen; empty starts with the first one.
+    """
     table = _current(store, LABEL_TABLE)
     if table is None:
         return
@@ -168,7 +177,7 @@ def crop_works(store: Store, settings: CytoSettings, after: str = "") -> Iterato
     for key, entry in sorted(label_entries(store, table).items(), key=lambda item: place(item[0])):
         if after and place(key) <= place(after):
             continue
-        while at is not None and place(at[0].name) < place(key):  # crops of labels that are no more
+        while at is not None and place(at[0].name) < place(key):  # crops of labels that are no longer in the table
             at = next(every, None)
         committed = at if at is not None and at[0].name == key else (PartitionListing(key, None, {}), None)
         upstream = crop_upstream(entry, guard)
@@ -179,7 +188,7 @@ def crop_works(store: Store, settings: CytoSettings, after: str = "") -> Iterato
 def _current(store: Store, asset: str) -> Manifest | None:
     try:
         return current_manifest(store, asset)
-    except ValueError:  # one that was tampered with counts as missing
+    except DataError:  # a damaged or altered manifest counts as missing
         return None
 
 

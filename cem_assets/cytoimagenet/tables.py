@@ -1,6 +1,6 @@
-"""Parquet tables of CytoImageNet: metadata, labels, crops with pixels, what was dropped; between them and data frames.
+"""The Parquet tables of CytoImageNet (metadata, labels, crops, dropped rows), and how data frames become tables and back.
 
-The tables of EM patches, and writing Parquet bytes, are `cem_assets.cem.patches.tables`.
+The tables of EM patches are in `cem_assets.cem.patches.tables`; `cem_assets.store.parquet` writes the bytes.
 """
 
 import io
@@ -61,16 +61,16 @@ CROP_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("dhash", pa.uint64()),
     ("pixel_sha256", pa.string()),
 )
-"""The published columns, and what the platform adds: `source_path` is where the source's image lies in its folder."""
+"""The published columns, and those that the platform adds. `source_path` is the path of the image in its source's folder."""
 CROPS_SCHEMA = schema_of(*CROP_FIELDS, ("image", IMAGE))
 RELEASED_SCHEMA = schema_of(*CROP_FIELDS)
 
 FEW_VALUES = tuple({*STANDARD_COLUMNS, "label", "category", "source", "licence", "split", "reason", "outcome"} - {"idx"})
-"""Columns whose values repeat."""
+"""Columns in which the same values occur many times; Parquet stores them as dictionaries."""
 
 
 def to_arrow(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
-    """Bring a data frame into a schema's columns; lists and tuples become lists of text."""
+    """Convert a data frame to a table with the given schema; lists and tuples become lists of text."""
     columns = []
     for field in schema:
         values: Any = frame[field.name]
@@ -81,12 +81,17 @@ def to_arrow(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
 
 
 def frame_bytes(frame: pd.DataFrame, schema: pa.Schema) -> bytes:
-    """Write a data frame as one Parquet file; equal frames give equal bytes."""
+    """Convert a data frame to the bytes of a Parquet file; equal frames give equal bytes."""
     return parquet_bytes([to_arrow(frame, schema)], schema, dictionary=FEW_VALUES)
 
 
 def read_frame(store: Store, manifest: Manifest, name: str, columns: list[str] | None = None) -> pd.DataFrame:
-    """Read one Parquet object of a manifest as a data frame: text columns as str, missing cells stay empty text."""
+    """Read one Parquet object of a manifest as a data frame. Text columns become str, and missing cells stay empty text.
+
+    Args:
+        name: Path of the object in the content folder.
+        columns: None reads all columns.
+    """
     with store.open(f"{manifest.folder}/{name}") as handle:
         return to_frame(pq.ParquetFile(handle).read(columns=columns))
 
@@ -98,7 +103,7 @@ def read_group(store: Store, manifest: Manifest, name: str, group: int) -> pd.Da
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
-    """Make a data frame; lists become tuples, so that cells can be compared and hashed."""
+    """Convert a table to a data frame; lists become tuples, so that cells can be compared and hashed."""
     frame: pd.DataFrame = table.drop_columns([f.name for f in table.schema if f.type == _TEXTS]).to_pandas()
     for field in table.schema:
         if field.type == _TEXTS:
@@ -113,7 +118,7 @@ def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode a gray image as PNG, as the published data set has them; equal pixels give equal bytes.
+    """Encode a gray image as PNG, the format of the published data set; equal pixels give equal bytes.
 
     Args:
         pixels: uint8 (height, width).

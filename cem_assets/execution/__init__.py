@@ -1,1 +1,1 @@
-"""How work is carried out: engines for parallel work, what every stage shares, interruptions."""
+"""How work is done: engines for parallel work, what every stage shares, and orderly interruption."""

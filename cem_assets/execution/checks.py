@@ -1,4 +1,4 @@
-"""What a check returns, and the check that every asset has: its objects are those of its manifest."""
+"""The result of a check, and the check that every asset has: its objects match its manifest."""
 
 import random
 from collections.abc import Mapping
@@ -9,17 +9,16 @@ from cem_assets.store.manifests import damaged_objects, require_manifest
 from cem_assets.store.store import Store
 
 HASHED_BYTES = 4 << 30
-"""Partitions up to this size are hashed whole; of larger ones a sample of objects of about this size."""
+"""All objects of partitions up to this size are hashed. Of larger ones, a sample of objects of about this size is hashed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        passed: Whether it holds.
-        description: In words, with the remedy where it does not.
-        facts: Numbers behind it.
+        description: The result in words, with the remedy if the check failed.
+        facts: The numbers behind the result.
     """
 
     passed: bool
@@ -28,7 +27,7 @@ class Outcome:
 
 
 def objects_match_manifest(store: Store, asset: str, partition: str) -> Outcome:
-    """Compare every object's size, and its sha256, with the manifest."""
+    """Compare the size and the sha256 of every object with the manifest."""
     manifest = require_manifest(store, asset, partition)
     names: list[str] | None = None
     if manifest.num_bytes > HASHED_BYTES:

@@ -1,6 +1,6 @@
-"""Which engine a run takes, and whether every machine of it can read the store.
+"""Choosing the engine of a run, and checking that every machine of a cluster can read the store.
 
-What an engine is, is in `cem_assets.execution.local`; the cluster's is `cem_assets.execution.ray`.
+`cem_assets.execution.local` defines what an engine is, and `cem_assets.execution.ray` has the engine of a cluster.
 """
 
 import uuid
@@ -15,21 +15,21 @@ _PROBES = "_probe"
 
 
 def chosen_engine(store: Store, choice: EngineChoice = EngineChoice.default, may_use_gpu: bool = False) -> Engine | None:
-    """Return the engine that a run takes.
+    """Return the engine that a run uses.
 
     Args:
-        store: That the items read and write.
-        choice: What the run asks for; `default` takes CEM_ASSETS_ENGINE.
-        may_use_gpu: Whether the work gains from a GPU; then each item takes one where the cluster has any.
+        store: The store that the items read and write.
+        choice: The engine that the run's configuration names; `default` takes CEM_ASSETS_ENGINE.
+        may_use_gpu: Whether the work is faster on a GPU. Each item then gets one if the cluster has any.
 
     Returns:
-        A cluster's engine, its nodes having been asked whether they can read the store; None for the local engine, whose
-        pool a stage chooses by the number of its items.
+        The engine of a cluster, after a check that its nodes can read the store. None means the local engine; a stage then
+        chooses a pool by the number of its items.
 
     Raises:
         ConnectionError: There is no cluster.
-        RuntimeError: Ray is not installed, or a node cannot read the store or has other versions.
-        ValueError: A variable is wrong.
+        MachineError: Ray is not installed, or a node cannot read the store or has other versions of libraries.
+        DataError: An environment variable is wrong.
     """
     if engine_choice(choice) != EngineChoice.ray:
         return None
@@ -42,10 +42,10 @@ def chosen_engine(store: Store, choice: EngineChoice = EngineChoice.default, may
 
 
 def unfit_nodes(engine: RayEngine, store: Store) -> dict[str, str]:
-    """Ask every node to read an object that was just written.
+    """Write an object and let every node read it.
 
     Returns:
-        What is wrong, by address of the node; empty where all is well.
+        What is wrong, by the address of the node; empty if all nodes can read the store.
     """
     key, token = f"{_PROBES}/{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
     store.put(key, token)
@@ -62,7 +62,7 @@ def unfit_nodes(engine: RayEngine, store: Store) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Probe:
-    """Reads an object on a node; what is wrong, or an empty text."""
+    """Reads an object on a node, and returns what is wrong or an empty text."""
 
     store: Store
     key: str
@@ -71,8 +71,8 @@ class _Probe:
     def __call__(self) -> str:
         try:
             found = self.store.read(self.key)
-        except Exception as error:  # noqa: BLE001  every store has its own errors; all of them are the answer
-            # As text: not every error of a store can be sent on.
+        except Exception as error:  # noqa: BLE001  every store has errors of its own, and each is the answer
+            # A text is returned, because not every error of a store can be pickled.
             return f"cannot read the store {self.store.url} ({type(error).__name__}: {error})"
         return "" if found == self.token else f"sees another store at {self.store.url}"
 
@@ -80,7 +80,7 @@ class _Probe:
 def _remedy(store: Store) -> str:
     if store.is_local:
         return (
-            f"The store is the folder {store.url}: on a cluster it must be one disk that all nodes mount at that place. Or use "
-            "s3://bucket/prefix, or the local engine."
+            f"The store is the folder {store.url}. On a cluster it must be a shared disk that all nodes mount under that path. "
+            "Or use s3://bucket/prefix, or the local engine."
         )
-    return "Give every node the AWS_* variables that this process has, and the same image; keys are never sent to nodes."
+    return "Give every node the AWS_* variables of this process, and the same image. Keys are never sent to nodes."

@@ -1,6 +1,6 @@
-"""Ending long work in good order: signals become a wish to stop, which the work notices when it can.
+"""Ending long work in good order: a signal becomes a wish to stop, which the work notices between two steps.
 
-Used by whatever trains: the asset in its own process, and the processes that torchrun starts.
+Trainings use it, in Dagster's process and in the processes that torchrun starts.
 """
 
 import signal
@@ -17,7 +17,7 @@ class StopWish:
     """Whether a signal asked to stop.
 
     Attributes:
-        signal_number: The signal that came first; 0 while none did.
+        signal_number: The first signal that came; 0 if none came yet.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class StopWish:
         return self.signal_number != 0
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number:  # asked twice: whoever asks does not want to wait
+        if self.signal_number:  # the sender of a second signal does not want to wait
             self.deliver(number, frame)
         self.signal_number = number
 
     def deliver(self, number: int | None = None, frame: FrameType | None = None) -> None:
-        """Hand the signal to whoever would have had it; does nothing where none came."""
+        """Call the handler that was installed before, for the given signal or the one that came; do nothing if none came."""
         number = number or self.signal_number
         handler = self._before.get(number)
         if callable(handler):
@@ -45,9 +45,9 @@ class StopWish:
 
 @contextmanager
 def signals_as_wish() -> Iterator[StopWish]:
-    """Turn interrupts and terminations into a wish to stop while the block runs; a second one is delivered at once.
+    """Turn SIGINT and SIGTERM into a wish to stop while the block runs; a second signal goes to the handler before.
 
-    Outside of the main thread signals cannot be had, and the wish stays unspoken.
+    Python delivers signals to the main thread only; in any other thread this context manager does nothing.
     """
     wish = StopWish()
     if threading.current_thread() is not threading.main_thread():

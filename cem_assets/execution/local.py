@@ -1,9 +1,9 @@
-"""The one seam for parallel work: a pure function over independent items, results in order.
+"""Engines for parallel work: they apply a pure function to independent items and return the results in order.
 
-Everything heavy that can be cut into independent pieces (bricks, images) goes through `Engine.map`. The local
-engines are a pool of processes, and threads where the work leaves the GIL alone; `cem_assets.execution.ray` is a cluster. All
-keep the contract: results in the order of the items, a bounded number in flight, errors raised where their item comes
-up. Results never depend on it.
+All heavy work on independent pieces (bricks, images) goes through `Engine.map`. The local engines use a pool of processes, or
+threads where the work releases the GIL; `cem_assets.execution.ray` uses a cluster. All of them yield results in the order of
+the items, have a bounded number of items in flight, and raise an error when its item's turn comes. Results never depend on the
+choice of the engine.
 """
 
 import logging
@@ -34,7 +34,7 @@ _IN_FLIGHT_PER_WORKER = 2
 
 
 class EngineChoice(StrEnum):
-    """Which engine shares work out."""
+    """The engine that distributes work; `default` is the one that CEM_ASSETS_ENGINE names."""
 
     default = "default"
     local = "local"
@@ -42,10 +42,10 @@ class EngineChoice(StrEnum):
 
 
 def engine_choice(choice: EngineChoice = EngineChoice.default) -> EngineChoice:
-    """Return the engine to take: what a run asks for, else CEM_ASSETS_ENGINE, else the local one.
+    """Return the engine to use: that of the run's configuration, else CEM_ASSETS_ENGINE, else the local one.
 
     Raises:
-        ValueError: The variable names no engine.
+        DataError: The variable names no engine.
     """
     if choice != EngineChoice.default:
         return choice
@@ -56,10 +56,11 @@ def engine_choice(choice: EngineChoice = EngineChoice.default) -> EngineChoice:
 
 
 class Engine(Protocol):
-    """Something that maps a function over items.
+    """Something that applies a function to items in parallel.
 
     Attributes:
-        spans_machines: Whether items may be worked on where this machine's scratch files and devices are not.
+        spans_machines: Whether items may be processed on other machines, which do not have this machine's scratch files and
+            devices.
     """
 
     @property
@@ -75,7 +76,7 @@ _divisor: ContextVar[int] = ContextVar("workers_divided_by", default=1)
 
 @contextmanager
 def fewer_workers(divisor: int) -> Iterator[None]:
-    """Let `default_num_workers` return that many times fewer, at least one: for work that ran out of memory before."""
+    """Divide what `default_num_workers` returns in this block, for work that ran out of memory or disk before."""
     token = _divisor.set(_divisor.get() * divisor)
     try:
         yield
@@ -84,7 +85,10 @@ def fewer_workers(divisor: int) -> Iterator[None]:
 
 
 def default_num_workers() -> int:
-    """Return CEM_ASSETS_WORKERS, else the number of cores this process may use, at most 16; fewer in `fewer_workers`."""
+    """Return CEM_ASSETS_WORKERS, else the number of cores that this process may use, at most 16.
+
+    Within `fewer_workers` the number is divided; it is always at least one.
+    """
     wanted = environment.whole_number(environment.WORKERS)
     if not wanted:
         wanted = min(16, len(os.sched_getaffinity(0)))
@@ -93,11 +97,7 @@ def default_num_workers() -> int:
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """A pool of processes on this machine; with one worker everything runs in the calling process.
-
-    Attributes:
-        num_workers: Processes.
-    """
+    """A pool of processes on this machine; with one worker everything runs in the calling process."""
 
     num_workers: int = 1
 
@@ -106,27 +106,25 @@ class LocalEngine:
         return False
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Apply `function` to every item; yield results in order, at most two items a worker in flight.
+        """Apply `function` to every item and yield the results in order; at most two items for each worker are in flight.
 
         Args:
-            function: Picklable, pure, and importable without Dagster or torch where they are not needed.
-            items: Picklable; taken one at a time, so a generator stays lazy.
-
-        Yields:
-            Results in the order of the items.
+            function: A pure function that can be pickled. Its module should not import Dagster or torch without need, because
+                every worker imports it.
+            items: Items that can be pickled. They are taken as needed, so a generator stays lazy.
 
         Raises:
-            OutOfMemoryError: A worker was killed, most often for memory.
-            Exception: Whatever `function` raised, at the item's turn.
+            OutOfMemoryError: A worker was killed, most often because memory ran out.
+            Exception: The error that `function` raised for an item, when the item's turn comes.
         """
         if self.num_workers <= 1:
             yield from map(function, items)
             return
-        # Never fork: the calling process has threads (gRPC, S3) that a forked child would inherit half-alive.
+        # Never fork: the calling process has threads (gRPC, S3), which do not run in a forked child, though it has their state.
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(self.num_workers, context, _start_worker, (os.getpid(),))
-        # A caller may leave this generator unfinished and alive (in the traceback of an error, say); a process that was
-        # itself started by multiprocessing would then wait for the workers for ever when it ends.
+        # A caller may keep this generator alive and unfinished, for example in the traceback of an error. A process that
+        # multiprocessing started would then wait for the workers for ever when it ends.
         shut_down = Finalize(None, pool.shutdown, kwargs={"wait": True, "cancel_futures": True}, exitpriority=100)
         waiting: deque[Future[Result]] = deque()
         try:
@@ -146,7 +144,7 @@ class LocalEngine:
 
 
 def _start_worker(parent: int) -> None:
-    """Keep a worker to one thread of its own, and let it end when its parent does, however that one ends."""
+    """Limit a worker to one thread for numerical libraries, and end it when its parent ends, even if that was killed."""
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[variable] = "1"
 
@@ -159,30 +157,26 @@ def _start_worker(parent: int) -> None:
 
 
 def local_engine(num_workers: int | None, num_items: int, items_per_worker: int = 4) -> LocalEngine:
-    """Choose a pool for a job: starting processes costs about a second, so small jobs do without.
+    """Choose a pool for a job: starting processes takes about a second, so small jobs run in this process.
 
     Args:
-        num_workers: What was asked for; None means `default_num_workers()`.
-        num_items: How many items there are.
-        items_per_worker: Fewer than this for every worker, and the job runs in this process.
+        num_workers: The wanted number of processes; None means `default_num_workers()`.
+        items_per_worker: With fewer items than this for each worker, the job runs in this process.
     """
     wanted = default_num_workers() if num_workers is None else num_workers
     return LocalEngine(wanted if num_items >= items_per_worker * wanted else 1)
 
 
 _MOST_THREADS = 8
-"""Past this many workers, what Python does for each brick (names, tables) would keep the others waiting for the GIL."""
+"""With more threads than this, the Python code that runs for each brick (names, tables) would make others wait for the GIL."""
 
 
 @dataclass(frozen=True)
 class ThreadEngine:
-    """Threads of the calling process, for functions whose time goes into libraries that release the GIL.
+    """Threads of the calling process, for functions that spend their time in libraries that release the GIL.
 
-    They start at once, where a process takes a second, and share what is imported. There is one more than workers, so
-    that one may wait for the disk or the network.
-
-    Attributes:
-        num_workers: Cores to keep busy.
+    Threads start at once, where a process takes a second, and share the imported modules. There is one thread more than
+    `num_workers`, so that all cores are busy while one thread waits for the disk or the network.
     """
 
     num_workers: int = 1
@@ -192,17 +186,14 @@ class ThreadEngine:
         return False
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Apply `function` to every item; yield results in order, at most two items a thread in flight.
+        """Apply `function` to every item and yield the results in order; at most two items for each thread are in flight.
 
         Args:
-            function: Pure, and safe in several threads at once.
-            items: Taken one at a time, so a generator stays lazy.
-
-        Yields:
-            Results in the order of the items.
+            function: A pure function that may run in several threads at once.
+            items: They are taken as needed, so a generator stays lazy.
 
         Raises:
-            Exception: Whatever `function` raised, at the item's turn.
+            Exception: The error that `function` raised for an item, when the item's turn comes.
         """
         num_threads = self.num_workers + 1
         pool = ThreadPoolExecutor(num_threads, "engine")
@@ -219,10 +210,9 @@ class ThreadEngine:
 
 
 def threads_or_processes(num_items: int, items_per_worker: int = 4) -> Engine:
-    """Choose the engine of a job that releases the GIL: threads, or processes where there are many cores.
+    """Choose the engine for a function that releases the GIL: threads, or processes where there are many cores.
 
     Args:
-        num_items: How many items there are.
         items_per_worker: As for `local_engine`.
     """
     wanted = default_num_workers()
@@ -232,13 +222,13 @@ def threads_or_processes(num_items: int, items_per_worker: int = 4) -> Engine:
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Take items from an iterable one ahead, in a thread, while the caller works on the one before.
+    """Take the next item of an iterable in a thread, while the caller works on the one before.
 
     Args:
-        items: Such as batches read from a store; taken in order, one at a time, by one thread.
+        items: Such as batches that are read from a store. One thread takes them, one at a time and in order.
 
     Yields:
-        The items. What taking one raised is raised in its place.
+        The items. If taking one raises an error, the error is raised in its place.
     """
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1, "ahead") as pool:

@@ -1,11 +1,11 @@
-"""The engine of a Ray cluster: the same pure function over the same items, on many machines.
+"""The engine of a Ray cluster: it applies a pure function to items on many machines.
 
-The only module that imports Ray, and only where a cluster is used: it is the optional dependency `ray`. Which engine a
-run takes is chosen in `cem_assets.execution.choice`; how to run a cluster is in docs/distributed.md.
+This is the only module that imports Ray, which is the optional dependency `ray`, and it does so only where a cluster is used.
+`cem_assets.execution.choice` chooses the engine of a run; `docs/distributed.md` explains how to run a cluster.
 
-Plain Ray tasks, one for each item, and no more. Ray's own retries are off: what was lost with a process or a node is
-submitted again from here, where the items are held until their results have arrived. So nothing has to be reconstructed
-on nodes that are gone, and a cluster that makes no progress is noticed.
+There is one plain Ray task for each item. Ray's own retries are off. This process holds every item until its result has
+arrived, and submits it again if it was lost with a process or a node. So Ray never has to reconstruct anything from nodes that
+are gone, and a cluster that makes no progress is noticed.
 """
 
 import hashlib
@@ -21,33 +21,32 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from cem_assets import environment
-from cem_assets.errors import DataError, MachineError
+from cem_assets.errors import DataError, MachineError, OutOfMemoryError
 from cem_assets.execution.local import Item, Result
 
 logger = logging.getLogger(__name__)
 
-"""Ray's own: `auto` or `host:port` on a node of the cluster, `ray://host:10001` from elsewhere."""
 DEFAULT_STALL_SECONDS = 600.0
-"""Longer than any single item takes; what a cluster without a living node costs before the run is tried again."""
+"""Longer than any single item takes. After this time a run on a cluster without a living node fails and is tried again."""
 
 _IN_FLIGHT_PER_SLOT = 2
 _MAX_LOSSES = 5
-"""How often an item is submitted again after its process or node was lost."""
+"""An item is submitted again at most so many times after its process or node was lost."""
 _LOOK_AGAIN_SECONDS = 10.0
-"""Between looks at the size of the cluster, which may grow and shrink."""
+"""The cluster may grow and shrink; its size is looked up again after this time."""
 _NODE_SECONDS = 120.0
-"""For a first answer of a node, on which processes may have to start."""
+"""A node must answer within this time; processes may have to start on it first."""
 _PACKAGES = ("cem-assets", "imagecodecs", "numba", "numpy", "pillow", "pyarrow", "ray", "torch", "torchvision", "zarr")
-"""What results, byte for byte, may depend on."""
+"""The packages whose versions may change the bytes of results."""
 
 
 @dataclass(frozen=True)
 class RayEngine:
-    """A Ray cluster that runs already.
+    """A Ray cluster that is running already.
 
     Attributes:
-        num_gpus: GPUs that each item takes; 0 for work without one.
-        stall_seconds: After so long without any result the work is given up with an error.
+        num_gpus: The number of GPUs that each item takes; 0 for work on CPUs.
+        stall_seconds: After so long without any result, an error is raised.
     """
 
     num_gpus: int = 0
@@ -58,26 +57,25 @@ class RayEngine:
         return True
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Apply `function` to every item on the cluster; yield results in order.
+        """Apply `function` to every item on the cluster and yield the results in order.
 
         Args:
-            function: Picklable and pure, of a module that every node has. Sent to a process once and kept there, also for
-                further maps of an equal one, so what it keeps to itself (a network, say) is made once a process.
-            items: Picklable; taken one at a time, two for every CPU (or GPU) of the cluster in flight.
-
-        Yields:
-            Results in the order of the items.
+            function: A pure function that can be pickled, from a module that every node has. It is sent to a process once and
+                kept there, also for later maps of an equal function. So whatever it keeps (such as a network) is made once in
+                each process.
+            items: Items that can be pickled. They are taken as needed; two for every CPU (or GPU) of the cluster are in flight.
 
         Raises:
             ConnectionError: There is no cluster.
-            TimeoutError: The cluster made no progress; another attempt may help.
-            RuntimeError: The processes of one item were lost again and again, or a node has other versions.
-            Exception: Whatever `function` raised, at the item's turn.
+            TimeoutError: The cluster made no progress; another attempt may succeed.
+            OutOfMemoryError: The processes of one item were lost again and again.
+            MachineError: A node has other versions of libraries.
+            Exception: The error that `function` raised for an item, when the item's turn comes.
         """
         ray = _connected()
         call = ray.remote(num_cpus=1, num_gpus=self.num_gpus, max_retries=0, max_calls=0, scheduling_strategy="SPREAD")(_call)
         pickled, expected = ray.cloudpickle.dumps(function), installed()
-        # Inside a list the reference is handed on as it is; a process asks for the function itself only once.
+        # Ray passes a reference inside a list unchanged, so a process fetches the function itself only once.
         boxed, key = [ray.put(pickled)], hashlib.sha256(pickled).hexdigest()
         left = iter(items)
         held: dict[int, tuple[Item, int]] = {}
@@ -133,7 +131,7 @@ class RayEngine:
         started = time.monotonic()
         ready, _ = ray.wait(references, num_returns=1, timeout=self.stall_seconds)
         if ready:
-            # Whatever else is there by now; a call for each result would cost more than some of them.
+            # Take all results that have arrived by now. A call for each would take longer than computing some of them.
             more, _ = ray.wait(references, num_returns=len(references), timeout=0)
             return list(dict.fromkeys([*ready, *more]))
         nodes = "; ".join(f"{node.address}: {node.num_cpus} CPU(s), {node.num_gpus} GPU(s)" for node in nodes_of_cluster())
@@ -144,20 +142,20 @@ class RayEngine:
         )
 
     def on_every_node(self, function: Callable[[], Result]) -> "dict[str, Result | Exception]":
-        """Call a function once on every living node that takes work.
+        """Call a function once on every living node that accepts tasks.
 
         Args:
-            function: Picklable, of a module that every node has.
+            function: A function that can be pickled, from a module that every node has.
 
         Returns:
-            By address of the node, what it returned or raised; nodes that died meanwhile are left out.
+            What it returned or raised on each node, by the address of the node; nodes that died meanwhile are left out.
         """
         ray = _connected()
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         asked = {}
         for node in nodes_of_cluster():
-            if node.num_cpus:  # asking for none, the call also runs where every CPU is busy
+            if node.num_cpus:  # the call itself takes no CPU, so that it runs even on busy nodes
                 strategy = NodeAffinitySchedulingStrategy(node.number, soft=False)
                 call = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(_answer)
                 asked[call.remote(installed(), function)] = node
@@ -175,7 +173,7 @@ class RayEngine:
 
 @dataclass(frozen=True)
 class Node:
-    """A living node of the cluster: Ray's name for it, its address, and what it gives to tasks."""
+    """A living node of the cluster: its id in Ray, its address, and the CPUs and GPUs for tasks."""
 
     number: str
     address: str
@@ -188,7 +186,7 @@ def nodes_of_cluster() -> list[Node]:
 
     Raises:
         ConnectionError: There is no cluster.
-        RuntimeError: Ray is not installed.
+        MachineError: Ray is not installed.
     """
     found = [
         Node(
@@ -207,7 +205,7 @@ def stall_seconds() -> float:
     """Return CEM_ASSETS_RAY_STALL_SECONDS, else the default.
 
     Raises:
-        DataError: It is no positive number.
+        DataError: The variable is no positive number.
     """
     text = environment.text(environment.RAY_STALL_SECONDS)
     try:
@@ -220,7 +218,7 @@ def stall_seconds() -> float:
 
 
 def installed() -> dict[str, str]:
-    """Return the versions that results may depend on."""
+    """Return the versions of Python and of all packages that results may depend on."""
     found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
     for name in _PACKAGES:
         try:
@@ -232,7 +230,7 @@ def installed() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Failed:
-    """What the function raised, and what tells where."""
+    """The error that the function raised, and the error of Ray's that has its traceback."""
 
     error: Exception
     cause: BaseException | None
@@ -240,13 +238,13 @@ class _Failed:
 
 @dataclass(frozen=True)
 class _Lost:
-    """An item whose process or node is gone."""
+    """The result of an item whose process or node is gone."""
 
     reason: str
 
 
 def _fetched(ray: Any, reference: Any) -> Any:
-    """Return a finished call's result, or say how it ended instead."""
+    """Return the result of a finished call, or how it ended otherwise."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -254,12 +252,12 @@ def _fetched(ray: Any, reference: Any) -> Any:
             return _Failed(error.cause, error)
         return _Failed(RuntimeError(f"a task of the Ray cluster failed: {error}"), error)
     except ray.exceptions.RayError as error:
-        # Killed processes and nodes, results lost with them, processes that Ray itself ended for memory.
+        # A killed process or node, a result that was lost with it, or a process that Ray ended because memory ran out.
         return _Lost(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
 
 
-def _given_up(lost: _Lost) -> RuntimeError:
-    return RuntimeError(
+def _given_up(lost: _Lost) -> OutOfMemoryError:
+    return OutOfMemoryError(
         f"the processes that worked on one item were lost {_MAX_LOSSES + 1} times, most often because memory ran out. Give the "
         f"nodes fewer CPUs for their memory (`ray start --num-cpus`) and run again; finished pieces are not computed twice. "
         f"The last one: {lost.reason}"
@@ -268,7 +266,7 @@ def _given_up(lost: _Lost) -> RuntimeError:
 
 def _connected() -> Any:
     """Connect this process to the cluster, once; return the ray module."""
-    # A cluster is told to be silent when it starts; this process must be, too.
+    # A cluster's own start switches usage reports off; this process has to do so as well.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -279,7 +277,7 @@ def _connected() -> Any:
         ) from error
     if ray.is_initialized():
         return ray
-    # Ray takes SIGTERM for itself; whoever runs us has handlers of their own.
+    # Ray installs its own handler of SIGTERM, which must not replace that of the process.
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if is_main else None
     address = environment.text(environment.RAY_ADDRESS)
@@ -302,13 +300,13 @@ _functions: dict[str, Callable[[Any], Any]] = {}
 
 
 def _call(key: str, boxed: list[Any], expected: dict[str, str], item: Any) -> Any:
-    """Work on one item; the function is kept for the next items, of this map or one of the same function."""
+    """Process one item; the function is kept for the next items of this map, or of another map with the same function."""
     if key not in _functions:
         import ray
 
         _check_versions(expected)
         function = ray.cloudpickle.loads(ray.get(boxed[0]))
-        _functions.clear()  # the last one may hold a network
+        _functions.clear()  # the function before may hold a network
         _functions[key] = function
     return _functions[key](item)
 

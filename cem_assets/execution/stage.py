@@ -1,4 +1,4 @@
-"""What every stage shares: how it begins and ends, what it returns, and how it reports progress."""
+"""What every stage shares: how it begins and ends, its result, and how it reports progress."""
 
 import logging
 import time
@@ -13,19 +13,19 @@ from cem_assets.store.store import Store
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total) as work goes on; must be cheap."""
+"""A function that is called often with (done, total) while work goes on, and must return quickly."""
 
 _SECONDS_BETWEEN_REPORTS = 10.0
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage did.
+    """The result of a stage.
 
     Attributes:
-        manifest: The partition's manifest, new or old.
-        is_new: False where the partition was up to date and nothing was computed.
-        seconds: How long the stage took.
+        manifest: The current manifest of the partition, new or old.
+        is_new: False if the partition was up to date and nothing was computed.
+        seconds: The duration of the stage.
     """
 
     manifest: Manifest
@@ -38,7 +38,6 @@ class Beginning:
     """A stage that has begun: ask `up_to_date` first, write through `commit`, and end with `finish`.
 
     Attributes:
-        commit: Takes the objects of the new content.
         started: `time.monotonic()` at the beginning.
     """
 
@@ -47,7 +46,7 @@ class Beginning:
 
     @property
     def up_to_date(self) -> StageResult | None:
-        """The result to return at once, where the partition was made from the same inputs and is whole."""
+        """The result to return at once if the partition was made from the same inputs and is intact; otherwise None."""
         manifest = self.commit.up_to_date
         return None if manifest is None else StageResult(manifest, False, time.monotonic() - self.started)
 
@@ -58,17 +57,17 @@ class Beginning:
         versions: Mapping[str, str] | None = None,
         is_final: bool = False,
     ) -> StageResult:
-        """Make the content visible, and return the stage's result; the arguments are those of `Commit.finish`."""
+        """Make the content visible and return the result of the stage; the arguments are those of `Commit.finish`."""
         manifest = self.commit.finish(counts, details, versions, is_final)
         return StageResult(manifest, True, time.monotonic() - self.started)
 
 
 def begin(store: Store, inputs: Inputs, run_id: str = "") -> Beginning:
-    """Begin a stage: look whether its partition is up to date, before anything heavy is loaded.
+    """Begin a stage, and find out whether its partition is up to date before anything heavy is loaded.
 
     Args:
-        inputs: What the content is made from: the asset, the partition, parameters, and digests of the manifests above it.
-        run_id: Of the Dagster run; recorded in the manifest, outside its digest.
+        inputs: What the content is made from: the asset, the partition, parameters, and the digests of upstream manifests.
+        run_id: The id of the Dagster run. The manifest records it outside its digest.
     """
     started = time.monotonic()
     return Beginning(Commit(store, inputs, run_id), started)
@@ -83,8 +82,8 @@ def logged_progress(log: Callable[[str], None], what: str) -> Progress:
     """Report progress as log lines, at most one every ten seconds.
 
     Args:
-        log: Takes the lines, such as `context.log.info`.
-        what: What is counted, such as "bricks hashed".
+        log: Called with each line, such as `context.log.info`.
+        what: The things that are counted, such as "bricks hashed".
     """
     started = last = time.monotonic()
 

@@ -1,8 +1,9 @@
 """Opening a file of any supported format as an array that is read by boxes.
 
-`FORMATS` says which suffix is which format; contents are compared with it before a decoder runs, so a file
-with a wrong suffix is named as what it is. Adding a format is one function and one row. Zarr stores are
-folders and are opened by `zarr_stores.open_zarr`; stacks of 2D files by `stacks.open_stack`.
+`FORMATS` says which suffix belongs to which format. The first bytes of a file are compared with its suffix before a decoder
+runs, so that the error for a file with a wrong suffix says what the file really is. To add a format, write one function that
+opens it, and add one row to `FORMATS`. Zarr stores are folders, which `zarr.stores.open_zarr` opens; stacks of 2D files are
+opened by `stacks.open_stack`.
 """
 
 import re
@@ -15,6 +16,7 @@ import numpy as np
 from cem_assets.catalog.description import DatasetDescription
 from cem_assets.errors import DataError
 from cem_assets.formats.arrays import Opened, shown, spool
+from cem_assets.formats.decoding import decoding
 from cem_assets.formats.hdf5 import open_hdf5
 from cem_assets.formats.headers import decompress_file, open_mrc, open_nifti, open_nrrd
 from cem_assets.formats.micrograph import open_dm
@@ -56,7 +58,7 @@ _BY_SUFFIX = {suffix: name for name, (suffixes, _) in FORMATS.items() for suffix
 
 @dataclass(frozen=True)
 class FileKind:
-    """What a file's name says it is.
+    """What a file is, going by its name.
 
     Attributes:
         format: A key of `FORMATS`.
@@ -70,14 +72,7 @@ class FileKind:
 
 
 def kind_of(name: str) -> FileKind | None:
-    """Read a file's format from its name.
-
-    Args:
-        name: File name without folders.
-
-    Returns:
-        The kind, or None where the suffix is none of `FORMATS`.
-    """
+    """Tell a file's format from its name, which has no folders; None where no format has its suffix."""
     stem, compression = name, ""
     for suffix, kind in COMPRESSED.items():
         if stem.lower().endswith(suffix):
@@ -94,7 +89,7 @@ def expected_suffixes() -> str:
 
 
 def sniff(path: Path) -> str | None:
-    """Tell a file's format from its first bytes, or None where they are of no known kind."""
+    """Tell a file's format from its first bytes; None where they match no known kind."""
     with open(path, "rb") as handle:
         head = handle.read(352)
     signatures = {
@@ -121,15 +116,11 @@ def sniff(path: Path) -> str | None:
 
 
 def open_file(path: Path, scratch: Path, description: DatasetDescription) -> Opened:
-    """Open one file by its suffix, after its contents were seen to agree with it.
+    """Open one local file by its suffix, after checking that its contents are of the same format.
 
     Args:
-        path: A local file.
         scratch: Folder for what must be unpacked or decoded.
-        description: The dataset's description; names the array of HDF5 files and the channel.
-
-    Returns:
-        The opened file.
+        description: The dataset's description. It names the array of HDF5 files, and the channel.
 
     Raises:
         DataError: The file is empty, of another format than its suffix says, damaged, or unsupported.
@@ -145,29 +136,14 @@ def open_file(path: Path, scratch: Path, description: DatasetDescription) -> Ope
         _check_contents(path, kind.compression, what)
         path = decompress_file(path, scratch, kind.compression)
     _check_contents(path, kind.format, what)
-    try:
+    with decoding(path, kind.format):
         opened = FORMATS[kind.format][1](path, scratch, description)
         shape, dtype = opened.source.shape, opened.source.dtype
-    except Exception as error:
-        raise _in_words(error, path, kind.format) from error
     if min(shape) < 1:
         raise DataError(f"{what} has sizes {shape}; expected none of them 0. Copy it again from its source.")
     if dtype.kind not in "iuf" or dtype == np.dtype(np.longdouble):
         raise DataError(f"{what} holds {dtype}; expected integers or floats of 8 to 64 bits. Convert it.")
     return opened
-
-
-def _in_words(error: Exception, path: Path, expected: str) -> Exception:
-    """Turn whatever a decoder raised into one error that names the file; store trouble stays what it is."""
-    what = shown(path)
-    if isinstance(error, ValueError) and str(error).startswith(what):
-        return error
-    if isinstance(error, OSError) and error.errno is not None:
-        return error
-    detail = str(error).replace(str(path), what).strip() or "it ends or changes where it must not"
-    return ValueError(
-        f"{what} cannot be read as {expected}: {type(error).__name__}: {detail:.300}. Copy it again from its source."
-    )
 
 
 def _check_contents(path: Path, expected: str, what: str) -> None:

@@ -1,9 +1,8 @@
 """What every opened file is to the rest of the platform: an array that is read by boxes.
 
-Files that store voxels in plain order are read in place, a few slices at a time; everything that must be
-decoded from the beginning is written once to a scratch file and then read like the others. So memory
-depends on the box that is asked for, never on the file. Which class fits which format is decided in
-`cem_assets.formats`.
+Files that store voxels in plain order are read in place, a few slices at a time. Everything that must be decoded from its
+beginning is written once to a scratch file, and then read like the others. So the memory that is needed depends on the box that
+is read, never on the file. `cem_assets.formats` decides which class fits which format.
 """
 
 import errno
@@ -19,29 +18,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.errors import DataError
+from cem_assets.imaging.boxes import Box
 
-Box = tuple[slice, slice, slice]
 Shape = tuple[int, int, int]
 
 MAX_PLANE_BYTES = 4 << 30
 """Decoded size above which one 2D image or page is refused (about 64,000 x 64,000 px of 8 bits)."""
 MAX_EXPANSION = 200
-"""A file that decodes to more than this many times its own size is taken for a decompression bomb."""
+"""A file that decodes to more than this many times its own size counts as a decompression bomb."""
 _PLANE_EXPANSION_FROM = 64 << 20
 _FILE_EXPANSION_FROM = 1 << 30
-"""Sizes from which on the expansion counts: small blank images and label masks shrink a lot, and do no harm."""
+"""Decoded sizes from which on the expansion is judged: small blank images and label masks shrink a lot and do no harm."""
 _SLICES_AT_ONCE = 16
 _MAPPED_BYTES = 16 << 20
-"""Of a file, mapped at a time; larger planes are mapped some rows at a time."""
+"""Bytes of a file that are mapped at a time; larger planes are mapped some rows at a time."""
 _WHOLE_ROW_BYTES = 3 << 10
-"""Rows up to this length are read whole, and the wanted part is copied: a mapping takes in the same pages, with faults."""
+"""Rows up to this length are read whole, and the part that is needed is copied. A mapping would load the same pages, with a
+page fault for each."""
 _ROWS_BUFFER_BYTES = 256 << 10
-"""Of whole rows, read at a time: what stays in a core's own cache until it is copied."""
+"""Bytes of whole rows that are read at a time: as many as stay in a core's own cache until they are copied."""
 _SPARE_DISK = 512 << 20
+"""Bytes of the scratch disk that always stay free."""
 
 
 class ArraySource(Protocol):
-    """Voxels of one volume or 2D image. Picklable, so that worker processes read it themselves.
+    """The voxels of one volume or 2D image. Sources can be pickled, so that worker processes read them themselves.
 
     Attributes:
         shape: (z, y, x); z is 1 for a 2D image.
@@ -57,12 +58,12 @@ class ArraySource(Protocol):
         """Return the voxels of a box, (z, y, x).
 
         Raises:
-            DataError: The file is damaged there.
+            DataError: The file is damaged in this box.
         """
         ...
 
     def missing(self, box: Box) -> NDArray[np.bool_] | None:
-        """Return which voxels of a box the file does not hold, bool (z, y, x), or None if it holds all."""
+        """Return which voxels of a box the file does not hold, bool (z, y, x); None if it holds all of them."""
         ...
 
 
@@ -71,10 +72,9 @@ class Opened:
     """An opened file.
 
     Attributes:
-        source: Its voxels.
-        is_image: True where the format says it is one 2D image.
-        header_voxel_size_nm: (z, y, x) as the header has it, or None; the curator's description wins.
-        notes: What was recognised or done on the way, for the provenance record.
+        is_image: True where the format says that the file is one 2D image.
+        header_voxel_size_nm: (z, y, x) as the header says, or None. Where the curator's description differs, that counts.
+        notes: What was recognised and what was done, for the provenance record.
     """
 
     source: ArraySource
@@ -87,13 +87,13 @@ def check_decoded_size(what: str, decoded_bytes: int, stored_bytes: int, is_plan
     """Refuse to decode what would be far larger than its file.
 
     Args:
-        what: Name of the file, and page where there are several.
-        decoded_bytes: Size the header claims.
-        stored_bytes: Size of the compressed data.
+        what: The file, and the page where there are several, for errors.
+        decoded_bytes: The size that the header claims.
+        stored_bytes: The size of the compressed data.
         is_plane: Whether the limit for one plane applies.
 
     Raises:
-        DataError: The claim is above `MAX_PLANE_BYTES` or `MAX_EXPANSION`.
+        DataError: The size is above `MAX_PLANE_BYTES`, or above `MAX_EXPANSION` times the stored size.
     """
     if is_plane and decoded_bytes > MAX_PLANE_BYTES:
         raise DataError(
@@ -111,15 +111,14 @@ def check_decoded_size(what: str, decoded_bytes: int, stored_bytes: int, is_plan
 
 @dataclass(frozen=True)
 class RawFile:
-    """Voxels that lie in a file in plain order.
+    """Voxels that are stored in a file in plain order.
 
     Attributes:
-        path: The file.
         offset: First byte of the voxels.
-        disk_shape: Sizes as stored, slowest first.
+        disk_shape: Sizes as stored, with the axis that varies slowest first.
         disk_dtype: Number type as stored, with byte order, such as ">u2".
-        order: For z, y, x in turn the stored axis.
-        slope, intercept: Applied to the stored numbers where not 1 and 0; the result is float64.
+        order: The stored axis of z, of y and of x.
+        slope, intercept: Applied to the stored numbers where they are not 1 and 0; the result is float64.
     """
 
     path: Path
@@ -143,15 +142,11 @@ class RawFile:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes the voxels take in the file."""
+        """Bytes that the voxels take in the file."""
         return int(np.prod(self.disk_shape, dtype=object)) * np.dtype(self.disk_dtype).itemsize
 
     def check_length(self, what: str) -> "RawFile":
-        """Return itself, or refuse a file that ends before its voxels do.
-
-        Raises:
-            DataError: The file is truncated, or its header makes no sense.
-        """
+        """Return itself, or refuse a file that ends before its voxels do or whose header makes no sense."""
         if self.offset < 0 or min(self.disk_shape) < 1:
             raise DataError(
                 f"{what} has a header that makes no sense: voxels of sizes {self.disk_shape} from byte {self.offset}; expected "
@@ -185,7 +180,7 @@ class RawFile:
         width, item = self.disk_shape[2], np.dtype(self.disk_dtype).itemsize
         height = on_disk[1].stop - on_disk[1].start
         num_rows = max(1, min(height, _ROWS_BUFFER_BYTES // (width * item)))
-        # Whole rows that need no turning of bytes go straight to where they belong.
+        # Whole rows in native byte order are read straight to where they belong.
         is_direct = out.shape[2] == width and np.dtype(self.disk_dtype).isnative
         rows = np.empty((num_rows, width), self.disk_dtype)
         with open(self.path, "rb", buffering=0) as file:
@@ -200,13 +195,13 @@ class RawFile:
                         wanted[:] = read[:, on_disk[2]]
 
     def _fill(self, descriptor: int, buffer: memoryview, start: int) -> None:
-        """Read from a place of the file until the buffer is full."""
+        """Read from byte `start` of the file until the buffer is full."""
         while len(buffer):
             found = os.preadv(descriptor, [buffer], start)
             if not found:
                 raise DataError(
                     f"{shown(self.path)} ended at byte {start} while it was read, and was longer when it was opened. Copy it "
-                    "again from its source, and leave it alone meanwhile."
+                    "again from its source, and do not change it while it is read."
                 )
             buffer, start = buffer[found:], start + found
 
@@ -219,7 +214,7 @@ class RawFile:
         for z in range(on_disk[0].start, on_disk[0].stop, num_slices):
             depth = min(num_slices, on_disk[0].stop - z)
             for y in range(on_disk[1].start, on_disk[1].stop, num_rows):
-                # A mapping of few slices or rows, given back at once: pages of a large mapping would count as our memory.
+                # Few slices or rows are mapped and released at once, because pages of a large mapping count as our memory.
                 count = min(num_rows, on_disk[1].stop - y)
                 if plane <= _MAPPED_BYTES:
                     mapped = np.memmap(self.path, self.disk_dtype, "r", self.offset + z * plane, (depth, *self.disk_shape[1:]))
@@ -242,16 +237,13 @@ def spool(planes: Iterable[NDArray[Any]], shape: Shape, dtype: np.dtype[Any], sc
 
     Args:
         planes: (y, x) arrays in order of z.
-        shape: (z, y, x) they must add up to.
-        dtype: Number type of all of them.
+        shape: (z, y, x) that the planes must add up to.
+        dtype: Number type of all planes.
         scratch: Folder for the file.
-        what: Name of the source, for errors.
-
-    Returns:
-        The scratch file as an array.
+        what: The source, for errors.
 
     Raises:
-        DataError: A plane has another size or type than announced, or there are too few.
+        DataError: A plane has another size or type than announced, or there are too few planes.
         OSError: The scratch disk is too small; the message says how much is needed.
     """
     native = dtype.newbyteorder("=")
@@ -274,17 +266,14 @@ def spool(planes: Iterable[NDArray[Any]], shape: Shape, dtype: np.dtype[Any], sc
 
 
 def spool_rows(pieces: Iterable[NDArray[Any]], shape: Shape, dtype: np.dtype[Any], scratch: Path, what: str) -> RawFile:
-    """Write pieces of voxels that follow each other in (z, y, x) order to a scratch file, whatever their shapes.
+    """Write pieces of voxels that follow each other in (z, y, x) order to a scratch file.
 
     Args:
         pieces: Arrays of any shape; only the order of their values counts.
-        shape: (z, y, x) they must add up to.
-        dtype: Number type they are written as.
+        shape: (z, y, x) that the pieces must add up to.
+        dtype: Number type in which they are written.
         scratch: Folder for the file.
-        what: Name of the source, for errors.
-
-    Returns:
-        The scratch file as an array.
+        what: The source, for errors.
 
     Raises:
         DataError: There are more or fewer values than announced.
@@ -308,14 +297,14 @@ def spool_rows(pieces: Iterable[NDArray[Any]], shape: Shape, dtype: np.dtype[Any
 
 
 def check_whole_in_memory(what: str, num_bytes: int) -> None:
-    """Refuse what is held in memory whole, and is too large for that.
+    """Refuse an image or chunk that must be in memory as a whole and is larger than `MAX_PLANE_BYTES`.
 
     Args:
-        what: Name of the image or chunk.
+        what: The image or chunk, for errors.
         num_bytes: Its decoded size.
 
     Raises:
-        DataError: It is above `MAX_PLANE_BYTES`.
+        DataError: It is too large.
     """
     if num_bytes > MAX_PLANE_BYTES:
         raise DataError(
@@ -325,10 +314,10 @@ def check_whole_in_memory(what: str, num_bytes: int) -> None:
 
 
 def require_disk(scratch: Path, num_bytes: int, what: str) -> None:
-    """Refuse before a scratch disk fills up.
+    """Refuse to go on where a scratch disk has too little space.
 
     Raises:
-        OSError: There is not enough space; the message names the variable to set.
+        OSError: There is not enough space (ENOSPC); the message names the variable to set.
     """
     free = shutil.disk_usage(scratch).free
     if free < num_bytes + _SPARE_DISK:
@@ -340,7 +329,7 @@ def require_disk(scratch: Path, num_bytes: int, what: str) -> None:
 
 
 def shown(path: Path | str) -> str:
-    """Return a file's name for a message: no folders of this machine, no control characters."""
+    """Return a file's name for a message, without folders of this machine and control characters, at most 120 characters."""
     name = os.path.basename(str(path))
     text = "".join(c if c.isprintable() else "?" for c in name)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,7 +1,7 @@
-"""Volumes derived from an opened one, read by boxes like it: a region of it, or all of it binned.
+"""Volumes derived from an opened one, and read by boxes like it: a region of it, or all of it binned.
 
-Which cubes of a large volume are taken is decided by `cem_assets.imaging.cube_choice`; here local volumes are
-looked through for them. The arithmetic of binning is `cem_assets.imaging.binning`.
+`cem_assets.imaging.cube_choice` decides which cubes of a large volume are taken; `drawn_cubes` applies its rules to local
+volumes. The arithmetic of binning is `cem_assets.imaging.binning`.
 """
 
 from collections.abc import Iterator
@@ -20,16 +20,15 @@ from cem_assets.imaging.cube_choice import SamplingParams, cube_bytes, cube_grid
 from cem_assets.imaging.intensity import IntensityMapping
 
 _VALUES_AT_ONCE = 1 << 24
-"""Source voxels held at a time while they are binned or judged: about as many as a brick has."""
+"""Source voxels that are in memory at a time while they are binned or judged: about as many as a brick has."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """A box of a volume, as a volume of its own.
+    """A box of a volume, seen as a volume of its own.
 
     Attributes:
-        source: The whole.
-        box: (z, y, x) in its voxels.
+        box: (z, y, x) in voxels of the source.
     """
 
     source: ArraySource
@@ -58,14 +57,14 @@ def _inside(outer: Box, box: Box) -> Box:
 
 @dataclass(frozen=True)
 class BinnedVolume:
-    """A volume mapped to uint8, then binned: the mean of each block of mapped voxels, rounded once.
+    """A volume that is mapped to uint8 and then binned: each voxel is the mean of a block of mapped voxels, rounded once.
 
-    A block of which the source lacks a voxel counts as missing.
+    A block counts as missing where the source lacks any of its voxels.
 
     Attributes:
         source: The volume as it is stored.
-        mapping: To uint8.
-        factors: (z, y, x).
+        mapping: From stored voxels to uint8.
+        factors: Sizes of a block, (z, y, x).
     """
 
     source: ArraySource
@@ -97,7 +96,7 @@ class BinnedVolume:
         return out
 
     def _parts(self, box: Box) -> Iterator[tuple[Box, Box]]:
-        """Cut a box into parts small enough to be read at once: (place in the box, voxels of the source)."""
+        """Cut a box into parts that are small enough to be read at once; yields (place in the box, box in the source)."""
         for part in split_box(box, int(np.prod(self.factors))):
             z, y, x = (slice(p.start - b.start, p.stop - b.start) for p, b in zip(part, box, strict=True))
             a, b, c = (slice(p.start * f, p.stop * f) for p, f in zip(part, self.factors, strict=True))
@@ -105,12 +104,11 @@ class BinnedVolume:
 
 
 def split_box(box: Box, weight: int = 1, most: int = _VALUES_AT_ONCE) -> Iterator[Box]:
-    """Halve a box along its longest axis, z before y before x, until every part is small enough.
+    """Halve a box along its longest axis (of equal ones z, then y) until every part is small enough.
 
     Args:
-        box: (z, y, x).
-        weight: Source voxels for each of its voxels.
-        most: Source voxels a part may have; parts of one voxel are not cut further.
+        weight: Source voxels for each voxel of the box.
+        most: Source voxels that a part may have at most; parts of one voxel are not cut further.
 
     Yields:
         Parts that tile the box.
@@ -131,8 +129,8 @@ class DrawnCubes:
     """The cubes of a volume that are taken.
 
     Attributes:
-        boxes: In the order of the draw.
-        notes: How many were looked at, and why others were left out.
+        boxes: In the order in which they were drawn.
+        notes: How many cubes were looked at, and why others were left out.
     """
 
     boxes: tuple[Box, ...]
@@ -140,19 +138,16 @@ class DrawnCubes:
 
 
 def drawn_cubes(source: ArraySource, sampling: LocalSampling) -> DrawnCubes:
-    """Look through a volume's cubes in the order of the draw, until the budget is used up.
+    """Look at a volume's cubes in a drawn order, and take those with enough content until the budget is used up.
 
-    A local file has no coarse scale to judge by, so each cube is judged when its turn comes, on all of its voxels;
-    the rest of the file is not read. A larger budget only adds cubes.
+    A local file has no coarse scale to judge cubes by. So each cube is judged by all of its voxels when its turn comes, and the
+    rest of the file is not read. A larger budget only adds cubes.
 
     Args:
-        sampling: The grid, the share of content, the budget and the seed.
-
-    Returns:
-        The cubes.
+        sampling: The grid, the smallest share of content, the budget and the seed.
 
     Raises:
-        DataError: Not one cube could be had.
+        DataError: Not one cube could be taken.
     """
     params = SamplingParams(
         cube_px=sampling.cube_px,
@@ -193,7 +188,7 @@ def drawn_cubes(source: ArraySource, sampling: LocalSampling) -> DrawnCubes:
 
 
 def _content(source: ArraySource, box: Box, padding_value: int) -> float | None:
-    """Return the share of a cube that is not padding, or None where the source lacks voxels of it."""
+    """Return the share of a cube that is not padding; None where the source lacks some of its voxels."""
     num_content = 0
     for part in split_box(box):
         if source.missing(part) is not None:

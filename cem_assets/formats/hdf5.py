@@ -1,7 +1,7 @@
-"""HDF5 files: one named array, read by boxes through h5py.
+"""HDF5 files: one named array, which h5py reads by boxes.
 
-Links to other files, external storage and virtual datasets are refused: an uploaded file must not make the
-platform read anything but itself. Chunks that were never written are reported as missing, not as zeros.
+Links to other files, external storage and virtual datasets are refused, because an uploaded file must not make the platform
+read any other file. Chunks that were never written are reported as missing; h5py would give zeros for them.
 """
 
 from dataclasses import dataclass
@@ -14,22 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.errors import DataError
-from cem_assets.formats.arrays import Box, Opened, Shape, check_whole_in_memory, shown
+from cem_assets.formats.arrays import Opened, Shape, check_whole_in_memory, shown
+from cem_assets.formats.decoding import decoding
+from cem_assets.imaging.boxes import Box
 
 _MAX_LISTED = 20
+"""Arrays that an error names at most."""
+_REPACK = "Repack the file with gzip or without compression."
 
 
 @dataclass(frozen=True)
 class Hdf5Array:
-    """An array in an HDF5 file, brought to three axes.
+    """An array of an HDF5 file, seen as three axes.
 
     Attributes:
-        path: The file.
-        name: Path of the array inside it.
+        name: Path of the array inside the file.
         full_shape: Sizes as stored.
-        axes: Stored axes that are z, y, x; -1 for a z that a 2D array lacks.
-        fixed: Index taken on every other stored axis, by axis.
-        dtype_name: Number type.
+        axes: Which stored axes are z, y and x; -1 for the z axis that a 2D array lacks.
+        fixed: (axis, index) of every other stored axis.
+        dtype_name: Number type in native byte order.
     """
 
     path: Path
@@ -59,20 +62,17 @@ class Hdf5Array:
 
     def read(self, box: Box) -> NDArray[Any]:
         shape = [span.stop - span.start for span in box]
-        try:
+        remedy = f"Array {self.name!r} is damaged, or packed with a filter that h5py lacks. {_REPACK}"
+        with decoding(self.path, "HDF5", remedy):
             values = _dataset(self.path, self.name)[self._stored_box(box)]
-        except (OSError, RuntimeError, ValueError) as error:
-            raise DataError(
-                f"{shown(self.path)}: array {self.name!r} is damaged, or packed with a filter h5py lacks: {error}. "
-                "Repack the file with gzip or without compression."
-            ) from error
         return np.asarray(values).astype(self.dtype, copy=False).reshape(shape)
 
     def missing(self, box: Box) -> NDArray[np.bool_] | None:
-        written = _written_chunks(self.path, self.name)
+        with decoding(self.path, "HDF5", _REPACK):
+            written = _written_chunks(self.path, self.name)
+            chunks = _dataset(self.path, self.name).chunks
         if written is None:
             return None
-        chunks = _dataset(self.path, self.name).chunks
         spans = self._stored_box(box)
         mask = np.zeros([span.stop - span.start for span in spans], np.bool_)
         ranges = [range(s.start // c, -(-s.stop // c)) for s, c in zip(spans, chunks, strict=True)]
@@ -96,7 +96,7 @@ def _dataset(path: Path, name: str) -> Any:
 
 @lru_cache(maxsize=8)
 def _written_chunks(path: Path, name: str) -> frozenset[tuple[int, ...]] | None:
-    """Return the chunks that exist, or None where all of them do."""
+    """Return the chunks that were written, or None where all of them were."""
     dataset = _dataset(path, name)
     if dataset.chunks is None:
         return None
@@ -114,34 +114,31 @@ def open_hdf5(path: Path, name: str | None, channel: int | None = None) -> Opene
     """Open one array of an HDF5 file.
 
     Args:
-        name: Path of the array inside it; None takes the only one that has two axes or more.
+        name: Path of the array inside the file; None takes the only array that has two axes or more.
         channel: Index on the first of four axes, for arrays of several channels.
 
     Returns:
-        The opened array; axes of length 1 in front are dropped.
+        The opened array, without leading axes of length 1.
 
     Raises:
-        DataError: The file is damaged; there is no such array, or several and none was named; the array
-            lies in other files; or it cannot be one volume.
+        DataError: The file is damaged, has no such array, or has several and none was named; or the array lies in other files
+            or cannot be one volume.
     """
     what = shown(path)
-    try:
-        with h5py.File(path, "r") as file:
-            arrays = _find_arrays(file)
-            chosen = name.strip("/") if name is not None else _only(arrays, what)
-            if chosen not in arrays:
-                raise DataError(f"{what} has no array {name!r}; it has: {_listing(arrays)}. Set hdf5_dataset in dataset.toml.")
-            dataset = file[chosen]
-            if dataset.external or dataset.is_virtual:
-                raise DataError(f"{what}: array {chosen!r} keeps its voxels in other files. Repack it into one file.")
-            shape, dtype = tuple(int(size) for size in dataset.shape), dataset.dtype
-            if dataset.chunks is not None:
-                num_bytes = int(np.prod(dataset.chunks, dtype=object)) * dtype.itemsize
-                check_whole_in_memory(f"{what}: a chunk of array {chosen!r}", num_bytes)
-            if dataset.id.get_storage_size() == 0:
-                raise DataError(f"{what}: array {chosen!r} was never written. Copy the file again from its source.")
-    except (OSError, KeyError, RuntimeError) as error:
-        raise DataError(f"{what} cannot be read as HDF5: {error}. Copy it again from its source.") from error
+    with h5py.File(path, "r") as file:
+        arrays = _find_arrays(file)
+        chosen = name.strip("/") if name is not None else _only(arrays, what)
+        if chosen not in arrays:
+            raise DataError(f"{what} has no array {name!r}; it has: {_listing(arrays)}. Set hdf5_dataset in dataset.toml.")
+        dataset = file[chosen]
+        if dataset.external or dataset.is_virtual:
+            raise DataError(f"{what}: array {chosen!r} keeps its voxels in other files. Repack it into one file.")
+        shape, dtype = tuple(int(size) for size in dataset.shape), dataset.dtype
+        if dataset.chunks is not None:
+            num_bytes = int(np.prod(dataset.chunks, dtype=object)) * dtype.itemsize
+            check_whole_in_memory(f"{what}: a chunk of array {chosen!r}", num_bytes)
+        if dataset.id.get_storage_size() == 0:
+            raise DataError(f"{what}: array {chosen!r} was never written. Copy the file again from its source.")
     axes, fixed = place_axes(shape, channel, f"{what}: array {chosen!r}")
     name_of_type = dtype.newbyteorder("=").name if dtype.kind in "iufb" else str(dtype)
     if dtype.kind not in "iuf":
@@ -156,15 +153,15 @@ def place_axes(
     """Say which stored axes are z, y, x, and which index to take on the others.
 
     Args:
-        shape: Sizes as stored; the last three are z, y, x, earlier ones time and channel.
-        channel: Index to take on the one earlier axis that is longer than 1.
-        what: Name for errors.
+        shape: Sizes as stored. The last three are z, y, x; those before them are time and channel.
+        channel: Index to take on the one axis before z that is longer than 1.
+        what: The array, for errors.
 
     Returns:
-        (axes of z, y, x with -1 where there is no z, (axis, index) of the others).
+        The axes of z, y, x, with -1 where there is no z; and (axis, index) of each other axis.
 
     Raises:
-        DataError: There are fewer than two axes, no voxels, or earlier axes that need a choice.
+        DataError: There are fewer than two axes or no voxels, or it is not clear what to take on the axes before z.
     """
     if len(shape) < 2 or min(shape) < 1:
         raise DataError(f"{what} has sizes {shape}; expected at least (y, x), none of them 0.")
@@ -183,7 +180,7 @@ def place_axes(
 
 
 def _find_arrays(file: Any) -> dict[str, tuple[int, ...]]:
-    """List arrays of two axes or more, by hard links only: soft and external ones may lead elsewhere."""
+    """List arrays of two axes or more. Only hard links are followed, because soft and external links may lead elsewhere."""
     found: dict[str, tuple[int, ...]] = {}
     waiting, seen = [("", file)], {h5py.h5o.get_info(file["/"].id).addr}
     while waiting:

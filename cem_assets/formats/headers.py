@@ -1,14 +1,13 @@
-"""Formats whose voxels lie in plain order behind a header: MRC, NRRD, NIfTI, and DM3/DM4 images.
+"""Formats whose voxels follow a header in plain order: MRC, NRRD and NIfTI.
 
-Each function reads the header with the format's own library (or its published layout), checks it
-against the file's length and returns the voxels as `RawFile`, which is read in place.
+Each function reads the header with the format's own library or by its published layout, checks it against the file's length,
+and returns the voxels as a `RawFile`, which is read in place.
 """
 
 import bz2
 import gzip
 import re
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from cem_assets.errors import DataError
 from cem_assets.formats.arrays import Opened, RawFile, Shape, check_decoded_size, require_disk, shown, spool_rows
+from cem_assets.formats.decoding import decoding
 
 _BLOCK = 1 << 22
 _TEXT_BLOCK = 1 << 18
@@ -31,6 +31,21 @@ _MAX_WORD = 1000
 _IMOD_STAMP = 1146047817
 _MRC_SUPPORTED = "0 (int8), 1 (int16), 2 (float32), 6 (uint16), 12 (float16)"
 _NM_PER_SPATIAL_UNIT = {"meter": 1e9, "mm": 1e6, "micron": 1e3}
+_NRRD_TYPES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
+    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
+    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
+    **dict.fromkeys(
+        ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"), "i8"
+    ),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
+    "float": "f4",
+    "double": "f8",
+}
+"""Names of number types as the definition of the NRRD format lists them."""
 _NM_PER_NRRD_UNIT = {"nm": 1.0, "nanometer": 1.0, "um": 1e3, "µm": 1e3, "micron": 1e3, "mm": 1e6, "angstrom": 0.1}
 
 
@@ -38,15 +53,13 @@ def decompress_file(path: Path, scratch: Path, kind: str) -> Path:
     """Unpack a .gz or .bz2 file into scratch, within limits.
 
     Args:
-        path: The compressed file.
-        scratch: Folder for the result.
         kind: "gzip" or "bzip2".
 
     Returns:
-        The unpacked file, named without the last suffix.
+        The unpacked file, whose name lacks the last suffix.
 
     Raises:
-        DataError: The file is damaged, or expands like a decompression bomb.
+        DataError: The file is damaged, or expands so much that it is taken for a decompression bomb.
         OSError: The scratch disk is too small.
     """
     what = shown(path)
@@ -55,34 +68,24 @@ def decompress_file(path: Path, scratch: Path, kind: str) -> Path:
     stored = path.stat().st_size
     require_disk(scratch, stored, what)
     total = 0
-    try:
-        with opener(path, "rb") as source, open(target, "wb") as out:
-            while block := source.read(_BLOCK):
-                total += len(block)
-                check_decoded_size(what, total, stored, is_plane=False)
-                if total % (1 << 28) < _BLOCK:
-                    require_disk(scratch, 0, what)
-                out.write(block)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{what} is damaged or truncated ({kind}): {error}. Copy it again from its source.") from error
-    except OSError as error:
-        if error.errno is None:  # bz2 reports bad data so
-            raise DataError(f"{what} is damaged ({kind}): {error}. Copy it again from its source.") from error
-        raise
+    with decoding(path, kind), opener(path, "rb") as source, open(target, "wb") as out:
+        while block := source.read(_BLOCK):
+            total += len(block)
+            check_decoded_size(what, total, stored, is_plane=False)
+            if total % (1 << 28) < _BLOCK:
+                require_disk(scratch, 0, what)
+            out.write(block)
     return target
 
 
 def open_mrc(path: Path) -> Opened:
-    """Open an MRC, MAP, REC or ST file.
+    """Open an MRC, MAP, REC or ST file that is not compressed.
 
-    Axis order, byte order, extended header and IMOD's unsigned bytes are honoured; a missing "MAP " stamp and
-    negative cell sizes, both common, are not held against the file.
-
-    Args:
-        path: The file, not compressed.
+    Axis order, byte order, extended header and IMOD's unsigned bytes are respected. Files without the "MAP " stamp and with
+    negative cell sizes are accepted, because both are common.
 
     Returns:
-        The opened file; one section means a 2D image.
+        The opened file; a file of one section is a 2D image.
 
     Raises:
         DataError: The header makes no sense, the mode is not supported, or the file is truncated.
@@ -109,7 +112,7 @@ def open_mrc(path: Path) -> Opened:
     if mode == 0 and stamp == _IMOD_STAMP and not flags & 1:
         dtype = "u1"
         notes.append("bytes are unsigned, as IMOD's stamp says")
-    # Columns, rows and sections are stored fastest to slowest; mapc, mapr and maps say which of x, y, z each one is.
+    # Columns vary fastest in the file, then rows, then sections; mapc, mapr and maps say which of x, y, z each of them is.
     axes = [int(header["maps"]), int(header["mapr"]), int(header["mapc"])]
     if sorted(axes) != [1, 2, 3]:
         if any(axes):
@@ -128,13 +131,17 @@ def open_mrc(path: Path) -> Opened:
 
 
 def _mrc_header(block: bytes) -> tuple[Any, str]:
-    """Read the header in the byte order its machine stamp names, else in whichever makes sense."""
+    """Read the header in the byte order that its machine stamp names, or else in the one that makes sense.
+
+    Returns:
+        The header and "<" or ">"; None in place of the header where neither order makes sense.
+    """
     orders = ["<", ">"]
     try:
         stamp = np.frombuffer(block[212:216], np.uint8)
         orders.sort(key=lambda order: order != mrcfile.utils.byte_order_from_machine_stamp(stamp))
     except ValueError:
-        pass  # an unset stamp says nothing; the sizes below decide
+        orders = ["<", ">"]  # the stamp is not set, so the sizes below decide
     for order in orders:
         header = np.frombuffer(block, mrcfile.dtypes.HEADER_DTYPE.newbyteorder(order))[0]
         sizes = [int(header[name]) for name in ("nx", "ny", "nz")]
@@ -144,25 +151,28 @@ def _mrc_header(block: bytes) -> tuple[Any, str]:
 
 
 def open_nrrd(path: Path, scratch: Path) -> Opened:
-    """Open an NRRD file (.nrrd, or .nhdr with its data beside it), raw, gzip, bzip2 or ascii.
+    """Open an NRRD file (.nrrd, or .nhdr with its data beside it) of encoding raw, gzip, bzip2 or ascii.
 
     Args:
         scratch: Folder for decompressed voxels.
 
     Returns:
-        The opened file; NRRD's first axis is the fastest, so sizes are reversed to (z, y, x).
+        The opened file. The first axis of NRRD varies fastest, so the sizes are reversed to (z, y, x).
 
     Raises:
-        DataError: The header is broken, names data outside its own folder, or the data is truncated.
+        DataError: The header is broken or names data outside its own folder, or the data are truncated.
     """
     what = shown(path)
     try:
         with open(path, "rb") as handle:
             header = nrrd.read_header(handle)
             offset = handle.tell()
-    except (nrrd.NRRDError, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
-        raise DataError(f"{what} has no valid NRRD header: {error}. Save it again as NRRD.") from error
-    sizes = [int(size) for size in header["sizes"]]
+        sizes, type_name, encoding = _sizes(header), str(header["type"]), str(header["encoding"]).lower()
+        byte_skip = int(header.get("byte skip", header.get("byteskip", 0)) or 0)
+        line_skip = int(header.get("line skip", header.get("lineskip", 0)) or 0)
+        voxel_size = _nrrd_voxel_size(header)
+    except (nrrd.NRRDError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise DataError(f"{what} has no valid NRRD header: {type(error).__name__}: {error}. Save it again as NRRD.") from error
     data = path
     detached = header.get("data file", header.get("datafile"))
     if detached is not None:
@@ -174,12 +184,12 @@ def open_nrrd(path: Path, scratch: Path) -> Opened:
         if detached in (".", "..") or not data.is_file():
             raise DataError(f"{what} keeps its voxels in {detached!r}, which is not beside it. Copy that file too.")
     try:
-        dtype = np.dtype(nrrd.reader._TYPEMAP_NRRD2NUMPY[header["type"]])
+        dtype = np.dtype(_NRRD_TYPES[type_name])
     except KeyError as error:
-        raise DataError(f"{what} has NRRD type {header.get('type')!r}; expected an integer or float type.") from error
+        raise DataError(f"{what} has NRRD type {type_name!r}; expected an integer or float type. Convert it.") from error
     if dtype.itemsize > 1:
         if "endian" not in header and header["encoding"] != "ascii":
-            raise DataError(f"{what} has type {header['type']} but no 'endian' field. Save it again as NRRD.")
+            raise DataError(f"{what} has type {type_name} but no 'endian' field. Save it again as NRRD.")
         dtype = dtype.newbyteorder(">" if header.get("endian") == "big" else "<")
     kinds = list(header.get("kinds", []))
     if len(sizes) == 2:
@@ -187,12 +197,14 @@ def open_nrrd(path: Path, scratch: Path) -> Opened:
     while len(sizes) > 3 and 1 in sizes:
         sizes.remove(1)
     if len(sizes) != 3 or any("color" in str(kind).lower() or kind == "vector" for kind in kinds):
-        raise DataError(f"{what} has sizes {list(header['sizes'])} of kinds {kinds}; expected 3 axes of space.")
+        raise DataError(
+            f"{what} has sizes {_sizes(header)} of kinds {kinds}; expected 3 axes of space. Save one volume as NRRD."
+        )
+    if min(sizes) < 1:
+        raise DataError(f"{what} has sizes {sizes}; expected none of them 0 or negative. Copy it again from its source.")
     shape: Shape = (sizes[2], sizes[1], sizes[0])
-    encoding = str(header["encoding"]).lower()
-    raw = RawFile(data, offset + int(header.get("byte skip", header.get("byteskip", 0)) or 0), shape, dtype.str)
-    skip_lines = int(header.get("line skip", header.get("lineskip", 0)) or 0)
-    if skip_lines or raw.offset < offset:
+    raw = RawFile(data, offset + byte_skip, shape, dtype.str)
+    if line_skip or raw.offset < offset:
         raise DataError(f"{what} skips lines or counts bytes from the end; expected neither. Save it again as NRRD.")
     if encoding in ("gzip", "gz", "bzip2", "bz2"):
         raw = _inflate_nrrd(raw, "gzip" if encoding in ("gzip", "gz") else "bzip2", scratch, what)
@@ -200,12 +212,16 @@ def open_nrrd(path: Path, scratch: Path) -> Opened:
         check_decoded_size(what, raw.num_bytes, data.stat().st_size, is_plane=False)
         raw = spool_rows(_ascii_numbers(raw, dtype), shape, dtype, scratch, what)
     elif encoding != "raw":
-        raise DataError(f"{what} has NRRD encoding {encoding!r}; expected raw, gzip, bzip2 or ascii.")
-    return Opened(raw.check_length(what), shape[0] == 1, _nrrd_voxel_size(header))
+        raise DataError(f"{what} has NRRD encoding {encoding!r}; expected raw, gzip, bzip2 or ascii. Save it as one of these.")
+    return Opened(raw.check_length(what), shape[0] == 1, voxel_size)
+
+
+def _sizes(header: Any) -> list[int]:
+    return [int(size) for size in header["sizes"]]
 
 
 def _ascii_numbers(raw: RawFile, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-    """Read numbers written as text, some at a time; a number may lie across two blocks."""
+    """Read numbers that are written as text, block by block; a number may begin in one block and end in the next."""
     with open(raw.path, "rb") as handle:
         handle.seek(raw.offset)
         rest = b""
@@ -213,32 +229,37 @@ def _ascii_numbers(raw: RawFile, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]
             words = (rest + block).split()
             rest = words.pop() if words and not block[-1:].isspace() else b""
             if len(rest) > _MAX_WORD:
-                raise DataError(f"{shown(raw.path)} has {len(rest)} characters without a blank; expected numbers.")
-            yield np.array(words, dtype=np.float64).astype(dtype.newbyteorder("="))
+                raise DataError(
+                    f"{shown(raw.path)} has {len(rest)} characters without a blank; expected numbers. Copy it again from its "
+                    "source."
+                )
+            yield _numbers(words, raw, dtype)
         if rest:
-            yield np.array([rest], dtype=np.float64).astype(dtype.newbyteorder("="))
+            yield _numbers([rest], raw, dtype)
+
+
+def _numbers(words: list[bytes], raw: RawFile, dtype: np.dtype[Any]) -> NDArray[Any]:
+    try:
+        return np.array(words, dtype=np.float64).astype(dtype.newbyteorder("="))
+    except ValueError as error:
+        raise DataError(
+            f"{shown(raw.path)} has text among its voxels: {error!s:.200}. Copy it again from its source."
+        ) from error
 
 
 def _inflate_nrrd(raw: RawFile, kind: str, scratch: Path, what: str) -> RawFile:
-    """Decompress exactly the announced bytes, so that a bomb stops at the size the header admits to."""
+    """Decompress as many bytes as the header announces and no more, so that a decompression bomb stops there."""
     stored = raw.path.stat().st_size - raw.offset
     check_decoded_size(what, raw.num_bytes, stored, is_plane=False)
     require_disk(scratch, raw.num_bytes, what)
     target = scratch / f"{raw.path.stem}.voxels"
     left = raw.num_bytes
-    try:
-        with open(raw.path, "rb") as handle, open(target, "wb") as out:
-            handle.seek(raw.offset)
-            stream: Any = gzip.GzipFile(fileobj=handle) if kind == "gzip" else bz2.BZ2File(handle)
-            while left and (block := stream.read(min(_BLOCK, left))):
-                out.write(block)
-                left -= len(block)
-    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
-        raise DataError(f"{what} is damaged or truncated ({kind}): {error}. Copy it again from its source.") from error
-    except OSError as error:
-        if error.errno is None:
-            raise DataError(f"{what} is damaged ({kind}): {error}. Copy it again from its source.") from error
-        raise
+    with open(raw.path, "rb") as handle, open(target, "wb") as out:
+        handle.seek(raw.offset)
+        stream: Any = gzip.GzipFile(fileobj=handle) if kind == "gzip" else bz2.BZ2File(handle)
+        while left and (block := stream.read(min(_BLOCK, left))):
+            out.write(block)
+            left -= len(block)
     return RawFile(target, 0, raw.disk_shape, raw.disk_dtype)
 
 
@@ -259,11 +280,11 @@ def _nrrd_voxel_size(header: Any) -> tuple[float, float, float] | None:
 
 
 def open_nifti(path: Path) -> Opened:
-    """Open an uncompressed NIfTI-1 or NIfTI-2 file (.nii); compressed ones are unpacked first.
+    """Open an uncompressed NIfTI-1 or NIfTI-2 file (.nii); compressed files are unpacked before.
 
     Returns:
-        The opened file, in storage order reversed to (z, y, x); slope and intercept are applied, the
-        affine is not.
+        The opened file, with its axes in reversed order of storage, (z, y, x). Slope and intercept are applied, the affine is
+        not.
 
     Raises:
         DataError: The header is broken, has more than three axes, or the file is truncated.

@@ -1,7 +1,7 @@
 """Gatan DigitalMicrograph files (DM3, DM4), parsed by nionswift-io.
 
-The parser loads a file whole, so its size is checked first. The thumbnail every file carries is skipped;
-of several images the largest is taken.
+The parser loads the whole file into memory, so its size is checked before. Every file has a thumbnail, which is skipped; of
+several images the largest is taken.
 """
 
 import io
@@ -18,7 +18,7 @@ _RGB = 23
 
 
 class _Bounded(io.BufferedReader):
-    """Refuses a read beyond the end of the file before memory for it is taken."""
+    """A file that refuses to read beyond its end, before memory for that is allocated."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
@@ -26,7 +26,7 @@ class _Bounded(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > self._size - self.tell():
-            raise EOFError(f"{size} bytes wanted at byte {self.tell()} of {self._size}")
+            raise EOFError(f"a block of {size} bytes begins at byte {self.tell()}, and the file has {self._size} bytes")
         return super().read(size)
 
 
@@ -34,15 +34,15 @@ def open_dm(path: Path, scratch: Path) -> Opened:
     """Open a DM3 or DM4 file.
 
     Args:
-        scratch: Folder for the voxels.
+        scratch: Folder for the decoded voxels.
 
     Returns:
-        The largest image in it, 2D or a 3D stack.
+        The largest image in the file, 2D or a 3D stack.
 
     Raises:
         DataError: The file is damaged, too large to be parsed in memory, or holds no gray 2D or 3D image.
     """
-    from nionswift_plugin.DM_IO import dm3_image_utils, parse_dm3  # pulls in much of scipy: only where needed
+    from nionswift_plugin.DM_IO import dm3_image_utils, parse_dm3  # imports much of scipy
 
     what = shown(path)
     if path.stat().st_size > MAX_PLANE_BYTES:
@@ -52,8 +52,13 @@ def open_dm(path: Path, scratch: Path) -> Opened:
         )
     with _Bounded(path) as handle:
         tags = parse_dm3.dm_read_header(handle)
-    images = [entry["ImageData"] for entry in tags["ImageList"]]
-    candidates = [image for image in images if image["DataType"] != _RGB and _plain_sizes(image["Dimensions"])]
+    try:
+        images = [entry["ImageData"] for entry in tags["ImageList"]]
+        candidates = [image for image in images if image["DataType"] != _RGB and _plain_sizes(image["Dimensions"])]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{what} lacks a part that every DM file has ({type(error).__name__}: {error}). Copy it again from its source."
+        ) from error
     if not candidates:
         raise DataError(f"{what} holds no gray 2D or 3D image. Export it as TIFF.")
     image = max(candidates, key=lambda item: int(np.prod([int(d) for d in item["Dimensions"]], dtype=object)))
@@ -61,7 +66,7 @@ def open_dm(path: Path, scratch: Path) -> Opened:
     if pixels.dtype.kind not in "iuf":
         raise DataError(f"{what} holds {pixels.dtype} pixels; expected integers or floats. Export it as TIFF.")
     sizes = _plain_sizes(image["Dimensions"])
-    assert sizes is not None  # candidates have one
+    assert sizes is not None  # all candidates have sizes
     native = np.ascontiguousarray(pixels).astype(pixels.dtype.newbyteorder("="), copy=False).reshape(sizes)
     raw = spool(iter(native), sizes, native.dtype, scratch, what)
     return Opened(raw, sizes[0] == 1, _voxel_size(image, sizes))
@@ -84,5 +89,5 @@ def _voxel_size(image: Any, sizes: Shape) -> tuple[float, float, float] | None:
         if sizes[0] > 1 and len(axes) > 2:
             depth = float(axes[-3]["Scale"]) * _NM_PER_UNIT["".join(chr(c) for c in axes[-3]["Units"])]
     except (KeyError, IndexError, TypeError, ValueError):
-        return None  # uncalibrated, or calibrated in units that are no length
+        return None  # the image is not calibrated, or in units that are no length
     return (depth, spacing[0], spacing[1])

@@ -1,7 +1,7 @@
 """Decoding one image file of a light-microscopy source to its planes, as they were recorded.
 
-Nothing is scaled, merged or reduced to gray here: that is the recipe's and `cem_assets.imaging`'s business.
-Volumes and 2D images of electron microscopy, which become one gray array, are `cem_assets.formats`.
+Nothing is scaled, merged or reduced to gray here; recipes decide that, and `cem_assets.imaging` computes it. Volumes and 2D
+images of electron microscopy, which become one gray array, are opened by `cem_assets.formats`.
 """
 
 import struct
@@ -19,27 +19,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cem_assets.errors import DataError
-from cem_assets.formats import _in_words, sniff
+from cem_assets.formats import sniff
 from cem_assets.formats.arrays import MAX_PLANE_BYTES, RawFile, check_decoded_size, shown
-from cem_assets.formats.rasters import _BYTES_PER_PIXEL, _is_deep_colour
-from cem_assets.formats.tiff import _check_chain, _check_pages, _equal_pages, _full_page, _is_plain
+from cem_assets.formats.decoding import decoding
+from cem_assets.formats.rasters import BYTES_PER_PIXEL, is_deep_colour
+from cem_assets.formats.tiff import check_page_list, check_pages, check_palette, equal_pages, full_page, is_plain, tiff_file
 
 MAX_PLANES = 10_000
-"""Pages of one file above which it is no image of one field."""
+"""A file of more pages than this is no image of one field of view."""
 
 _DECODE_THREADS = 2
 _ALPHA = (1, 2)
 _UIC2 = 33629
-"""MetaMorph's tag with an entry for each plane of a stack."""
+"""MetaMorph's tag, which has an entry for each plane of a stack."""
 _CELLOMICS_HEADER = struct.Struct("<IiiHHI32x")
 _CELLOMICS_TYPES = {8: "u1", 16: "<u2", 32: "<u4"}
 _SIGNATURES = {
     b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\0\0\0\x10\x78": "C01", b"\x28\0\0\0": "BMP",
 }  # fmt: skip
-"""Of what `sniff` does not know, because no volume comes so."""
+"""First bytes of formats that `sniff` does not know, because volumes do not come in them."""
 
 Decoded = tuple[list[NDArray[Any]], bool, list[str]]
-"""Planes, whether they are one picture's red, green and blue, and notes."""
+"""Planes; whether they are red, green and blue of one picture; and notes."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class MicroscopyImage:
     """One decoded file.
 
     Attributes:
-        planes: (y, x) arrays of one size and number type, contiguous, in native byte order: pages in their order;
-            the channels of a page side by side.
+        planes: (y, x) arrays of one size and number type, contiguous, in native byte order. They are in the order of the pages;
+            the channels of a page follow each other.
         is_colour: True where the planes are red, green and blue of one picture.
-        notes: What was recognised or left out, for the provenance record.
+        notes: What was recognised and what was left out, for the provenance record.
     """
 
     planes: tuple[NDArray[Any], ...]
@@ -64,20 +65,14 @@ def is_image(name: str) -> bool:
 
 
 def read_microscopy_image(path: Path) -> MicroscopyImage:
-    """Decode one image file.
+    """Decode one local image file with one of `IMAGE_SUFFIXES`.
 
-    Gray saved as RGB, RGBA, LA or with a gray palette is one plane; alpha is left out; 1-bit pixels become 0 and
-    255; white-is-zero is inverted. NaN and infinities are kept and counted in a note.
-
-    Args:
-        path: A local file with one of `IMAGE_SUFFIXES`.
-
-    Returns:
-        The planes.
+    Gray that was saved as RGB, RGBA, LA or with a gray palette becomes one plane. Alpha is left out, 1-bit pixels become 0 and
+    255, and images in which 0 is white are inverted. NaN and infinities are kept, and counted in a note.
 
     Raises:
-        DataError: The file is empty, of another format than its suffix says, damaged, truncated, an animation,
-            or decodes to more than `cem_assets.formats.arrays` allows.
+        DataError: The file is empty, of another format than its suffix says, damaged, truncated, an animation, or decodes to
+            more than `cem_assets.formats.arrays` allows.
     """
     what = shown(path)
     suffix = path.suffix.lower()
@@ -91,10 +86,8 @@ def read_microscopy_image(path: Path) -> MicroscopyImage:
         raise DataError(
             f"{what} is {found or 'of no known format'}; expected {kind} by its name. Rename it, or copy the right file."
         )
-    try:
+    with decoding(path, kind):
         planes, is_colour, notes = decode(path, what)
-    except Exception as error:
-        raise _in_words(error, path, kind) from error
     if planes[0].dtype.kind not in "iuf" or planes[0].dtype == np.longdouble or min(planes[0].shape) < 1:
         raise DataError(
             f"{what} holds {planes[0].dtype} {planes[0].shape}; expected integers or floats of 8 to 64 bits. Convert it."
@@ -116,7 +109,7 @@ def _kind_of_contents(path: Path) -> str | None:
 
 
 def _split_colour(channels: Sequence[NDArray[Any]], name: str) -> Decoded:
-    """Return red, green and blue as they are, or one plane where all of them are equal."""
+    """Return red, green and blue as they are; one plane where all three are equal."""
     red, green, blue = channels
     if np.array_equal(red, green) and np.array_equal(green, blue):
         return [red], False, [f"gray saved as {name}"]
@@ -124,7 +117,7 @@ def _split_colour(channels: Sequence[NDArray[Any]], name: str) -> Decoded:
 
 
 def _apply_palette(indices: NDArray[Any], colours: NDArray[Any]) -> Decoded:
-    """Look up colours, (number, 3); those that no pixel uses do not decide whether the image is gray."""
+    """Look up colours, (number, 3). Only colours that some pixel uses decide whether the image is gray."""
     used = colours[np.unique(indices)]
     if (used[:, 0] == used[:, 1]).all() and (used[:, 1] == used[:, 2]).all():
         return [colours[:, 0][indices]], False, ["gray saved with a palette"]
@@ -135,21 +128,20 @@ def _apply_palette(indices: NDArray[Any], colours: NDArray[Any]) -> Decoded:
 
 
 def _read_tiff(path: Path, what: str) -> Decoded:
-    # Never follow the names of other files that OME-XML or MicroManager metadata may hold.
-    with tifffile.TiffFile(path, _multifile=False) as tif:
+    with tiff_file(path) as tif:
         if not tif.pages:
             raise DataError(f"{what} has no pages; expected at least one image. Copy it again from its source.")
-        _check_chain(tif, what)
+        check_page_list(tif, what)
         if len(tif.pages) > MAX_PLANES:
             raise DataError(f"{what} has {len(tif.pages)} pages; expected at most {MAX_PLANES} in an image. Split it.")
-        every = [_full_page(page) for page in tif.pages]
+        every = [full_page(page) for page in tif.pages]
         full = [page for page in every if not page.is_reduced] or every
-        pages, left_out = _equal_pages(full, what)
+        pages, left_out = equal_pages(full, what)
         notes = list(left_out)
         if len(full) < len(every):
             notes.append(f"{len(every) - len(full)} smaller copies of the image left out")
         stored = path.stat().st_size
-        _check_pages(pages, stored, what, in_segments=False)
+        check_pages(pages, stored, what, in_segments=False)
         check_decoded_size(what, sum(int(page.nbytes) for page in pages), stored)
         arrays = _unlisted_planes(tif, path, what) or (page.asarray(maxworkers=_DECODE_THREADS) for page in pages)
         planes: list[NDArray[Any]] = []
@@ -166,8 +158,8 @@ def _read_tiff(path: Path, what: str) -> Decoded:
 
 
 def _unlisted_planes(tif: tifffile.TiffFile, path: Path, what: str) -> list[NDArray[Any]]:
-    """Return the planes of a stack that lists its first one only, as MetaMorph's and large ones of ImageJ do."""
-    page = _full_page(tif.pages.first)
+    """Return the planes of a stack that lists only the first of them, as MetaMorph's stacks and large ones of ImageJ do."""
+    page = full_page(tif.pages.first)
     if len(tif.pages) > 1:
         return []
     if (counter := page.tags.get(_UIC2)) is not None:
@@ -180,7 +172,7 @@ def _unlisted_planes(tif: tifffile.TiffFile, path: Path, what: str) -> list[NDAr
         return []
     if num_planes <= 1:
         return []
-    if num_planes > MAX_PLANES or not _is_plain(page) or page.compression != 1 or offset is None:
+    if num_planes > MAX_PLANES or not is_plain(page) or page.compression != 1 or offset is None:
         raise DataError(
             f"{what} names {num_planes} planes and lists one; expected at most {MAX_PLANES}, uncompressed and one after the "
             "other. Save it again as TIFF with a page for each plane."
@@ -206,6 +198,7 @@ def _page_planes(page: Any, pixels: NDArray[Any], what: str) -> Decoded:
         channels = [channel.astype(np.uint8) * 255 for channel in channels]
         notes.append("1-bit pixels became 0 and 255")
     if page.photometric == kinds.PALETTE and page.colormap is not None and len(channels) == 1:
+        check_palette(page, channels[0], what)
         planes, is_colour, found = _apply_palette(channels[0], _narrow(page.colormap.T))
         return planes, is_colour, notes + found
     if page.photometric == kinds.RGB or (page.photometric == kinds.YCBCR and is_jpeg):
@@ -229,7 +222,7 @@ def _page_planes(page: Any, pixels: NDArray[Any], what: str) -> Decoded:
 
 
 def _further(channels: Sequence[NDArray[Any]], kinds: Sequence[int], is_rgb: bool) -> tuple[list[NDArray[Any]], list[str]]:
-    """Leave out alpha among the channels after gray or RGB; one of unnamed kind is alpha if it says nothing."""
+    """Leave out alpha among the channels after gray or RGB. An unnamed channel after RGB is alpha if it is constant."""
     kept, notes = [], []
     for number, channel in enumerate(channels):
         kind = int(kinds[number]) if number < len(kinds) else 0
@@ -241,7 +234,7 @@ def _further(channels: Sequence[NDArray[Any]], kinds: Sequence[int], is_rgb: boo
 
 
 def _narrow(colours: NDArray[np.uint16]) -> NDArray[Any]:
-    """Give the colours of a TIFF palette, 16-bit by definition, in 8 bits where that is what was saved."""
+    """Return the colours of a TIFF palette, which have 16 bits by definition, in 8 bits where they were saved from 8 bits."""
     if colours.max() < 256:
         return colours.astype(np.uint8)
     if (colours % 257 == 0).all():
@@ -268,16 +261,16 @@ def _raster_reader(formats: tuple[str, ...]) -> Callable[[Path, str], Decoded]:
 
 
 def _raster_planes(image: Any, path: Path, what: str) -> Decoded:
-    is_deep = image.format == "PNG" and _is_deep_colour(path)
+    is_deep = image.format == "PNG" and is_deep_colour(path)
     width, height = image.size
-    size = width * height * _BYTES_PER_PIXEL.get(image.mode, 8) * (2 if is_deep else 1)
+    size = width * height * BYTES_PER_PIXEL.get(image.mode, 8) * (2 if is_deep else 1)
     check_decoded_size(what, size, path.stat().st_size)
     notes = []
     if image.format == "MPO":
         notes.append("previews after the first image left out")
     elif getattr(image, "is_animated", False):
         raise DataError(f"{what} is an animation of several frames; expected one image. Save its frames as single files.")
-    if is_deep:  # Pillow would reduce it to 8 bits
+    if is_deep:  # Pillow would reduce the pixels to 8 bits
         pixels = np.asarray(imagecodecs.png_decode(path.read_bytes()))
         mode = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[-1]]
     else:
@@ -308,10 +301,9 @@ def _raster_planes(image: Any, path: Path, what: str) -> Decoded:
 
 
 def _read_c01(path: Path, what: str) -> Decoded:
-    """Read Cellomics .C01: 4 bytes, then zlib of a 52-byte header like that of a bitmap and the rows from the top.
+    """Read Cellomics .C01: 4 bytes, then zlib data of a 52-byte header like that of a bitmap and of the rows from the top.
 
-    The layout is that of Bio-Formats' description of the format. Unlike bitmaps, rows are not padded, and planes
-    follow each other.
+    The layout is the one that Bio-Formats documents. Unlike in bitmaps, rows are not padded, and planes follow each other.
     """
     if path.stat().st_size > MAX_PLANE_BYTES:
         raise DataError(f"{what} has {path.stat().st_size} bytes; expected at most {MAX_PLANE_BYTES}. Cut it into tiles.")
@@ -342,7 +334,7 @@ def _cellomics_header(head: bytes, what: str) -> tuple[tuple[int, int, int], str
 
 
 def _read_bitmap(path: Path, what: str) -> Decoded:
-    """Read a bitmap, with or without its file header; Cellomics' own .DIB is what its .C01 unpacks to."""
+    """Read a bitmap with or without its file header; Cellomics' own .DIB is what its .C01 files unpack to."""
     stored = path.stat().st_size
     with open(path, "rb") as handle:
         head = handle.read(_CELLOMICS_HEADER.size)

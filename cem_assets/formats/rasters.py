@@ -1,7 +1,6 @@
-"""PNG and JPEG files: one 2D image each, decoded by Pillow (16-bit colour PNG by imagecodecs).
+"""PNG and JPEG files: one 2D image each, decoded by Pillow; PNG of 16-bit colour by imagecodecs.
 
-TIFF is `cem_assets.formats.tiff`. Stacks of such files are put together in
-`cem_assets.formats.stacks`.
+TIFF is `cem_assets.formats.tiff`. `cem_assets.formats.stacks` puts stacks of such files together.
 """
 
 import warnings
@@ -17,7 +16,8 @@ from cem_assets.errors import DataError
 from cem_assets.formats.arrays import check_decoded_size, shown
 from cem_assets.imaging.intensity import gray_from_channels
 
-_BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 3, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3, "F": 4, "I": 4}
+BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 3, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3, "F": 4, "I": 4}
+"""Bytes of a decoded pixel, by Pillow's mode."""
 _PNG_HEADER_BYTES = 26
 
 
@@ -28,7 +28,7 @@ def read_raster(path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
         (y, x) array of uint8, uint16, int32 or float32, and notes on what was reduced.
 
     Raises:
-        DataError: The file is damaged, too large, or no PNG or JPEG.
+        DataError: The file is too large, or an animation.
     """
     what = shown(path)
     try:
@@ -37,29 +37,23 @@ def read_raster(path: Path) -> tuple[NDArray[Any], tuple[str, ...]]:
             with Image.open(path, formats=("PNG", "JPEG")) as opened:
                 image: Any = opened
                 width, height = image.size
-                size = width * height * _BYTES_PER_PIXEL.get(image.mode, 8)
+                size = width * height * BYTES_PER_PIXEL.get(image.mode, 8)
                 check_decoded_size(what, size, path.stat().st_size)
-                if image.format == "PNG" and _is_deep_colour(path):
+                if image.format == "PNG" and is_deep_colour(path):
                     return _gray(np.asarray(imagecodecs.png_decode(path.read_bytes())), "16-bit colour")
                 if getattr(image, "n_frames", 1) > 1:
                     raise DataError(f"{what} is an animation of {image.n_frames} frames; expected one image. Save one frame.")
                 image.load()
                 return _pixels(image)
-    except ValueError:
-        raise
     except Image.DecompressionBombError as error:
         raise DataError(f"{what} is too large to decode safely: {error}. Cut it into tiles.") from error
-    except (OSError, SyntaxError, RuntimeError, MemoryError) as error:
-        raise DataError(
-            f"{what} cannot be decoded as PNG or JPEG: {str(error).replace(str(path), what)}. Copy it again from its source."
-        ) from error
 
 
-def _is_deep_colour(path: Path) -> bool:
-    """Pillow silently reduces 16-bit colour PNGs to 8 bits; their header is bit depth 16, colour type 2, 4 or 6."""
+def is_deep_colour(path: Path) -> bool:
+    """Tell by a PNG's header whether it holds 16-bit colour or gray with alpha, which Pillow silently reduces to 8 bits."""
     with open(path, "rb") as handle:
         header = handle.read(_PNG_HEADER_BYTES)
-    return header[24] == 16 and header[25] in (2, 4, 6)
+    return header[24] == 16 and header[25] in (2, 4, 6)  # bit depth and colour type
 
 
 def _pixels(image: Image.Image) -> tuple[NDArray[Any], tuple[str, ...]]:

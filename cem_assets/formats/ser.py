@@ -1,8 +1,8 @@
-"""FEI / Thermo Fisher TIA series (.ser): 2D images of one size behind a table of offsets, read in place.
+"""FEI / Thermo Fisher TIA series (.ser): 2D images of one size, found through a table of offsets and read in place.
 
-The layout is the one TIA has written since 2004: a header with the number of images and where the table of their
-offsets lies (32-bit numbers before version 0x220, 64-bit since), and before each image its calibration in metres, its
-number type and its size. Series of spectra are refused. The microscope's `.emi` file beside it is not needed.
+The layout is the one that TIA has written since 2004. The header has the number of images and the place of the table of their
+offsets, which are 32-bit numbers before version 0x220 and 64-bit numbers since. In front of each image are its calibration in
+metres, its number type and its size. Series of spectra are refused. The microscope's `.emi` file beside it is not needed.
 """
 
 import math
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.errors import DataError
-from cem_assets.formats.arrays import Box, Opened, RawFile, Shape, check_whole_in_memory, shown
+from cem_assets.formats.arrays import Opened, RawFile, Shape, check_whole_in_memory, shown
+from cem_assets.imaging.boxes import Box
 
 MAGIC = b"II\x97\x01"
 _IMAGES, _SPECTRA = 0x4122, 0x4120
@@ -29,13 +30,12 @@ _NM_PER_METRE = 1e9
 
 @dataclass(frozen=True)
 class SeriesFile:
-    """The images of a series as slices; the `ArraySource` of this format.
+    """The images of a series as the slices of a volume; the `ArraySource` of this format.
 
     Attributes:
-        path: The file.
-        offsets: First byte of the pixels of every image.
-        plane: (y, x) in px.
-        disk_dtype: Number type as stored.
+        offsets: For each image, the first byte of its pixels.
+        plane: Size of an image, (y, x) in px.
+        disk_dtype: Number type as stored, with byte order.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class SeriesFile:
         return out
 
     def missing(self, box: Box) -> NDArray[np.bool_] | None:
-        """Return None: a series holds all of its pixels."""
+        """Return None, because a series holds all of its pixels."""
         del box
         return None
 
@@ -69,10 +69,11 @@ def open_ser(path: Path) -> Opened:
     """Open a TIA series.
 
     Returns:
-        The opened file; one image means a 2D image, several are slices. Only the size of pixels is calibrated.
+        The opened file. A file of one image is a 2D image, several images are slices. Only the size of pixels is calibrated,
+        not the distance of slices.
 
     Raises:
-        DataError: It is no series of gray images, they differ in size or type, or the file is truncated.
+        DataError: The file is no series of gray images, its images differ in size or type, or it is truncated.
     """
     what = shown(path)
     size = path.stat().st_size
@@ -111,7 +112,11 @@ _Element = tuple[int, tuple[int, int], str, tuple[float, float, float] | None]
 
 
 def _element(descriptor: int, offset: int, number: int, what: str, size: int) -> _Element:
-    """Read what stands before an image: where its pixels are, (y, x), number type, voxel size in nm where calibrated."""
+    """Read what stands before an image.
+
+    Returns:
+        The first byte of its pixels, its size (y, x), its number type, and its voxel size (z, y, x) in nm, where calibrated.
+    """
     block = os.pread(descriptor, _ELEMENT.size, offset) if offset + _ELEMENT.size <= size else b""
     if len(block) < _ELEMENT.size:
         raise DataError(

@@ -19,18 +19,16 @@ _DECODE_THREADS = 2
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that orders numbers by value: slice2 before slice10. Ties fall back to the text itself."""
+    """Return a sort key that orders numbers by value, slice2 before slice10, and equal numbers by their text."""
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), part) if part.isdecimal() and part.isascii() else (1, 0, part) for part in parts]
 
 
 def read_plane(path: Path, scratch: Path, description: DatasetDescription) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Decode one file as a 2D image.
+    """Decode one local file of any format as a 2D image.
 
     Args:
-        path: A local file of any format.
         scratch: Folder for the decoded voxels.
-        description: The dataset's description.
 
     Returns:
         (y, x) array in native byte order, and notes on what was reduced.
@@ -50,7 +48,7 @@ def read_plane(path: Path, scratch: Path, description: DatasetDescription) -> tu
         box = (slice(0, 1), slice(0, source.shape[1]), slice(0, source.shape[2]))
         plane = np.asarray(source.read(box)[0])
         if source.missing(box) is not None:
-            raise DataError(f"{shown(path)} lacks pixels (chunks that were never written). Copy it again.")
+            raise DataError(f"{shown(path)} lacks pixels (chunks that were never written). Copy it again from its source.")
     return plane.astype(plane.dtype.newbyteorder("="), copy=False), opened.notes
 
 
@@ -60,17 +58,13 @@ def open_stack(paths: Sequence[Path], scratch: Path, description: DatasetDescrip
     Args:
         paths: Local files, in order of z.
         scratch: Folder for the volume.
-        description: The dataset's description.
-        name: Name of the volume, for errors.
-
-    Returns:
-        The volume.
+        name: Of the volume, for errors.
 
     Raises:
         DataError: A slice is damaged, or has another size or number type than the first.
     """
     told = f"{len(paths)} slices in natural order of their names"
-    if len(paths) == 1:  # one page may be larger than memory: it is read by boxes, where slices are read whole
+    if len(paths) == 1:  # one page may be larger than memory, so it is read by boxes; several slices are read whole
         opened = open_file(paths[0], scratch, description)
         if opened.source.shape[0] == 1:
             return Opened(opened.source, False, None, (told, *opened.notes))

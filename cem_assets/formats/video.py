@@ -1,8 +1,7 @@
-"""Videos (MP4, AVI), decoded by PyAV: frames become the slices of a volume that is cut in xy only.
+"""Videos (MP4, AVI), decoded by PyAV: their frames become the slices of a volume from which patches are cut in xy only.
 
-Frames are streamed one by one into a scratch file, so memory is a few frames. Luma is taken as it is stored and
-stretched to the full range; RGB follows the rule of `cem_assets.imaging.intensity.gray_from_channels`. Which other
-files there are is `cem_assets.formats`.
+Frames are written one by one to a scratch file, so that only a few are in memory. Luma is taken as it is stored and stretched
+to the full range; RGB becomes gray by the rule of `cem_assets.imaging.intensity.gray_from_channels`.
 """
 
 import uuid
@@ -24,10 +23,10 @@ from cem_assets.imaging.intensity import gray_from_channels
 MAX_SIDE_PX = 16_384
 """Longest side of a frame."""
 MAX_FRAME_PX = 1 << 27
-"""Pixels of a frame: the decoder holds several, with their colour."""
+"""Pixels of a frame at most: the decoder has several frames in memory, with their colour."""
 MAX_FRAMES = 1 << 20
 MAX_VIDEO_BYTES = 256 << 30
-"""Gray bytes of all frames."""
+"""Gray bytes of all frames at most."""
 
 CODECS = frozenset(
     {
@@ -36,11 +35,12 @@ CODECS = frozenset(
         "wmv2", "prores", "jpeg2000",
     }
 )  # fmt: skip
-"""Decoders that are used on uploaded files. Screen and game codecs, seldom tested, are left out on purpose."""
+"""Decoders that are used on uploaded files. Codecs of screens and games are left out on purpose, because they are seldom
+tested."""
 
 _BYTES_BETWEEN_CHECKS = 1 << 28
 _NEUTRAL_CHROMA = 2
-"""How far chroma of 8 bits may be from 128 and still be gray: rounding of encoders."""
+"""How far chroma of 8 bits may be from 128 and still count as gray, because encoders round."""
 _ATTACHED_PICTURE = 0x400
 _LIMITED_RANGE = 1
 _FULL_RANGE = 2
@@ -52,19 +52,19 @@ def open_video(path: Path, scratch: Path, description: DatasetDescription, conta
 
     Args:
         scratch: Folder for the frames.
-        description: The dataset's description, of kind "video".
+        description: The dataset's description, which must be of kind "video".
         container: "MP4" or "AVI".
 
     Returns:
-        uint8 frames as slices. Frames equal to the one before are left out, and counted in the notes, which also hold
-        codec, frame rate and duration.
+        uint8 frames as slices. Frames equal to the one before are left out. The notes count them, and name codec, frame rate
+        and duration.
 
     Raises:
-        DataError: The dataset is of another kind; the file is damaged or truncated, has no or several video streams,
-            changes its frame size, is interlaced, too large, or of a codec that is not supported.
+        DataError: The dataset is of another kind; or the file is damaged, truncated, interlaced or too large, has no or several
+            video streams, changes its frame size, or is of a codec that is not supported.
         OSError: The scratch disk is too small.
     """
-    import av  # a large library, loaded only where there is a video
+    import av  # a large library, which only videos need
 
     what = shown(path)
     if description.kind != "video":
@@ -74,13 +74,15 @@ def open_video(path: Path, scratch: Path, description: DatasetDescription, conta
         )
     _check_length(path, container, what)
     try:
-        # An open file, a named format and no protocols: nothing in the file can make the library open anything else.
+        # The library gets an open file, a format and no protocols, so that nothing in the file can make it open anything else.
         with (
             open(path, "rb") as handle,
             av.open(handle, format=_DEMUXERS[container], options=_options(container)) as opened,
         ):
             return _decode(opened, scratch, what, container)
     except av.FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
         raise DataError(
             f"{what} is damaged, or no {container}: {error.strerror or type(error).__name__}. Copy it again from its source."
         ) from error
@@ -88,14 +90,14 @@ def open_video(path: Path, scratch: Path, description: DatasetDescription, conta
 
 def _options(container: str) -> dict[str, str]:
     options = {"protocol_whitelist": "none"}
-    if container == "MP4":  # edit lists hide frames that are there; other files are never followed
+    if container == "MP4":  # edit lists would hide frames, and references would lead to other files
         options |= {"ignore_editlist": "1", "enable_drefs": "0", "use_absolute_path": "0"}
     return options
 
 
 @dataclass
 class _Progress:
-    """What was seen while frames went by."""
+    """What was found while the frames were decoded."""
 
     num_frames: int = 0
     is_stretched: bool = False
@@ -118,7 +120,7 @@ def _decode(opened: Any, scratch: Path, what: str, container: str) -> Opened:
     rate: Fraction | None = stream.average_rate
     _check_size(size, announced, what)
     require_disk(scratch, size[0] * size[1] * max(announced, 1), what)
-    context.options = {"err_detect": "explode"}  # damage is an error here; by default it is painted over
+    context.options = {"err_detect": "explode"}  # by default the decoder paints over damaged parts
     context.thread_count = 2
     seen = _Progress()
     path = scratch / f"{uuid.uuid4().hex}.raw"
@@ -218,7 +220,7 @@ def _frames(opened: Any, stream: Any, size: tuple[int, int], what: str, seen: _P
 
 
 class _FrameWriter:
-    """Writes frames one after the other, and leaves out those that are equal to the one before."""
+    """Writes frames one after the other, but leaves out those that are equal to the one before."""
 
     def __init__(self, out: IO[bytes], scratch: Path, what: str) -> None:
         self._out, self._scratch, self._what = out, scratch, what
@@ -251,7 +253,7 @@ def _gray(frame: Any, seen: _Progress) -> NDArray[np.uint8]:
     luma = _plane(frame.planes[0], dtype)
     if is_gray:
         is_limited = frame.color_range == _LIMITED_RANGE
-    else:  # video without a tag has the limited range; yuvj formats are the old way of saying otherwise
+    else:  # video has the limited range where nothing is said; yuvj formats are an old way to say that it is full
         is_limited = frame.color_range != _FULL_RANGE and not name.startswith("yuvj")
         if not seen.has_colour:
             neutral, most = 1 << (bits - 1), _NEUTRAL_CHROMA << (bits - 8)
@@ -265,14 +267,14 @@ def _gray(frame: Any, seen: _Progress) -> NDArray[np.uint8]:
 
 
 def _plane(plane: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return the pixels of a plane without the padding that rows end with; valid as long as the frame."""
+    """Return the pixels of a plane without the padding at the end of rows; they are valid as long as the frame is."""
     rows = np.frombuffer(plane, dtype).reshape(plane.height, plane.line_size // dtype.itemsize)
     return rows[:, : plane.width]
 
 
 @lru_cache(maxsize=8)
 def _to_full_range(bits: int, is_limited: bool) -> NDArray[np.uint8]:
-    """Tabulate uint8 for every stored value; exact and the same on every machine, where libswscale's is neither."""
+    """Return the uint8 value of every stored value. This is exact and the same on all machines, unlike libswscale."""
     stored = np.arange(1 << (8 if bits <= 8 else 16), dtype=np.float64)
     scale = float(1 << (bits - 8)) if bits >= 8 else 1.0
     low, high = (16 * scale, 235 * scale) if is_limited else (0.0, float((1 << bits) - 1))
@@ -280,10 +282,10 @@ def _to_full_range(bits: int, is_limited: bool) -> NDArray[np.uint8]:
 
 
 def _check_length(path: Path, container: str, what: str) -> None:
-    """Walk the outermost boxes of the file: the library reads what is there, and does not say that the rest is missing.
+    """Refuse a file that ends before its last outermost box does; the library would read what is there without a word.
 
     Raises:
-        DataError: The file ends before its last box does.
+        DataError: The file is truncated.
     """
     size, position = path.stat().st_size, 0
     with open(path, "rb") as handle:
@@ -292,7 +294,7 @@ def _check_length(path: Path, container: str, what: str) -> None:
             head = handle.read(16)
             if container == "AVI":
                 if head[:4] not in (b"RIFF", b"JUNK", b"LIST", b"idx1"):
-                    return  # something behind the video, such as a tag of the software that wrote it
+                    return  # something after the video, such as a tag of the software that wrote it
                 length = 8 + int.from_bytes(head[4:8], "little")
                 length += length % 2
                 is_unfinished = head[:4] == b"RIFF" and length <= 8
@@ -300,7 +302,7 @@ def _check_length(path: Path, container: str, what: str) -> None:
                 length = int.from_bytes(head[:4], "big")
                 if length == 1:
                     length = int.from_bytes(head[8:16], "big")
-                elif length == 0:  # to the end of the file
+                elif length == 0:  # the box reaches to the end of the file
                     return
                 is_unfinished = length < 8
             if is_unfinished or position + length > size + 1:

@@ -1,5 +1,4 @@
-"""What several rooms need of a picture: difference hashes, Hamming search, intensity policies.
+"""What several packages need of a picture: difference hashes, Hamming search, intensity policies, binning, galleries.
 
-Pure numpy and numba. Nothing here knows of files, stores or Dagster; for those see
-`cem_assets.storage` and `cem_assets.defs`.
+Pure numpy, numba and Pillow. Nothing here knows of files, stores or Dagster.
 """

@@ -1,7 +1,6 @@
-"""Binning: voxels finer than wanted are averaged in blocks of 2, 4, 8, ... voxels along an axis.
+"""Binning: voxels that are finer than wanted are averaged in blocks of 2, 4, 8, ... along an axis.
 
-Factors and means only; reading the blocks of a volume with bounded memory is
-`cem_assets.formats.derived`.
+This module chooses factors and computes means. `cem_assets.formats.derived` reads the blocks of a volume in bounded memory.
 """
 
 import math
@@ -18,34 +17,35 @@ NO_BINNING: Factors = (1, 1, 1)
 def binning_factors(
     shape: tuple[int, int, int], voxel_size_nm: tuple[float, float, float], target_nm: float | None, is_video: bool = False
 ) -> Factors:
-    """Choose by how much each axis is binned: by 2 as often as the voxel stays at or below the target.
+    """Choose the factor for each axis: the voxel size is doubled as long as it stays at or below the target.
 
-    Axes are judged on their own, so only those finer than the target are binned. An axis shorter than its factor
-    is binned less.
+    Each axis has a factor of its own, so only axes finer than the target are binned. An axis shorter than its factor is
+    binned less.
 
     Args:
         shape: (z, y, x) in voxels.
         voxel_size_nm: (z, y, x) in nm.
-        target_nm: Wanted size in nm; None means no binning.
+        target_nm: The wanted voxel size in nm; None means no binning.
         is_video: Whether z is time, which is never binned.
 
     Returns:
         Powers of two, (z, y, x).
 
-    Source: the references bin data finer than 10 nm into 10 to 20 nm; here the target is the curator's, and is not exceeded.
+    Source: the references bin data finer than 10 nm into 10 to 20 nm. Here the curator sets the target, and it is not
+    exceeded.
     """
     if target_nm is None:
         return NO_BINNING
     factors = []
     for size, side in zip(voxel_size_nm, shape, strict=True):
-        # A voxel size in decimals (2.4 * 2 against 4.8) must not miss its target by the last bit.
+        # A decimal voxel size (2.4 * 2 compared with 4.8) must not miss its target because of rounding.
         steps = math.floor(math.log2(target_nm / size) + 1e-9) if size < target_nm else 0
         factors.append(1 << min(steps, max(side.bit_length() - 1, 0)))
     return (1 if is_video else factors[0], factors[1], factors[2])
 
 
 def binned_shape(shape: tuple[int, int, int], factors: Factors) -> tuple[int, int, int]:
-    """Return (z, y, x) after binning; voxels behind the last whole block are left out."""
+    """Return (z, y, x) in voxels after binning; voxels behind the last whole block are left out."""
     return (shape[0] // factors[0], shape[1] // factors[1], shape[2] // factors[2])
 
 
@@ -55,17 +55,14 @@ def binned_voxel_size(voxel_size_nm: tuple[float, float, float], factors: Factor
 
 
 def bin_mean(voxels: NDArray[np.uint8], factors: Factors) -> NDArray[np.uint8]:
-    """Average blocks of voxels; the mean of a block is rounded once, halves up.
+    """Average blocks of voxels. The mean of a block is rounded once; a half is rounded up.
 
     Args:
-        voxels: uint8 (z, y, x); sides are multiples of the factors.
+        voxels: uint8 (z, y, x); the sides must be multiples of the factors.
         factors: (z, y, x).
 
     Returns:
         uint8, each side divided by its factor.
-
-    Raises:
-        ValueError: A side is no multiple of its factor.
     """
     blocks = _blocks(voxels, factors)
     count = math.prod(factors)
@@ -74,11 +71,7 @@ def bin_mean(voxels: NDArray[np.uint8], factors: Factors) -> NDArray[np.uint8]:
 
 
 def bin_any(mask: NDArray[np.bool_], factors: Factors) -> NDArray[np.bool_]:
-    """Tell which blocks hold at least one true voxel, bool, each side divided by its factor.
-
-    Raises:
-        ValueError: A side is no multiple of its factor.
-    """
+    """Tell which blocks hold at least one true voxel, as bool with each side divided by its factor."""
     return np.asarray(_blocks(mask, factors).any(axis=(1, 3, 5)))
 
 

@@ -1,4 +1,4 @@
-"""How many bits of two hashes differ, for compiled loops; the searches are `hamming` and `multi_index`."""
+"""The number of bits in which two hashes differ, for the compiled loops of `hamming` and `multi_index`."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ _M4, _H1 = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)
 
 @kernel
 def num_different(a: Any, b: Any) -> Any:
-    """Return how many of 64 bits differ: uint64 from two uint64."""
-    # The classic parallel bit count; LLVM knows it and emits vector popcounts where the CPU has them.
+    """Return as uint64 how many of the 64 bits of two uint64 differ."""
+    # The classic parallel bit count. LLVM recognises it and emits vector popcounts where the CPU has them.
     x = a ^ b
     x = x - ((x >> np.uint64(1)) & _M1)
     x = (x & _M2) + ((x >> np.uint64(2)) & _M2)

@@ -1,7 +1,7 @@
-"""How this project compiles its hot loops: one decorator around `numba.njit`.
+"""The decorator that compiles hot loops with `numba.njit`.
 
-Every kernel releases the GIL, so callers may split work over threads, and is cached on disk, so a
-worker process pays the compiler only once per machine. Kernels live beside what uses them.
+Every kernel releases the GIL, so callers may split work over threads. Compiled kernels are cached on disk, so that each is
+compiled once on a machine.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Which cubes of a huge volume are taken: candidates from its coarsest scale, and a seeded draw under a budget.
+"""Choosing the cubes that are taken of a huge volume: candidates from its coarsest scale, and a seeded draw under a budget.
 
-Only geometry and a decision on a small reference image live here. Reading remote volumes is
-`cem_assets.sources.volumes.volumes`; writing the cubes into the inbox is `cem_assets.inbox.remote_cubes`.
+This module computes with geometry and a small reference image. `cem_assets.sources.volumes.volumes` reads remote volumes, and
+`cem_assets.inbox.remote_cubes` writes the cubes into the inbox.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from cem_assets.errors import DataError
 from cem_assets.imaging.boxes import Box
 
 BYTES_PER_GIGABYTE = 10**9
@@ -22,15 +23,15 @@ class SamplingParams(BaseModel):
 
     Attributes:
         cube_px: Side of a cube in voxels of the scale that is sampled.
-        min_content: Least share of a cube that is not padding, judged on the reference image.
-        gigabytes: Budget of the dataset in 10^9 bytes, for the cubes' voxels and for what is downloaded.
-        seed: Of the draw.
-        invert: Whether dark and bright are exchanged (membranes must be dark).
-        padding_values: Source values that mean "nothing here", before any inversion.
+        min_content: The smallest share of a cube's voxels in the reference image that must not be padding.
+        gigabytes: Budget of the dataset in 10^9 bytes. It limits the voxels of the cubes and also the downloaded bytes.
+        seed: Seed of the draw.
+        invert: Whether dark and bright are exchanged; membranes must be dark.
+        padding_values: Source values that mark voxels without data, before any inversion.
         min_slices: Cubes with fewer slices in z are left out.
 
-    Source: sparse sampling of volume-em/cem-dataset. There the draw is unseeded; here a keyed hash orders the
-    candidates, so a larger budget only adds cubes.
+    Source: sparse sampling of volume-em/cem-dataset. There the draw has no seed. Here a keyed hash orders the candidates, so
+    that a larger budget only adds cubes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,14 +50,13 @@ class SamplingParams(BaseModel):
 
 
 def cube_grid(full_shape: tuple[int, int, int], params: SamplingParams) -> tuple[list[tuple[int, int]], ...]:
-    """List the spans of the grid's cubes along z, y and x; those at the far border are cut.
+    """List the spans of the grid's cubes along each axis; the cubes at the far border are cut off.
 
     Args:
         full_shape: (z, y, x) in voxels of the scale that is sampled.
-        params: The side, and how many slices a cube needs.
 
     Returns:
-        (start, stop) by axis; along z only those of at least `min_slices`.
+        Lists of (start, stop) for z, y and x. Spans along z have at least `min_slices` slices.
     """
     spans = tuple(
         [(start, min(start + params.cube_px, size)) for start in range(0, size, params.cube_px)] for size in full_shape
@@ -71,20 +71,19 @@ def candidate_cubes(
     params: SamplingParams,
     is_missing: NDArray[np.bool_] | None = None,
 ) -> list[Box]:
-    """List the cubes of the grid that hold enough.
+    """List the cubes of the grid that hold enough content.
 
     Args:
         reference: The volume at its coarsest scale, any integer type, (z, y, x).
-        scale_factor: How many voxels of the sampled scale one reference voxel is long, (z, y, x).
+        scale_factor: The length of a reference voxel in voxels of the sampled scale, (z, y, x).
         full_shape: (z, y, x) in voxels of the sampled scale.
-        params: The grid and the share.
-        is_missing: bool like `reference`; voxels the source does not have count as padding.
+        is_missing: bool like `reference`: voxels that the source does not have. They count as padding.
 
     Returns:
-        Boxes in order of z, y, x. A cube is judged on all reference voxels it touches.
+        Boxes in order of z, y, x. All reference voxels that a cube touches count for it.
 
     Raises:
-        ValueError: The reference does not cover the volume, or the factors are not positive.
+        DataError: The reference does not cover the volume, or the factors are not positive.
     """
     _check_reference(reference, scale_factor, full_shape)
     rows_z, rows_y, rows_x = (
@@ -111,39 +110,31 @@ def _check_reference(
     reference: NDArray[Any], scale_factor: tuple[float, float, float], full_shape: tuple[int, int, int]
 ) -> None:
     if reference.ndim != 3 or min(reference.shape) < 1:
-        raise ValueError(f"the reference has shape {reference.shape}; expected three axes, none of them empty.")
+        raise DataError(f"the reference has shape {reference.shape}; expected three axes, none of them empty.")
     if not all(math.isfinite(factor) and factor > 0 for factor in scale_factor):
-        raise ValueError(f"the scale factor is {scale_factor}; expected three positive numbers (z, y, x).")
+        raise DataError(f"the scale factor is {scale_factor}; expected three positive numbers (z, y, x).")
     covered = [size * factor for size, factor in zip(reference.shape, scale_factor, strict=True)]
-    # A pyramid may round down at each step; more than a reference voxel or a tenth of the volume is another volume.
+    # A pyramid may round down at each step. A difference of more than two reference voxels or a tenth means another volume.
     lacking = [
         f"{axis}: {size}, covered {have:g}"
         for axis, size, have, factor in zip("zyx", full_shape, covered, scale_factor, strict=True)
         if abs(size - have) > max(2 * factor, 0.1 * size)
     ]
     if lacking:
-        raise ValueError(
+        raise DataError(
             f"the reference {reference.shape} times {scale_factor} does not cover the volume {full_shape} "
             f"({'; '.join(lacking)}); expected two scales of one volume. Check the scales in its metadata."
         )
 
 
 def _touched(span: tuple[int, int], factor: float, size: int) -> tuple[int, int]:
-    """Return the reference voxels a span touches, at least one."""
+    """Return the span of reference voxels that a span touches; it holds at least one."""
     low = min(math.floor(span[0] / factor), size - 1)
     return low, max(low + 1, min(math.ceil(span[1] / factor), size))
 
 
 def order_cubes(candidates: list[Box], params: SamplingParams) -> list[Box]:
-    """Bring candidates into the order of the draw: by a hash of their place, keyed with the seed.
-
-    Args:
-        candidates: Boxes, in any order.
-        params: The seed.
-
-    Returns:
-        The same boxes. Their order depends on nothing but the seed and where they start.
-    """
+    """Sort boxes into the order of the draw, which depends only on the seed and on where the boxes start."""
     key = params.seed.to_bytes(8, "big")
 
     def rank(box: Box) -> tuple[bytes, tuple[int, ...]]:
@@ -154,7 +145,7 @@ def order_cubes(candidates: list[Box], params: SamplingParams) -> list[Box]:
 
 
 def cube_bytes(box: Box, itemsize: int) -> int:
-    """Return how many bytes the voxels of a box take."""
+    """Return the size of a box's voxels in bytes."""
     return int(math.prod(span.stop - span.start for span in box)) * itemsize
 
 
@@ -163,11 +154,11 @@ def draw_cubes(candidates: list[Box], params: SamplingParams, itemsize: int = 1)
 
     Args:
         candidates: Boxes, in any order.
-        params: Budget and seed.
         itemsize: Bytes of a voxel.
 
     Returns:
-        A prefix of `order_cubes`: the draw ends at the first cube that does not fit, so that a larger budget only adds.
+        The first boxes of `order_cubes`. The draw ends at the first cube that exceeds the budget, so that a larger budget only
+        adds cubes.
     """
     drawn: list[Box] = []
     left = params.budget_bytes
@@ -180,10 +171,9 @@ def draw_cubes(candidates: list[Box], params: SamplingParams, itemsize: int = 1)
 
 
 def roi_name(volume: str, box: Box) -> str:
-    """Name a region of a volume: `{volume}-ROI-x{x0}-{x1}_y{y0}-{y1}_z{z0}-{z1}`; public, must stay compatible.
+    """Return a region's name, `{volume}-ROI-x{x0}-{x1}_y{y0}-{y1}_z{z0}-{z1}`. Published data use it, so it must not change.
 
     Args:
-        volume: Name of the volume it is cut from.
         box: (z, y, x) in voxels of the sampled scale.
     """
     z, y, x = box
@@ -191,12 +181,12 @@ def roi_name(volume: str, box: Box) -> str:
 
 
 def invert_values(voxels: NDArray[Any]) -> NDArray[Any]:
-    """Exchange dark and bright over the full range of an integer type: its own inverse, nothing is lost.
+    """Exchange dark and bright over the full range of an integer type. Doing it twice gives the original values.
 
     Raises:
-        ValueError: The voxels are no integers.
+        DataError: The voxels are no integers.
     """
     if voxels.dtype.kind not in "iu":
-        raise ValueError(f"voxels of {voxels.dtype} cannot be inverted; expected integers, whose range is known.")
+        raise DataError(f"voxels of {voxels.dtype} cannot be inverted; expected integers, whose range is known.")
     inverted: NDArray[Any] = np.invert(voxels)
     return inverted

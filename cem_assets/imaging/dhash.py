@@ -1,9 +1,8 @@
 """Difference hashes of patches, bit for bit those of `imagehash.dhash(image, hash_size=8)`.
 
-A patch is resized to 224 x 224 (bilinear; full patches are left alone), then to 9 x 8 (Lanczos), and
-every pixel is compared with its left neighbour: 64 bits, most significant bit first, so that
-`f"{value:016x}"` equals `str(imagehash.dhash(...))`. Why this is exact, and what it gains: `docs/hashing.md`.
-Distances between hashes live in `cem_assets.imaging.hamming`.
+A patch is resized to 224 x 224 px (bilinear, unless it has that size) and then to 9 x 8 px (Lanczos). Every pixel is compared
+with its left neighbour, which gives 64 bits, the most significant first, so that `f"{value:016x}"` equals
+`str(imagehash.dhash(...))`. `docs/hashing.md` explains why this is exact and how much time it saves.
 """
 
 import logging
@@ -21,7 +20,7 @@ from cem_assets.imaging.resampling import PRECISION_BITS, resampling_taps
 logger = logging.getLogger(__name__)
 
 HASH_SIDE_PX = 224
-"""Every patch is brought to this size before it is hashed."""
+"""Every patch is resized to this size before it is hashed."""
 
 _COLUMNS, _ROWS = 9, 8
 _HALF = np.int32(1 << (PRECISION_BITS - 1))
@@ -34,20 +33,20 @@ def _clip8(total):  # type: ignore[no-untyped-def]
 
 
 _LANES = 16
-"""Windows of the horizontal pass are this long or a multiple: of 150 taps, the compiler takes the last ones singly, and half as
-long again."""
+"""Windows of the horizontal pass have a multiple of this length. With other lengths, such as 150, the compiler handles the last
+taps one by one, which takes half as long again."""
 
 
 @kernel
 def _shrink_rows(images, start, count, weight, out):  # type: ignore[no-untyped-def]
     """Horizontal pass: images uint8 (n, rows, 224), weight int32 (9, most) to out uint8 (n, 9, rows)."""
-    # Four rows at a time: a weight is loaded once for them. At the end the last row is done again where rows are lacking.
+    # Four rows at a time share each weight that is loaded. If the number of rows is no multiple of four, the last is repeated.
     lines = np.empty((4, images.shape[2]), np.int32)
     last = images.shape[1] - 1
     for n in range(images.shape[0]):
         for row in range(0, images.shape[1], 4):
             second, third, fourth = min(row + 1, last), min(row + 2, last), min(row + 3, last)
-            # One widening of a row, not one for each of the nine outputs that read it.
+            # A row is widened to int32 once, and not for each of the nine outputs that read it.
             for x in range(images.shape[2]):
                 lines[0, x] = images[n, row, x]
                 lines[1, x] = images[n, second, x]
@@ -57,7 +56,7 @@ def _shrink_rows(images, start, count, weight, out):  # type: ignore[no-untyped-
                 first = np.uint64(start[column])
                 a = b = c = d = _HALF
                 for x in range(count[column] * _LANES):
-                    # Unsigned indices spare the check for negative ones, and so let the loop vectorize.
+                    # Unsigned indices need no check for negative ones, so the loop vectorizes.
                     place, tap = first + np.uint64(x), weight[column, x]
                     a = _i32(a + _i32(lines[0, place] * tap))
                     b = _i32(b + _i32(lines[1, place] * tap))
@@ -71,7 +70,7 @@ def _shrink_rows(images, start, count, weight, out):  # type: ignore[no-untyped-
 
 @lru_cache(maxsize=1)
 def _row_taps() -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
-    """Cut the windows of the horizontal pass to what is not zero, in whole lanes: starts, lanes, weights int32 (9, most)."""
+    """Cut the windows of the horizontal pass to nonzero weights, in whole lanes: starts, lanes, weights as int32 (9, most)."""
     taps = resampling_taps(HASH_SIDE_PX, _COLUMNS, "lanczos")
     whole = np.zeros((_COLUMNS, HASH_SIDE_PX), np.int32)
     for column, first in enumerate(taps.start.tolist()):
@@ -148,7 +147,7 @@ def _stretch_rows(images, start, weight, out):  # type: ignore[no-untyped-def]
             total[:] = _HALF
             for k in range(weight.shape[1]):
                 for x in range(weight.shape[0]):
-                    # Unsigned indices spare the check for negative ones, and so let the loop vectorize.
+                    # Unsigned indices need no check for negative ones, so the loop vectorizes.
                     total[x] = _i32(total[x] + _i32(line[np.uint64(start[x]) + np.uint64(k)] * weight[x, k]))
             for x in range(weight.shape[0]):
                 out[n, row, x] = _clip8(total[x])
@@ -161,7 +160,7 @@ def stretch_to_hash_side(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
         patches: uint8 (n, height, width), both sides 1..224 px.
 
     Returns:
-        uint8 (n, 224, 224); the input itself where it has that size already.
+        uint8 (n, 224, 224). If the input has this size, it is returned unchanged.
     """
     num, height, width = patches.shape
     if width != HASH_SIDE_PX:
@@ -178,13 +177,10 @@ def stretch_to_hash_side(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def imagehash_dhash(patch: NDArray[np.uint8]) -> int:
-    """Hash one patch the slow, defining way: Pillow and imagehash.
+    """Hash one patch with Pillow and imagehash themselves, which define the hash; return an unsigned 64-bit integer.
 
     Args:
         patch: uint8 (height, width), any size.
-
-    Returns:
-        The hash as an unsigned 64-bit integer.
     """
     image = Image.fromarray(np.ascontiguousarray(patch))
     resized = image.resize((HASH_SIDE_PX, HASH_SIDE_PX), Image.Resampling.BILINEAR)
@@ -194,8 +190,8 @@ def imagehash_dhash(patch: NDArray[np.uint8]) -> int:
 def _fast(patches: NDArray[np.uint8]) -> NDArray[np.uint64]:
     num, height, width = patches.shape
     if height == HASH_SIDE_PX and width < HASH_SIDE_PX:
-        # No vertical pass lies between the two horizontal ones, so both can have rows as lanes: neighbours in memory take
-        # the same taps. Along a row every output of the stretch reads other places, and gathering those is slow.
+        # There is no vertical pass between the two horizontal ones, so both can process all rows side by side, with the same
+        # taps for neighbours in memory. Along a row, every output of the stretch reads other places, which is slow.
         wide = np.empty((num, HASH_SIDE_PX, height), np.uint8)
         columns = np.empty((num, _COLUMNS, height), np.uint8)
         stretch, shrink = resampling_taps(width, HASH_SIDE_PX, "bilinear"), resampling_taps(HASH_SIDE_PX, _COLUMNS, "lanczos")
@@ -208,11 +204,11 @@ def _fast(patches: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 @lru_cache(maxsize=1)
 def self_test() -> bool:
-    """Compare the fast path with the installed Pillow and imagehash, once per process.
+    """Compare the fast path with the installed Pillow and imagehash, once in each process.
 
     Returns:
-        True where every hash agrees. Otherwise a warning is logged and every later hash in this
-        process is made by imagehash itself: slower, never different.
+        Whether all hashes agree. If not, a warning is logged, and imagehash makes every later hash of this process: that is
+        slower and never different.
     """
     generator = np.random.default_rng(224)
     sizes = [(224, 224), (224, 130), (130, 224), (113, 64), (64, 113), (223, 225 - 2), (97, 200)]
@@ -237,13 +233,10 @@ def dhash(patches: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Hash patches of one size.
 
     Args:
-        patches: uint8 (n, height, width). Sides up to 224 px take the fast path, larger ones imagehash.
+        patches: uint8 (n, height, width). Patches with a side above 224 px are hashed by imagehash, which is slower.
 
     Returns:
-        uint64 (n,), each with the 64 bits of `imagehash.dhash` of that patch, most significant first.
-
-    Raises:
-        ValueError: The array is not a batch of 8-bit gray images.
+        uint64 (n,), the 64 bits of `imagehash.dhash` of each patch, the most significant first.
 
     Source: Krawetz's difference hash as in imagehash 4; CEM500K (eLife 65894) hashes patches this way.
     """
@@ -260,14 +253,14 @@ def dhash(patches: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 class BrickHashes:
-    """Hashes of every plane of one brick, sharing the resampling passes between planes.
+    """Hashes of the planes of one brick along all three axes, which share resampling passes.
 
-    The xy and xz planes of a brick both begin with a pass along x, so one pass serves both; the yz
-    planes begin with a pass along y. That is why a brick costs two such passes for three planes.
+    Hashing the xy planes and hashing the xz planes both begin with a pass along x, so one pass serves both. The yz planes
+    begin with a pass along y. So a brick takes two such passes instead of three.
     """
 
     def __init__(self, brick: NDArray[np.uint8]) -> None:
-        """Args: brick: uint8 (depth, height, width), sides up to 224 voxels, C-contiguous."""
+        """Take a brick, uint8 (depth, height, width) with sides up to 224 voxels."""
         self._brick = np.ascontiguousarray(brick)
         self._along_x: NDArray[np.uint8] | None = None
 

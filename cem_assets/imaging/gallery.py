@@ -1,6 +1,6 @@
-"""Small pictures for people: galleries of patches and charts, as bytes that fit into metadata.
+"""Small pictures for people: galleries of patches, and charts, as bytes that fit into the metadata of events.
 
-Charts are drawn with matplotlib's object interface, so nothing global is touched.
+Charts are drawn with matplotlib's object interface, which has no global state.
 """
 
 import io
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 MAX_BYTES = 100_000
-"""Largest picture that is put into an event's metadata."""
+"""The size of the largest picture that is put into an event's metadata."""
 TILE_PX = 96
 _CAPTION_PX = 14
 _GAP_PX = 4
 _MAX_FRAMES = 9
 _CURVES = (("#4c72b0", "-"), ("#dd8452", "--"), ("#55a868", "-."), ("#8172b3", ":"))
-"""Colours that colour-blind eyes tell apart, and styles for gray prints."""
+"""Colours that colour-blind people can distinguish, and line styles for gray prints."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,9 @@ def gallery_jpeg(rows: Sequence[tuple[str, Sequence[Tile]]], tile_px: int = TILE
 
     Args:
         rows: (title, tiles) in order; rows without tiles are left out.
-        tile_px: Side of a tile.
 
     Returns:
-        A JPEG of at most `MAX_BYTES`; quality, then size give way until it fits.
+        A JPEG of at most `MAX_BYTES`. Its quality and then its size are reduced until it fits.
     """
     shown = [(title, tiles) for title, tiles in rows if tiles]
     columns = max((len(tiles) for _, tiles in shown), default=1)
@@ -74,19 +73,15 @@ def gallery_jpeg(rows: Sequence[tuple[str, Sequence[Tile]]], tile_px: int = TILE
 def flipbook_webp(
     rows: Sequence[Sequence[tuple[NDArray[np.uint8], str]]], tile_px: int = TILE_PX, frame_ms: int = 180
 ) -> bytes:
-    """Draw stacks of slices side by side as one animation that runs there and back for ever.
+    """Draw stacks of slices side by side as one animation, which runs forwards and backwards for ever.
 
     Args:
-        rows: Rows of (uint8 (slices, height, width), caption); of long stacks `_MAX_FRAMES` evenly spaced slices are shown,
-            and shorter ones rest on their last slice.
-        tile_px: Side of a tile.
-        frame_ms: How long a slice is shown.
+        rows: Rows of (uint8 (slices, height, width), caption). `_MAX_FRAMES` evenly spaced slices of a long stack are shown. A
+            stack with fewer slices than the others stops at its last slice.
+        frame_ms: For how many milliseconds a slice is shown.
 
     Returns:
-        An animated WebP of at most `MAX_BYTES`; quality, then size give way until it fits.
-
-    Raises:
-        ValueError: There is nothing to show.
+        An animated WebP of at most `MAX_BYTES`. Its quality and then its size are reduced until it fits.
     """
     shown = [row for row in rows if row]
     if not shown:
@@ -127,17 +122,12 @@ def histogram_png(
     mark: float | None = None,
     bounds: tuple[float, float] | None = None,
 ) -> bytes:
-    """Draw a histogram.
+    """Draw a histogram as a PNG of a few KiB.
 
     Args:
-        values: Numbers, any length.
-        x_label: Under it, with the unit.
-        num_bins: Number of bars.
-        mark: Where to draw a vertical line, such as a threshold.
-        bounds: Smallest and largest value of the axis.
-
-    Returns:
-        A PNG of a few KiB.
+        x_label: The label of the x axis, with the unit.
+        mark: The value at which a vertical line is drawn, such as a threshold.
+        bounds: The smallest and largest value of the x axis; None takes them from the values.
     """
     figure = Figure(figsize=(4.2, 2.4), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
@@ -153,8 +143,7 @@ def figure_png(figure: Figure, dpi: float | None = None) -> bytes:
     """Render a matplotlib figure to PNG; equal figures give equal bytes.
 
     Args:
-        figure: What to render.
-        dpi: Resolution; None for the figure's own.
+        dpi: Resolution; None takes the figure's own.
     """
     sink = io.BytesIO()
     figure.savefig(sink, format="png", metadata={"Software": None}, dpi=dpi or "figure")
@@ -165,9 +154,9 @@ def roc_figure(false_positive_rate: NDArray[np.float64], true_positive_rate: NDA
     """Draw a ROC curve.
 
     Args:
-        false_positive_rate: float64 (m,), share of uninformative patches kept.
-        true_positive_rate: float64 (m,), share of informative patches kept.
-        auc: Area under it, for the title.
+        false_positive_rate: float64 (m,), the share of uninformative patches that are kept.
+        true_positive_rate: float64 (m,), the share of informative patches that are kept.
+        auc: The area under the curve, for the title.
     """
     figure = roc_curves_figure([("", false_positive_rate, true_positive_rate, auc)])
     figure.axes[0].set_title(f"ROC, AUC {auc:.3f}")
@@ -178,7 +167,7 @@ def roc_curves_figure(curves: Sequence[tuple[str, NDArray[np.float64], NDArray[n
     """Draw several ROC curves into one chart.
 
     Args:
-        curves: (name, false positive rate, true positive rate, AUC) of each, as for `roc_figure`; names go into a legend.
+        curves: (name, false positive rate, true positive rate, AUC) of each, as for `roc_figure`. Names are in the legend.
     """
     figure = Figure(figsize=(3.6, 3.4), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
@@ -198,8 +187,8 @@ def confusion_figure(matrix: NDArray[np.int64], names: Sequence[str]) -> Figure:
     """Draw a confusion matrix.
 
     Args:
-        matrix: int64 (n, n): rows are labels, columns decisions.
-        names: Names of the classes.
+        matrix: int64 (n, n): rows are labels, columns are decisions.
+        names: Names of the classes, in order.
     """
     figure = Figure(figsize=(3.4, 3.2), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)

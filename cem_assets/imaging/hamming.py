@@ -1,8 +1,8 @@
 """Hamming distance search over 64-bit hashes: greedy exemplars, and pairs within a radius.
 
-Exact. Small lists are compared each with each, about seven billion comparisons a second and core; where that is more work
-than visiting buckets, greedy exemplars go through `multi_index`. Memory is a few arrays of the input's length. What a match
-means (which distance, which order) is decided by the rooms: see `cem_assets.cem.patches.dedup`.
+The results are exact. In small lists every hash is compared with every other, about seven billion comparisons a second on a
+core. Where visiting buckets is less work, greedy exemplars go through `multi_index`. Memory is a few arrays of the length of
+the input. Callers decide which distance and which order make a match, such as `cem_assets.cem.patches.dedup`.
 """
 
 from collections.abc import Iterator
@@ -13,21 +13,22 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.imaging.bit_counts import num_different as _distance
 from cem_assets.imaging.compiled import kernel
 from cem_assets.imaging.multi_index import NONE, choose_bands, first_near, spread_bits
 
 _BLOCK = 512
-"""Exemplars compared at a time: 4 KiB of hashes, so the block stays in the first cache level."""
+"""The number of exemplars compared at a time: 4 KiB of hashes, which stay in the first level of the cache."""
 _LEAF = 1 << 12
-"""Hashes settled one after the other; longer lists are halved."""
+"""Lists up to this length are settled one hash after the other; longer lists are halved."""
 _PARALLEL_FROM = 1 << 26
-"""Comparisons below which a second thread costs more than it gains."""
+"""With fewer comparisons than this, a second thread costs more time than it saves."""
 
 
 @kernel
 def _settle_in_order(hashes, places, exemplars, exemplar_places, radius, exemplar, distance):  # type: ignore[no-untyped-def]
-    """Greedy pass over a list, one hash after the other; `exemplars` and `exemplar_places` are room for as many."""
+    """Settle a list one hash after the other; `exemplars` and `exemplar_places` are buffers of the same length."""
     num = 0
     for i in range(hashes.shape[0]):
         value = hashes[i]
@@ -53,7 +54,7 @@ def _settle_in_order(hashes, places, exemplars, exemplar_places, radius, exempla
 
 @kernel
 def _first_of_block(hashes, block, start, radius, found):  # type: ignore[no-untyped-def]
-    """Set `found` of every hash that has none yet to `start` plus the place of the first of the block within the radius."""
+    """Set `found` of every hash that is still `NONE` to `start` plus the place of the first hash of the block in the radius."""
     for i in range(hashes.shape[0]):
         if found[i] != NONE:
             continue
@@ -70,7 +71,7 @@ def _first_of_block(hashes, block, start, radius, found):  # type: ignore[no-unt
 
 @kernel
 def _near(queries, others, radius, limit, out):  # type: ignore[no-untyped-def]
-    """Fill out int64 (limit, 3) with (query, other, distance) up to `limit`; returns the number found."""
+    """Fill `out`, int64 (limit, 3), with (query, other, distance) as far as there is room; return the number found."""
     found = 0
     for i in range(queries.shape[0]):
         value = queries[i]
@@ -96,11 +97,11 @@ def _near(queries, others, radius, limit, out):  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class Exemplars:
-    """The outcome of a greedy pass, both arrays in the order of the input.
+    """The result of a greedy pass; both arrays are in the order of the input.
 
     Attributes:
-        exemplar: int64 (n,). Place of the exemplar that stands for each hash; an exemplar names itself.
-        distance: uint8 (n,). Hamming distance to it.
+        exemplar: int64 (n,), the place of the exemplar that represents each hash. An exemplar represents itself.
+        distance: uint8 (n,), the Hamming distance to that exemplar.
     """
 
     exemplar: NDArray[np.int64]
@@ -108,26 +109,28 @@ class Exemplars:
 
 
 def greedy_exemplars(hashes: NDArray[np.uint64], max_distance: int, num_threads: int = 1) -> Exemplars:
-    """Visit hashes in order; each one not yet struck becomes an exemplar and strikes all within reach.
+    """Choose exemplars: visit the hashes in order, and make each that no earlier exemplar represents an exemplar itself.
 
     Args:
-        hashes: uint64 (n,), in visiting order.
-        max_distance: Largest Hamming distance (0..64) at which an exemplar stands for another hash.
-        num_threads: Threads to share the comparisons; the result does not depend on it.
+        hashes: uint64 (n,), in the order of the visit.
+        max_distance: The largest Hamming distance (0..64) at which an exemplar represents another hash.
+        num_threads: Threads that share the comparisons; the result does not depend on it.
 
     Returns:
-        For each hash the first exemplar, in visiting order, within `max_distance`.
+        For each hash the first exemplar, in the order of the visit, within `max_distance`.
 
     Raises:
-        ValueError: There are 2^31 - 1 hashes or more.
+        DataError: There are 2^31 - 1 hashes or more.
 
-    Source: the deduplication of CEM500K (eLife 65894). Same result as its loop over one exemplar at a
-    time: the first half is settled, its exemplars strike the second half, and what is left of that is settled. Memory
-    beyond input and result: about 40 bytes a hash.
+    Source: the deduplication of CEM500K (eLife 65894). The result is that of its loop over one exemplar at a time. Here the
+    first half is settled, its exemplars are compared with the second half, and what they do not represent is settled in turn.
+    Beside input and result this takes about 40 bytes of memory for each hash.
     """
     num = len(hashes)
     if num >= NONE:
-        raise ValueError(f"{num:,} hashes; expected fewer than {NONE:,} in one list. Deduplicate the dataset in parts.")
+        raise DataError(
+            f"there are {num:,} hashes; expected fewer than {NONE:,} in one list. Deduplicate the dataset in parts."
+        )
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
         greedy = _Greedy(spread_bits(hashes.astype(np.uint64, copy=False)), max_distance, pool, max(1, num_threads))
         greedy.settle(np.arange(num, dtype=np.int64))
@@ -135,17 +138,17 @@ def greedy_exemplars(hashes: NDArray[np.uint64], max_distance: int, num_threads:
 
 
 class _Greedy:
-    """A greedy pass over one list, by halves: settle the first, strike the second with its exemplars, settle what is left."""
+    """A greedy pass over one list by halves, see `greedy_exemplars`."""
 
     def __init__(self, hashes: NDArray[np.uint64], max_distance: int, pool: ThreadPoolExecutor, num_threads: int) -> None:
-        """Take the hashes, in visiting order; `exemplar` and `distance` hold the outcome of what is settled."""
+        """Take the hashes in the order of the visit; `exemplar` and `distance` hold the result for those that are settled."""
         self.exemplar = np.empty(len(hashes), np.int64)
         self.distance = np.empty(len(hashes), np.uint8)
         self._hashes, self._max_distance = hashes, max_distance
         self._pool, self._num_threads = pool, num_threads
 
     def settle(self, places: NDArray[np.int64]) -> None:
-        """Settle hashes, ascending places, of which no exemplar before the first is within the distance."""
+        """Settle the hashes at ascending places; no exemplar before the first of them may represent any of them."""
         if len(places) <= _LEAF:
             room = np.empty(len(places), np.uint64), np.empty(len(places), np.int64)
             radius = np.uint64(self._max_distance)
@@ -164,7 +167,7 @@ class _Greedy:
         self.settle(places[is_left])
 
     def _first_within(self, block: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
-        """Return int32 (n,): for each hash the first of the block within the distance, or `NONE`."""
+        """Return for each hash the place in the block of the first one within the distance, or `NONE`: int32 (n,)."""
         num_threads = self._num_threads if len(block) * len(hashes) >= _PARALLEL_FROM else 1
         cut = choose_bands(len(block), len(hashes), self._max_distance)
         if cut is not None:
@@ -189,10 +192,10 @@ def near_pairs(queries: NDArray[np.uint64], others: NDArray[np.uint64], max_dist
     Args:
         queries: uint64 (n,).
         others: uint64 (m,).
-        max_distance: Largest Hamming distance (0..64) that counts as a match.
+        max_distance: The largest Hamming distance (0..64) that counts as a match.
 
     Yields:
-        (place in queries, place in others, distance), by query, then by other.
+        (place in queries, place in others, distance), in order of query, then of other.
     """
     radius = np.uint64(max_distance)
     for start in range(0, len(queries), 4096):
@@ -209,11 +212,7 @@ def near_pairs(queries: NDArray[np.uint64], others: NDArray[np.uint64], max_dist
 
 
 def closest_pair_within(hashes: NDArray[np.uint64], max_distance: int) -> tuple[int, int, int] | None:
-    """Look for two hashes no farther apart than `max_distance`.
-
-    Args:
-        hashes: uint64 (n,).
-        max_distance: Largest Hamming distance that counts.
+    """Look for two hashes, uint64 (n,), with a Hamming distance of at most `max_distance`.
 
     Returns:
         (first place, second place, distance) of the first such pair in order, or None.

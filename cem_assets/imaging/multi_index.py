@@ -1,13 +1,14 @@
-"""The first hash of a block within a distance of each of many others, by multi-index hashing: exact, for large blocks.
+"""For each of many hashes, the first hash of a block within a distance: exact, by multi-index hashing, for large blocks.
 
-64 bits are cut into bands, and each band gets a radius so that the radii, each plus one, add up to the distance plus one.
-Two hashes within the distance then agree up to its radius in at least one band (else they would differ in more bits than the
-distance), so per band only buckets whose keys are that near are compared: for 12 bits in four bands of radii 3, 2, 2, 2 one
-pair in 60. Instead of looking up one hash after the other, both sides are sorted by bucket, and the near buckets of the block
-are copied side by side once for all hashes of a bucket; the comparisons then run over arrays that stay in cache.
+The 64 bits are cut into bands, and each band gets a radius, so that the sum of (radius + 1) over the bands is the distance plus
+one. In at least one band, two hashes within the distance then differ in no more bits than its radius; otherwise they would
+differ in more bits than the distance. So only buckets with near keys are compared in each band: for 12 bits in four bands of
+radii 3, 2, 2, 2 that is one pair in 60. Both sides are sorted by bucket, and the near buckets of the block are copied side by
+side once for all hashes of a bucket. The comparisons then run over arrays that stay in the cache.
 
-Source: the radii are the "generalized pigeonhole" of Norouzi, Punjani and Fleet, Fast exact search in Hamming space with
-multi-index hashing (arXiv:1307.2982); joining bucket with bucket is ours. What to compare with what is `hamming`'s business.
+Source: the radii follow the "generalized pigeonhole" principle of Norouzi, Punjani and Fleet, Fast exact search in Hamming
+space with multi-index hashing (arXiv:1307.2982). Joining bucket with bucket is our addition. `hamming` decides what is
+compared with what.
 """
 
 from collections.abc import Iterator
@@ -25,14 +26,14 @@ from cem_assets.imaging.bit_counts import num_different
 from cem_assets.imaging.compiled import kernel
 
 NUM_BANDS = (4, 5, 6, 7)
-"""Ways to cut 64 bits; few wide bands compare least, many narrow ones have the least to visit."""
+"""The numbers of bands to choose from. Few wide bands need the fewest comparisons; many narrow ones the fewest buckets."""
 NONE = np.iinfo(np.int32).max
-"""Stands for "no hash of the block is near"."""
+"""Means that no hash of the block is near."""
 _TILE = 128
 _COPIED, _SORTED = 100, 64
-"""Cost of visiting a bucket and of sorting a hash by its bucket, in comparisons; measured, and only speed depends on it."""
+"""The measured costs of visiting a bucket and of sorting a hash by its bucket, in comparisons. Only speed depends on them."""
 _MIN_GAIN = 0.6
-"""Share of all comparisons that must be left for the buckets to be worth it."""
+"""Buckets are used only if they cost less than this share of comparing everything."""
 
 Hashes = NDArray[np.uint64]
 
@@ -45,7 +46,7 @@ def _count_keys(hashes: Any, shift: Any, mask: Any, counts: Any) -> None:
 
 @kernel
 def _sort_by_key(hashes: Any, shift: Any, mask: Any, cursor: Any, out: Any, order: Any) -> None:
-    """Counting sort, stable; `cursor` starts as the first place of every key and is used up."""
+    """Sort by counting, stably; `cursor` holds the first place of every key, and is changed."""
     for i in range(hashes.shape[0]):
         key = (hashes[i] >> shift) & mask
         place = cursor[key]
@@ -56,7 +57,7 @@ def _sort_by_key(hashes: Any, shift: Any, mask: Any, cursor: Any, out: Any, orde
 
 @kernel
 def sizes_within(counts: Any, width: Any, radius: Any) -> Any:
-    """For every key the sum of counts over the keys that differ from it in at most `radius` bits."""
+    """Return for every key the sum of the counts of all keys that differ from it in at most `radius` bits."""
     size = counts.shape[0]
     layers = np.zeros((radius + 1, size), np.int64)  # layer d: keys that differ in d of the bits seen so far
     layers[0] = counts
@@ -86,7 +87,7 @@ def _join_buckets(
     near_order: Any,
     found: Any,
 ) -> None:
-    """Lower `found` of every hash in the buckets first_key..last_key to the first of the block within the distance."""
+    """Lower `found` of every hash in the buckets first_key..last_key to the first hash of the block within the distance."""
     for key in range(first_key, last_key):
         start, stop = starts[key], starts[key + 1]
         if start == stop:
@@ -122,9 +123,9 @@ class Band:
     """Some neighbouring bits of a hash, and in how many of them a near hash may differ.
 
     Attributes:
-        shift: Bits below the band.
-        width: Bits of the band.
-        radius: Bits that may differ.
+        shift: The number of bits below the band.
+        width: The number of bits in the band.
+        radius: The number of bits that may differ.
     """
 
     shift: int
@@ -133,20 +134,16 @@ class Band:
 
     @property
     def num_near(self) -> int:
-        """How many keys are within the radius of a key."""
+        """The number of keys within the radius of a key."""
         return sum(comb(self.width, bits) for bits in range(self.radius + 1))
 
 
 @lru_cache
 def bands(num_bands: int, max_distance: int) -> tuple[Band, ...]:
-    """Cut 64 bits into bands that any two hashes within a distance share at least one of.
-
-    Args:
-        num_bands: How many.
-        max_distance: Largest Hamming distance.
+    """Cut 64 bits into bands so that any two hashes within a distance are near each other in at least one of them.
 
     Returns:
-        Bands of nearly equal width; those that need not be looked at are left out.
+        Bands of nearly equal width; bands that need no search are left out.
     """
     bounds = np.linspace(0, 64, num_bands + 1).astype(int).tolist()
     widths = [high - low for low, high in pairwise(bounds)]
@@ -162,14 +159,10 @@ _GRID = [8 * row + column for low in range(2) for left in range(2) for row in ra
 
 
 def spread_bits(hashes: Hashes) -> Hashes:
-    """Reorder the bits so that neighbours in the picture, which tend to be equal, come into different bands.
+    """Reorder the bits so that neighbours in the picture, which tend to be equal, are in different bands.
 
-    Args:
-        hashes: uint64 (n,).
-
-    Returns:
-        uint64 (n,), as far from each other as before; hashes of pictures fall into more buckets: on smooth pictures
-        a quarter to a half of the comparisons are saved.
+    Distances between the hashes, uint64 (n,), stay the same. The hashes spread over more buckets, which saves a quarter to a
+    half of the comparisons on smooth pictures.
     """
     moved = np.zeros(64, np.uint64)
     moved[_GRID] = np.uint64(1) << np.arange(64, dtype=np.uint64)
@@ -185,13 +178,13 @@ def spread_bits(hashes: Hashes) -> Hashes:
 
 @lru_cache
 def near_keys(width: int, radius: int) -> NDArray[np.int64]:
-    """Return what changes a key of that width to each of the keys within the radius, itself (0) first: int64."""
+    """Return, as int64, the bit patterns that change a key to each key within the radius; the first is 0, the key itself."""
     every = np.arange(1 << width, dtype=np.int64)
     return every[np.bitwise_count(every) <= radius]
 
 
 def choose_bands(num_block: int, num_hashes: int, max_distance: int) -> tuple[Band, ...] | None:
-    """Choose the cut for a join by its expected cost, were the bits independent; None where comparing everything is cheaper."""
+    """Choose the cut with the lowest cost if the bits are independent; None where comparing everything costs less."""
     best, chosen = _MIN_GAIN * num_block * num_hashes, None
     for num_bands in NUM_BANDS:
         cut = bands(num_bands, max_distance)
@@ -208,19 +201,20 @@ def choose_bands(num_block: int, num_hashes: int, max_distance: int) -> tuple[Ba
 def first_near(
     block: Hashes, hashes: Hashes, max_distance: int, cut: tuple[Band, ...], pool: ThreadPoolExecutor, num_threads: int
 ) -> NDArray[np.int32] | None:
-    """Find for each hash the first of a block within a distance.
+    """Find for each hash the first hash of a block within a distance.
+
+    It takes 12 bytes of memory for each hash of both arrays, and in each thread 12 bytes for each hash of the near buckets.
 
     Args:
         block: uint64 (m,), fewer than 2^31 - 1.
         hashes: uint64 (n,).
-        max_distance: Largest Hamming distance that counts.
+        max_distance: The largest Hamming distance that counts as near.
         cut: From `choose_bands` or `bands`.
-        pool: Runs the pieces.
-        num_threads: Threads of it to use; the result does not depend on it.
+        num_threads: The number of the pool's threads to use; the result does not depend on it.
 
     Returns:
-        int32 (n,): place in the block, or `NONE`. None where the hashes crowd into so few buckets that comparing
-        everything is cheaper. Memory: 12 bytes for each hash of both, and 12 for each of the nearest ones and thread.
+        int32 (n,): the place in the block, or `NONE`. None if the hashes are in so few buckets that comparing everything is
+        faster.
     """
     counted = [(bucket_sizes(block, band), bucket_sizes(hashes, band), band) for band in cut]
     within = [sizes_within(counts, band.width, band.radius) for counts, _, band in counted]
@@ -244,7 +238,7 @@ def first_near(
 
 
 def bucket_sizes(hashes: Hashes, band: Band) -> NDArray[np.int64]:
-    """Count the hashes of every key of a band: int64 (2**width,)."""
+    """Count the hashes with each key of a band, as int64 (2**width,)."""
     counts = np.zeros(1 << band.width, np.int64)
     _count_keys(hashes, np.uint64(band.shift), np.uint64((1 << band.width) - 1), counts)
     return counts
@@ -253,7 +247,7 @@ def bucket_sizes(hashes: Hashes, band: Band) -> NDArray[np.int64]:
 def sort_by_bucket(
     hashes: Hashes, counts: NDArray[np.int64], band: Band
 ) -> tuple[Hashes, NDArray[np.int32], NDArray[np.int64]]:
-    """Return hashes by key, their places before, and where every key starts."""
+    """Return the hashes sorted by key, their original places, and the position at which each key starts."""
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     out, order = np.empty(len(hashes), np.uint64), np.empty(len(hashes), np.int32)
     _sort_by_key(hashes, np.uint64(band.shift), np.uint64((1 << band.width) - 1), starts[:-1].copy(), out, order)

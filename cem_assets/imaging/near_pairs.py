@@ -1,8 +1,9 @@
-"""Near pairs of hashes between groups: exact, and without comparing each with each where the list is long.
+"""Near pairs of hashes between groups: exact, and without comparing every hash with every other where the list is long.
 
-64 bits are cut into bands as in `multi_index`: a pair within the distance agrees up to the radius of at least one band in it,
-so hashes are compared with those of near buckets only. A pair that several bands find is taken from the first of them, which
-needs no memory of what was found. Pairs of one list with another, short one are `hamming.near_pairs`.
+The 64 bits are cut into bands as in `multi_index`: in at least one band, the two hashes of a pair within the distance differ in
+no more bits than its radius. So hashes are compared with those of near buckets only. A pair that several bands find is taken
+from the first of them, which needs no record of the pairs found before. `hamming.near_pairs` finds the pairs between two lists
+of which one is short.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,19 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cem_assets.errors import DataError
 from cem_assets.imaging.bit_counts import num_different
 from cem_assets.imaging.compiled import kernel
 from cem_assets.imaging.multi_index import NONE, Band, bands, bucket_sizes, near_keys, sizes_within, sort_by_bucket, spread_bits
 
 _EACH_WITH_EACH: tuple[Band, ...] = (Band(0, 0, 0),)
-"""One bucket for all."""
+"""A cut with one bucket that holds all hashes."""
 _NUM_BANDS = (3, 4, 5)
 _TILE = 128
 _LOOKUP, _SORTED = 200, 64
-"""Cost of visiting a bucket for a hash and of sorting a hash by its bucket, in comparisons; only speed depends on it."""
+"""The costs of visiting a bucket for a hash and of sorting a hash by its bucket, in comparisons. Only the speed depends on
+them."""
 _PIECES_PER_BAND = 64
 _FIRST_ROOM = 1 << 12
-"""Pairs that a piece has room for at first; where there are more, it is done again with enough."""
+"""The number of pairs that a piece has room for at first; if there are more, it is repeated with enough room."""
 
 
 @kernel
@@ -42,14 +45,14 @@ def _near_in_buckets(
     max_distance: Any,
     out: Any,
 ) -> Any:
-    """Fill out int64 (limit, 3) with (place, later place, distance) as far as there is room; return the number found."""
+    """Fill `out`, int64 (limit, 3), with (place, later place, distance) as far as there is room; return the number found."""
     found = 0
     for key in range(first_key, last_key):
         for i in range(starts[key], starts[key + 1]):
             value, place = hashes[i], order[i]
             for change in range(changes.shape[0]):
                 other = key ^ changes[change]
-                # Its own bucket lies in order of place.
+                # Within a bucket, hashes are in order of place.
                 begin = i + 1 if other == key else starts[other]
                 end = starts[other + 1]
                 for low in range(begin, end, _TILE):
@@ -81,19 +84,19 @@ def _near_in_buckets(
 
 
 def expected_cost(num_hashes: int, cut: tuple[Band, ...]) -> float:
-    """Return what a cut costs, in comparisons, were the bits of the hashes independent."""
+    """Return the cost of a cut, in comparisons, under the assumption that the bits of the hashes are independent."""
     if cut == _EACH_WITH_EACH:
         return float(num_hashes) ** 2 / 2
     return sum(num_hashes * (band.num_near * (num_hashes / (1 << band.width) + _LOOKUP) + _SORTED) for band in cut)
 
 
 def possible_cuts(max_distance: int) -> list[tuple[Band, ...]]:
-    """List the cuts to choose from; the first one compares each with each."""
+    """List the cuts to choose from; the first one compares every hash with every other."""
     return [_EACH_WITH_EACH, *(bands(num_bands, max_distance) for num_bands in _NUM_BANDS)]
 
 
 def choose_cut(hashes: NDArray[np.uint64], max_distance: int) -> tuple[Band, ...]:
-    """Choose the cut that costs least, were the bits independent; each with each where these hashes crowd into buckets."""
+    """Choose the cut with the lowest expected cost, or compare all hashes where these are in too few buckets."""
     chosen = min(possible_cuts(max_distance), key=lambda cut: expected_cost(len(hashes), cut))
     if chosen != _EACH_WITH_EACH:
         comparisons = 0.0
@@ -117,21 +120,21 @@ def pairs_between_groups(
 
     Args:
         hashes: uint64 (n,).
-        groups: int32 or int64 (n,). Whom each belongs to.
-        max_distance: Largest Hamming distance (0..64) that counts.
+        groups: int32 or int64 (n,), the group of each hash.
+        max_distance: The largest Hamming distance (0..64) that counts as near.
         num_threads: Threads that share the buckets; the result does not depend on it.
-        cut: From `choose_cut` or `multi_index.bands`; the result does not depend on it.
+        cut: From `possible_cuts`; None chooses one. The result does not depend on it.
 
     Returns:
-        int64 (k, 3): place, later place, distance; by the first, then by the second. Memory: 24 bytes for each pair, 20 for
-        each hash.
+        int64 (k, 3): place, later place, distance; in order of the first, then of the second. It takes 24 bytes of memory for
+        each pair and 20 for each hash.
 
     Raises:
-        ValueError: There are 2^31 - 1 hashes or more.
+        DataError: There are 2^31 - 1 hashes or more.
     """
     if len(hashes) >= NONE:
-        raise ValueError(
-            f"{len(hashes):,} hashes; expected fewer than {NONE:,} in one list. Make the release of fewer datasets."
+        raise DataError(
+            f"there are {len(hashes):,} hashes; expected fewer than {NONE:,} in one list. Make the release of fewer datasets."
         )
     spread = spread_bits(hashes.astype(np.uint64, copy=False))
     chosen = choose_cut(spread, max_distance) if cut is None else cut
@@ -164,7 +167,7 @@ def pairs_between_groups(
 
 
 def _pieces(sizes: NDArray[np.int64], changes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Cut the keys into ranges of about equal work; a key's work is taken for what its own bucket is."""
+    """Cut the keys into ranges of about equal work, which is estimated from the key's own bucket."""
     work = np.cumsum(sizes * (len(changes) * _LOOKUP + sizes))
     wanted = work[-1] * np.arange(1, _PIECES_PER_BAND) // _PIECES_PER_BAND
     bounds = [0, *np.searchsorted(work, wanted).tolist(), len(sizes)]

@@ -1,13 +1,13 @@
-"""Pillow's fixed-point resampling, as coefficient tables that other kernels multiply with.
+"""The integer coefficients of Pillow's resampling, for kernels that resize exactly as Pillow does.
 
-Pillow resizes 8-bit images in two separable passes. Each pass multiplies pixels with filter
-coefficients rounded to 22 fractional bits, sums in int32, shifts, clips to 0..255 and stores uint8
-again. With the same integers any order of summation gives the same bytes, which is what lets
-`cem_assets.imaging.dhash` be exact and fast. This module makes the integers; it does no resizing.
+Pillow resizes 8-bit images in two separable passes. Each pass multiplies pixels with filter coefficients that are rounded to 22
+fractional bits, sums in int32, shifts, clips to 0..255 and stores uint8 again. With the same integers every order of summation
+gives the same bytes, so `cem_assets.imaging.dhash` can be both exact and fast. This module computes the coefficients; it does
+not resize.
 
-Pillow 13 may run the vertical pass first where that is cheaper. It does not for the two resizes that a
-difference hash needs (any side up to 224 px to 224 x 224 bilinear, 224 x 224 to 9 x 8 Lanczos), and
-`dhash.self_test` compares with the installed Pillow in every process.
+Pillow 13 may run the vertical pass first where that is faster. It does not for the two resizes of a difference hash (any side
+up to 224 px to 224 x 224 bilinear, 224 x 224 to 9 x 8 Lanczos), and `dhash.self_test` compares with the installed Pillow in
+every process.
 """
 
 import math
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PRECISION_BITS = 32 - 8 - 2
-"""Fractional bits of a coefficient: 8 for the pixel and 2 for the sign and overshoot stay free."""
+"""Fractional bits of a coefficient. Of 32 bits, 8 are left for the pixel and 2 for the sign and overshoot."""
 
 Filter = Literal["bilinear", "lanczos"]
 
@@ -48,9 +48,8 @@ class Taps:
     """Coefficients of one resampling pass, cut to windows of equal length.
 
     Attributes:
-        start: int64 (num_out,). First input pixel under each output pixel's window.
-        weight: int32 (num_out, num_taps). Coefficients times 2**22; zero where the window is wider than
-            the filter.
+        start: int64 (num_out,), the first input pixel in the window of each output pixel.
+        weight: int32 (num_out, num_taps), the coefficients times 2**22; zero where the window is wider than the filter.
     """
 
     start: NDArray[np.int64]
@@ -59,15 +58,14 @@ class Taps:
 
 @lru_cache(maxsize=1024)
 def resampling_taps(num_in: int, num_out: int, filter_name: Filter) -> Taps:
-    """Make the integer coefficients Pillow uses to resize `num_in` pixels to `num_out`.
+    """Compute the integer coefficients that Pillow uses to resize `num_in` pixels to `num_out`.
 
     Args:
         num_in: Input length in px, at least 1.
         num_out: Output length in px, at least 1.
-        filter_name: "bilinear" or "lanczos", as `PIL.Image.Resampling` names them.
 
     Returns:
-        The taps, read-only and shared between callers.
+        The coefficients; the arrays are read-only, because callers share them.
 
     Source: Pillow, `src/libImaging/Resample.c` (`precompute_coeffs`, `normalize_coeffs_8bpc`).
     """

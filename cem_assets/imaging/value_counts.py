@@ -1,4 +1,4 @@
-"""Counts of the 256 values of 8-bit voxels; what a histogram of a volume is summed from."""
+"""Counts of the 256 values of 8-bit voxels, from which the histogram of a volume is summed."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +8,8 @@ from cem_assets.imaging.compiled import kernel
 
 @kernel
 def _count(values, tables):  # type: ignore[no-untyped-def]
-    """Count values uint8 (n,) into tables uint64 (4, 256), neighbours into different tables."""
-    # Equal neighbours are the rule in images; in one table each count would wait for the one before it.
+    """Count values, uint8 (n,), into tables, uint64 (4, 256); neighbours are counted in different tables."""
+    # Neighbours in images are often equal. In one table, each count would have to wait for the one before it.
     whole = len(values) - len(values) % 4
     for i in range(0, whole, 4):
         tables[0, values[i]] += np.uint64(1)
@@ -21,16 +21,13 @@ def _count(values, tables):  # type: ignore[no-untyped-def]
 
 
 def count_values(voxels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Count every value; eight times as fast as `numpy.bincount`, which widens all voxels to 64 bits first.
+    """Count every value, eight times as fast as `numpy.bincount`, which widens all voxels to 64 bits first.
 
     Args:
         voxels: uint8, any shape.
 
     Returns:
         int64 (256,).
-
-    Raises:
-        ValueError: The voxels are not uint8.
     """
     if voxels.dtype != np.uint8:
         raise ValueError(f"count_values takes uint8 voxels; found {voxels.dtype}. Standardize intensities first.")

@@ -1,1 +1,1 @@
-"""The landing zone: datasets and their descriptions, what may be taken in, private copies, quarantine."""
+"""The inbox, where people put datasets: reading it, sorting files into volumes, local copies, reports of what was refused."""

@@ -1,8 +1,9 @@
-"""Local copies of a dataset's files, made while they are hashed, so that a bucket is asked for every byte once.
+"""Local copies of a dataset's files, made while the files are hashed, so that every byte is fetched only once from a bucket.
 
-A dataset's version is the sha256 of its files, and most formats are read from a local file. Without these copies a volume
-would be fetched twice, and slices three times (for their digest, to tell them from volumes, to read them). What has no room
-here is fetched again when its turn comes; Zarr stores are never copied, their chunks are read where they lie.
+A dataset's version is the sha256 of its files, and most formats are read from a local file. Without these copies a volume would
+be fetched twice, and a slice three times: for its digest, to tell it from a volume, and to read it. A file for which there is
+no room is fetched again when its turn comes. Zarr stores are never copied, because their chunks are read from the bucket
+itself.
 """
 
 import itertools
@@ -18,21 +19,21 @@ from cem_assets.store.store import Store
 logger = logging.getLogger(__name__)
 
 _BESIDE_HEADERS = (".raw", ".raw.gz", ".gz", ".bz2")
-"""Files that hold the voxels of a header beside them."""
+"""Suffixes of files that hold the voxels for a header file beside them."""
 _SHARE_OF_FREE_DISK = 4
-"""A fourth of what is free: compressed files still have to be unpacked beside."""
+"""Copies take at most a fourth of the free disk, because compressed files must be unpacked beside them."""
 
 
 class SourceCopies:
-    """Copies of some objects of a bucket in a scratch folder. Safe to fill from several threads."""
+    """Copies of some objects of a bucket in a scratch folder. Several threads may fill it at once."""
 
     def __init__(self, store: Store, folder: Path, room_bytes: int | None = None) -> None:
-        """Make a place for copies.
+        """Make a folder for copies.
 
         Args:
-            store: A remote one; of a local store nothing needs to be copied.
-            folder: In scratch space; whoever made it removes it.
-            room_bytes: What the copies may take; default a fourth of the free disk.
+            store: A remote store; the files of a local one need no copies.
+            folder: A folder in scratch space, which its maker removes.
+            room_bytes: Bytes that the copies may take; None takes a fourth of the free disk.
         """
         self._store = store
         self._folder = folder / "sources"
@@ -43,16 +44,13 @@ class SourceCopies:
         self._lock = Lock()
 
     def sha256(self, key: str, num_bytes: int) -> str:
-        """Hash an object, and keep it where it is of a kind that is read from a file, and there is room for it.
+        """Return the sha256 of an object, and keep a copy if its format is read from a file and there is room for it.
 
         Args:
             num_bytes: Its size as it was listed.
-
-        Returns:
-            Hex digest of the bytes that were kept.
         """
         name = key.rsplit("/", 1)[-1]
-        if kind_of(name) is None and not name.lower().endswith(_BESIDE_HEADERS):  # a chunk of a Zarr store, a text
+        if kind_of(name) is None and not name.lower().endswith(_BESIDE_HEADERS):  # such as a chunk of a Zarr store, or a text
             return self._store.sha256(key)
         with self._lock:
             has_room = num_bytes <= self._room
@@ -60,7 +58,7 @@ class SourceCopies:
         if not has_room:
             logger.info("%s (%d bytes) has no room among the copies and is fetched again when it is read", key, num_bytes)
             return self._store.sha256(key)
-        target = self._folder / str(next(self._numbers)) / name  # numbered: names may be equal, and say the format
+        target = self._folder / str(next(self._numbers)) / name  # file names may be equal, and say the format
         target.parent.mkdir()
         digest = self._store.download(key, target)
         with self._lock:
@@ -68,7 +66,7 @@ class SourceCopies:
         return digest
 
     def of(self, key: str) -> Path | None:
-        """Return an object's copy, under its own file name; None where there is none."""
+        """Return an object's copy, which has the object's file name; None where there is no copy."""
         with self._lock:
             path, _ = self._copies.get(key, (None, 0))
         return path if path is not None and path.is_file() else None

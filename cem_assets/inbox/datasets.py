@@ -1,8 +1,8 @@
 """The inbox: folders of files with a `dataset.toml`.
 
-A dataset is complete when its `dataset.toml`, written last, is there. This module lists and hashes the
-files and refuses names that could do harm; uploaded names are untrusted. Which files make which volume is
-`cem_assets.inbox.intake`.
+A dataset is complete when its `dataset.toml` is there, which is written last. This module lists and hashes the files, and
+refuses names that could do harm, because uploaded names are not trusted. `cem_assets.inbox.intake` decides which files make
+which volume.
 """
 
 import hashlib
@@ -24,20 +24,21 @@ from cem_assets.store.partition_listing import marked_folders
 from cem_assets.store.store import Store, StoredObject
 
 HashOf = Callable[[str, int], str]
+"""Returns the sha256 of an object, given its key and its size in bytes."""
 
 INBOX = "inbox"
 DESCRIPTION = "dataset.toml"
 
 _JUNK = re.compile(r"^\.|/\.(?!z(array|group|attrs|metadata)$)|(^|/)(__MACOSX/|Thumbs\.db$|desktop\.ini$)")
-"""What systems leave behind; hidden files in folders are not, where they describe a Zarr v2 store."""
+"""Files that operating systems leave behind. Hidden files that describe a Zarr v2 store in a folder are not among them."""
 _MAX_PART_BYTES = 255
 MAX_NAME = 160
-"""Characters of a volume's name, and of a path in a message."""
+"""Most characters of a volume's name, and of a path in a message."""
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """Something that was refused, while the rest went on.
+    """A file or volume that was refused, while the rest of the dataset was used.
 
     Attributes:
         what: The file or volume, relative to the dataset's folder.
@@ -54,7 +55,6 @@ class InboxFile:
 
     Attributes:
         path: Relative to the dataset's folder.
-        num_bytes: Size.
         sha256: Hex digest of its bytes.
     """
 
@@ -69,7 +69,7 @@ class InboxDataset:
 
     Attributes:
         description: What its curator says.
-        files: All its files in order of path, `dataset.toml` among them.
+        files: All files in order of path, with `dataset.toml`.
         rejections: Files whose names are not allowed.
     """
 
@@ -82,13 +82,13 @@ class InboxDataset:
         return self.description.name
 
     def under(self, folder: str) -> tuple[InboxFile, ...]:
-        """Return the files under a folder of it."""
+        """Return the files in a folder of the dataset, at any depth."""
         first, behind = (bisect_left(self.files, f"{folder}{end}", key=lambda file: file.path) for end in ("/", "0"))
         return self.files[first:behind]  # "0" is the character after "/"
 
     @property
     def digest(self) -> str:
-        """sha256 over path, size and sha256 of every file: changes when anything in the dataset does."""
+        """The sha256 over path, size and sha256 of every file, which changes when anything in the dataset does."""
         rows = [[item.path, item.num_bytes, item.sha256] for item in self.files]
         return hashlib.sha256(canonical_json(rows)).hexdigest()
 
@@ -102,14 +102,11 @@ def read_description(store: Store, dataset: str) -> DatasetDescription:
     """Read the `dataset.toml` of a dataset in the inbox.
 
     Args:
-        dataset: Name of its folder, which is its partition key.
-
-    Returns:
-        The description.
+        dataset: Name of its folder, which is also its partition key.
 
     Raises:
         FileNotFoundError: The folder has no `dataset.toml`.
-        DataError: The file breaks rules, or names another dataset than its folder.
+        DataError: The file breaks a rule, or names another dataset than its folder.
     """
     if problem := check_dataset_name(dataset):
         raise DataError(problem)
@@ -136,14 +133,11 @@ def read_inbox(store: Store, dataset: str, hash_of: HashOf | None = None) -> Inb
 
     Args:
         dataset: Name of its folder.
-        hash_of: Another way to hash, such as one that keeps copies; as in `listed_files`.
-
-    Returns:
-        The dataset with every file hashed.
+        hash_of: Another way to hash objects, such as one that keeps copies; see `listed_files`.
 
     Raises:
         FileNotFoundError: There is no such dataset.
-        DataError: Its description breaks rules, or there is no file beside it.
+        DataError: Its description breaks a rule, or there is no file beside it.
     """
     description = read_description(store, dataset)
     files, rejections = listed_files(store, dataset, hash_of)
@@ -162,7 +156,7 @@ def listed_files(
 
     Args:
         dataset: Name of the folder.
-        hash_of: Gives the sha256 of an object by key and size, from several threads; default `Store.sha256`.
+        hash_of: Returns the sha256 of an object, and is called from several threads; None takes `Store.sha256`.
     """
     hashed = hash_of or (lambda key, _: store.sha256(key))
     base = f"{INBOX}/{dataset}/"
@@ -182,10 +176,10 @@ def listed_files(
 
 
 def path_problem(path: str) -> str | None:
-    """Say why an uploaded file's path is not allowed, or None.
+    """Say why an uploaded file's path is not allowed; None where it is allowed.
 
-    Blanks, commas, leading dashes and letters of any script are allowed in file names, because real
-    archives have them; what could leave the folder, hide, or break a file system is not.
+    Blanks, commas, leading dashes and letters of any script are allowed in file names, because real archives have them. Paths
+    that could leave the folder, look like others, or break a file system are not.
     """
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\\" in path:
@@ -199,25 +193,25 @@ def path_problem(path: str) -> str | None:
 
 
 def shown_path(path: str) -> str:
-    """Return a path for a message or table: printable, and not longer than 160 characters."""
+    """Return a path for a message or table, with printable characters only, 160 at most."""
     text = "".join(character if character.isprintable() else "?" for character in path)
     return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 3]}..."
 
 
 def register_folder(store: Store, folder: Path, name: str | None = None, replace: bool = False) -> str:
-    """Copy a local folder into the inbox, `dataset.toml` last.
+    """Copy a local folder into the inbox, with its `dataset.toml` last.
 
     Args:
         folder: A folder of files with a `dataset.toml`.
-        name: Name to give the dataset instead of the one in `dataset.toml`.
-        replace: Whether other files under the same name may be replaced.
+        name: The dataset's name, if it should be another than the one in `dataset.toml`.
+        replace: Whether other files of a dataset of that name may be replaced.
 
     Returns:
         The dataset's name.
 
     Raises:
         FileNotFoundError: There is no such folder, or no `dataset.toml` in it.
-        DataError: The description breaks rules.
+        DataError: The description breaks a rule.
         FileExistsError: A dataset of that name with other files is in the inbox already.
     """
     toml = folder / DESCRIPTION
@@ -236,14 +230,14 @@ def register_folder(store: Store, folder: Path, name: str | None = None, replace
 
 
 def copy_to_inbox(store: Store, folder: Path, name: str, marker: str, text: bytes, replace: bool) -> None:
-    """Copy a local folder's files into the inbox, the file that marks it as complete last.
+    """Copy a local folder's files into the inbox, and last the file that marks the folder as complete.
 
     Args:
-        folder: Files.
-        name: Of the folder in the inbox.
-        marker: File name, such as "dataset.toml".
-        text: Its contents.
-        replace: Whether other files under the same name may be replaced.
+        folder: The local folder.
+        name: Name of the folder in the inbox.
+        marker: Name of the file that marks it as complete, such as "dataset.toml".
+        text: Contents of that file.
+        replace: Whether other files of a folder of that name may be replaced.
 
     Raises:
         DataError: There is no file beside the marker, or a name is not allowed.
@@ -263,7 +257,7 @@ def copy_to_inbox(store: Store, folder: Path, name: str, marker: str, text: byte
                 f"the inbox of {store.url} has a dataset {name!r} already, with other files. Give another name "
                 "(--name), or replace it as a new version (--replace)."
             )
-        store.delete([f"{base}/{marker}"])  # incomplete from here until the new one is written, last
+        store.delete([f"{base}/{marker}"])  # the dataset is incomplete from here until the new marker is written, last
     stale = sorted(set(there) - set(wanted) - {marker})
     store.delete(f"{base}/{path}" for path in stale)
     for path, file in local.items():
@@ -284,7 +278,7 @@ def _same_files(store: Store, base: str, there: dict[str, int], local: dict[str,
 
 
 def _local_files(folder: Path, marker: str) -> list[str]:
-    """List a folder's files, relative; links that lead out of it are refused."""
+    """List a folder's files, relative to it; links that lead out of the folder are refused."""
     root = folder.resolve()
     found = []
     for file in sorted(folder.rglob("*")):
@@ -314,8 +308,8 @@ class Arrival:
 
     Attributes:
         dataset: Name of its folder.
-        fingerprint: 16 hex digits over size, tag and time of its `dataset.toml`: another one for every upload.
-        modified: When `dataset.toml` was written, seconds since 1970.
+        fingerprint: 16 hex digits over size, tag and time of its `dataset.toml`; every upload has its own.
+        modified: When `dataset.toml` was written, in seconds since 1970.
     """
 
     dataset: str
@@ -324,7 +318,7 @@ class Arrival:
 
 
 def arrival_of(store: Store, dataset: str, marker: str = DESCRIPTION) -> Arrival | None:
-    """Look whether a dataset of the inbox (or, by its marker, a microscopy source) is complete; one request."""
+    """Look whether a dataset of the inbox, or a microscopy source by its marker, is complete. This takes one request."""
     found = store.stat(dataset_key(dataset, marker))
     return None if found is None else _arrival(dataset, found)
 
@@ -335,14 +329,14 @@ def _arrival(dataset: str, found: StoredObject) -> Arrival:
 
 
 def arrivals(store: Store, after: str = "", marker: str = DESCRIPTION) -> Iterator[Arrival]:
-    """Look for complete datasets (or, by their marker, microscopy sources), as far as the caller wants to go.
+    """Look for complete datasets, or for microscopy sources by their marker, as long as the caller asks for more.
 
     Args:
-        after: Begin behind this name.
-        marker: File that is written last.
+        after: Begin after this name.
+        marker: Name of the file that is written last.
 
     Yields:
-        In order of `cem_assets.store.partition_listing.place`.
+        Datasets in the order of `cem_assets.store.partition_listing.place`.
     """
     for dataset, found in marked_folders(store, INBOX, marker, after):
         if found is not None:

@@ -1,7 +1,7 @@
 """Sorting a dataset's files into volumes, stacks of slices and 2D images.
 
-No voxels are read here; `cem_assets.cem.volumes.standardize` does that. The rules are those of the README's
-recipe "add a dataset": each volume file is one volume, a folder of 2D slices is one volume.
+Each volume file is one volume, and a folder of 2D slices is one volume. No voxels are read here;
+`cem_assets.cem.volumes.standardize` does that.
 """
 
 import re
@@ -9,11 +9,12 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-import tifffile
-
 from cem_assets.catalog.description import DatasetDescription
+from cem_assets.errors import DataError
 from cem_assets.formats import SLICE_FORMATS, expected_suffixes, kind_of, open_file
+from cem_assets.formats.decoding import decoding
 from cem_assets.formats.stacks import natural_key
+from cem_assets.formats.tiff import tiff_file
 from cem_assets.formats.zarr.stores import list_zarr_stores
 from cem_assets.inbox.datasets import DESCRIPTION, MAX_NAME, InboxDataset, Rejection, shown_path
 
@@ -23,17 +24,16 @@ _SIDECARS = frozenset(
         ".yml", ".log", ".bib", ".sha256", ".md5", ".raw",
     }
 )  # fmt: skip
-"""Files that may lie beside images without being images; `.raw` is what an .nhdr header points to."""
+"""Suffixes of files that may be beside images without being images; an .nhdr header refers to a `.raw` file."""
 
 
 @dataclass(frozen=True)
 class Intake:
-    """One volume or image to be made.
+    """One volume or image that will be made.
 
     Attributes:
-        name: Its name.
         kind: "file" (one file), "stack" (2D slices, in order) or "zarr" (a folder).
-        paths: Files, or the Zarr folder, relative to the dataset's folder.
+        paths: The files, or the Zarr folder, relative to the dataset's folder.
     """
 
     name: str
@@ -45,11 +45,10 @@ def intakes(dataset: InboxDataset, is_single_image: dict[str, bool]) -> tuple[li
     """Sort a dataset's files into volumes or images.
 
     Args:
-        is_single_image: For every file that could be a slice, whether it holds one 2D image; see
-            `slice_candidates`.
+        is_single_image: For every file of `slice_candidates`, whether it holds one 2D image.
 
     Returns:
-        What is to be made, in natural order of name, and the files that fit nowhere.
+        What will be made, in natural order of name, and the files that cannot be used.
     """
     paths = [item.path for item in dataset.files if item.path != DESCRIPTION]
     found: list[Intake] = []
@@ -116,7 +115,7 @@ def _distinct(found: list[Intake], rejections: list[Rejection]) -> tuple[list[In
 
 def _stem(path: str) -> str:
     kind = kind_of(path.rsplit("/", 1)[-1])
-    assert kind is not None  # callers asked for it before
+    assert kind is not None  # callers have checked that
     return kind.stem
 
 
@@ -125,13 +124,13 @@ def _zarr_stem(root: str) -> str:
 
 
 def _name_of(path: str, stem: str) -> str:
-    """Name a volume after its file; folders above it are joined with dashes, so that names stay distinct."""
+    """Return the name of a volume: that of its file, after those of its folders, joined with dashes so that names differ."""
     folders = path.split("/")[:-1]
     return unicodedata.normalize("NFC", "-".join([*folders, stem]))
 
 
 def slice_candidates(dataset: InboxDataset) -> list[str]:
-    """List the files that may be slices of a volume and must be looked at to know; none for kind "images"."""
+    """List the files that may be slices of a volume, which only their contents tell; none for datasets of kind "images"."""
     if dataset.description.kind == "images":
         return []
     candidates = []
@@ -143,21 +142,21 @@ def slice_candidates(dataset: InboxDataset) -> list[str]:
 
 
 def holds_one_image(path: Path, scratch: Path, description: DatasetDescription) -> bool:
-    """Tell whether a file is one 2D image, from its header where the format allows.
+    """Tell whether a file is one 2D image, by its header where the format allows that.
 
-    Damaged files count as images in formats that only hold images and as volumes elsewhere; opening
-    them for their voxels says what is wrong.
+    A damaged TIFF file counts as an image, and a damaged file of another format that may hold volumes as a volume. What is
+    wrong with it is said when it is opened for its voxels.
     """
     kind = kind_of(path.name)
     if kind is None or kind.format in ("PNG", "JPEG"):
         return True
     try:
         if kind.format == "TIFF":
-            with tifffile.TiffFile(path, _multifile=False) as tif:
+            with decoding(path, kind.format), tiff_file(path) as tif:
                 if tif.is_imagej or tif.is_ome or tif.is_shaped:
                     sizes = dict(zip(tif.series[0].axes, tif.series[0].shape, strict=True))
                     return all(int(size) == 1 for name, size in sizes.items() if name not in "YXSC")
                 return len(tif.pages) == 1 or all(page.is_reduced for page in tif.pages[1:])
         return open_file(path, scratch, description).is_image
-    except Exception:  # noqa: BLE001  any damage: the opener reports it in words when the file's turn comes
+    except DataError:
         return kind.format == "TIFF"

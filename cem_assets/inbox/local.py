@@ -14,7 +14,7 @@ from cem_assets.store.store import Store
 def local_paths(
     store: Store, dataset: str, paths: Iterable[str], scratch: Path, kept: SourceCopies | None = None
 ) -> Iterator[list[Path]]:
-    """Give local files for files of the inbox: themselves on a local store, copies that were kept or made otherwise."""
+    """Give local paths of files of the inbox: the files themselves on a local store, else copies, kept ones or new ones."""
     keys = [dataset_key(dataset, path) for path in paths]
     if store.is_local:
         yield [Path(store.url_of(key)) for key in keys]

@@ -1,13 +1,14 @@
 """Reports of what was refused: `quarantine/<dataset>/report.json` and `report.md`.
 
-The refused files stay in the inbox; the report says what was expected, what was found and the remedy, and
-goes away when the dataset is whole.
+The refused files stay in the inbox. The report says what was expected, what was found and the remedy, and is removed when all
+of the dataset can be used.
 """
 
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from cem_assets.errors import DataError
 from cem_assets.inbox.datasets import INBOX, Rejection, shown_path
 from cem_assets.store.assets import VOLUMES
 from cem_assets.store.store import Store, check_key
@@ -16,23 +17,22 @@ QUARANTINE = "quarantine"
 
 
 def report_key(dataset: str) -> str:
-    """Return where the report of a dataset lies, as Markdown; the JSON lies beside it."""
+    """Return the key of a dataset's report in Markdown; the one in JSON is beside it."""
     return check_key(f"{QUARANTINE}/{dataset}/report.md")
 
 
 def write_report(store: Store, dataset: str, rejections: Sequence[Rejection], is_refused: bool, asset: str = VOLUMES) -> None:
-    """Write the report of a dataset, in place of an earlier one.
+    """Write the report of a dataset, which replaces an earlier one.
 
     Args:
         dataset: Its name; a name that cannot be a folder gets no report.
-        rejections: What was refused.
         is_refused: Whether nothing of the dataset could be used.
-        asset: What to materialize after the repair.
+        asset: The asset to materialize after the repair.
     """
     try:
         key = report_key(dataset)
-    except ValueError:
-        return  # the run's own error names the bad name; there is no safe folder to write to
+    except DataError:
+        return  # the name cannot be a folder, which the run's own error says
     now = datetime.now(UTC).isoformat(timespec="seconds")
     body = {
         "dataset": dataset,
@@ -53,7 +53,7 @@ def write_report(store: Store, dataset: str, rejections: Sequence[Rejection], is
 
 
 def clear_report(store: Store, dataset: str) -> None:
-    """Remove the report of a dataset that is whole now."""
+    """Remove the report of a dataset that can be used as a whole now."""
     key = report_key(dataset)
     there = [name for name in (key, key.replace(".md", ".json")) if store.size(name) is not None]
     store.delete(there)

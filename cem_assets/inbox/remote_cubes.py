@@ -1,11 +1,12 @@
-"""Sampling a catalogued remote volume: cubes of it become a dataset in the inbox, within a byte budget.
+"""Draws cubes of a remote volume of the catalogue, and puts them into the inbox as a dataset, within a byte budget.
 
-Every cube is a file of the inbox, written whole; a ledger beside them (`sampling.json`) says what was drawn, what
-was left out and why, and lets a run that was cut short go on. `dataset.toml` comes last, so the inbox takes only
-finished samples. A cube with any chunk that the source does not have is left out and the next of the draw takes
-its place: no patch can touch missing data, and no zeros stand in for it.
+Every cube is a file in the inbox. A ledger beside the cubes (`sampling.json`) says which cubes were drawn, which were left out
+and why, and lets a run that was interrupted go on. `dataset.toml` is written last, so that the inbox takes finished samples
+only. A cube is left out if the source lacks any of its chunks, and the next cube of the draw takes its place. So no patch
+touches missing data, and nothing is filled in for it.
 """
 
+import copy
 import json
 import logging
 import math
@@ -30,7 +31,7 @@ from cem_assets.imaging.cube_choice import (
     roi_name,
 )
 from cem_assets.inbox.datasets import DESCRIPTION, dataset_key
-from cem_assets.sources.volumes.objects import BudgetSpentError, TransferLimits
+from cem_assets.sources.volumes.objects import BudgetSpentError, RequestLimits
 from cem_assets.sources.volumes.volumes import BoxContents, RemoteVolume, open_remote_volume
 from cem_assets.store.manifests import canonical_json
 from cem_assets.store.store import Store
@@ -42,16 +43,21 @@ LEDGER = "sampling.json"
 Progress = Callable[[int, int], None]
 
 _MAX_REFERENCE_BYTES = 512 << 20
+"""Largest coarse scale that is read as a whole to judge cubes by."""
 _SLAB_BYTES = 64 << 20
 _MAX_LEDGER_BYTES = 64 << 20
+_NEW_LEDGER: dict[str, Any] = {
+    "is_complete": False, "gigabytes": 0.0, "cubes": [], "left_out": [], "reference_bytes": 0, "downloaded_bytes": 0,
+    "cube_bytes": 0, "ended_because": "",
+}  # fmt: skip
 _NO_BYTES_LEFT = "the next cube's chunks exceed what is left of the budget for downloads"
 _MIN_LEFT_OUT = 64
 _LEFT_OUT_PER_CUBE = 4
-"""After this many cubes left out for every one wanted (and at least `_MIN_LEFT_OUT`), the source is taken to be broken."""
+"""When this many cubes were left out for every cube wanted, and at least `_MIN_LEFT_OUT`, the source counts as broken."""
 
 
 def sampling_params(remote: RemoteSource) -> SamplingParams:
-    """Return the parameters of a catalogue row."""
+    """Return the sampling parameters that a catalogue row gives."""
     return SamplingParams(
         cube_px=remote.cube_px,
         gigabytes=remote.gigabytes,
@@ -65,27 +71,28 @@ def sample_dataset(
     row: EmDataset,
     scratch: Path,
     progress: Progress | None = None,
-    limits: TransferLimits | None = None,
+    limits: RequestLimits | None = None,
 ) -> dict[str, Any]:
     """Sample a remote volume into the inbox.
 
     Args:
-        row: Of the catalogue, with a remote source.
-        scratch: Folder for one cube at a time.
-        limits: Rates, retries and timeouts.
+        row: A row of the catalogue with a remote source.
+        scratch: A local folder that holds one cube at a time.
+        progress: Called after each cube with the bytes of the cubes so far and the budget in bytes.
+        limits: None for the default rates, retries and timeouts.
 
     Returns:
-        The ledger: what was asked for, `cubes`, `left_out` with reasons, `downloaded_bytes` and `cube_bytes`.
+        The ledger: the plan, `cubes`, `left_out` with reasons, `downloaded_bytes`, `cube_bytes` and why the draw ended.
 
     Raises:
-        DataError: The row is not remote, the volume cannot be read, or not one cube could be had.
-        FileNotFoundError: The volume is not there.
-        PermissionError: Access to it is refused.
-        ConnectionError: Its server is in trouble; what was done is kept for the next run.
+        DataError: The volume cannot be read, or not a single cube could be taken.
+        FileNotFoundError: There is no such volume.
+        PermissionError: The server refuses access.
+        ConnectionError: The server is in trouble. The next run goes on with what was done.
         FileExistsError: The inbox has another dataset, or another sample, under that name.
     """
     if row.remote is None:
-        raise DataError(f"catalogue row {row.name!r} has no remote volume; expected one. Its files are fetched whole.")
+        raise ValueError(f"catalogue row {row.name!r} has no remote volume; expected one. Its files are fetched whole.")
     params = sampling_params(row.remote)
     ledger = _earlier_ledger(store, row, _plan(row.remote, params))
     if ledger["is_complete"] and ledger["gigabytes"] >= params.gigabytes and _is_whole(store, row.name):
@@ -93,7 +100,7 @@ def sample_dataset(
     try:
         volume = open_remote_volume(row.remote.url, row.remote.format, row.remote.scale, limits, params.budget_bytes)
         voxel_size = _voxel_size(row, volume)
-        store.delete([dataset_key(row.name, DESCRIPTION)])  # incomplete from here until it is written, last
+        store.delete([dataset_key(row.name, DESCRIPTION)])  # it is written last, and without it the sample counts as incomplete
         run = _Run(store, row, params, volume, scratch, ledger, progress or (lambda done, total: None))
         run.draw()
     except BudgetSpentError as error:
@@ -110,7 +117,7 @@ def sample_dataset(
 
 
 def _plan(remote: RemoteSource, params: SamplingParams) -> dict[str, Any]:
-    """Return what must be equal for two samples to be prefixes of one draw; the budget is not part of it."""
+    """Return what must be equal for two samples to come from the same draw. With a smaller budget a sample is a part of it."""
     return {
         "url": remote.url, "format": remote.format, "scale": remote.scale, "is_cropped": remote.is_cropped,
         **params.model_dump(mode="json", exclude={"gigabytes"}),
@@ -126,15 +133,18 @@ def _earlier_ledger(store: Store, row: EmDataset, plan: dict[str, Any]) -> dict[
                 f"the inbox has a dataset {row.name!r} that is no sample of {plan['url']}; expected none. Remove "
                 f"inbox/{row.name}/ or rename it."
             )
-        return {
-            "plan": plan, "is_complete": False, "gigabytes": 0.0, "cubes": [], "left_out": [], "reference_bytes": 0,
-            "downloaded_bytes": 0, "cube_bytes": 0, "ended_because": "",
-        }  # fmt: skip
+        return {"plan": plan, **copy.deepcopy(_NEW_LEDGER)}
     if size > _MAX_LEDGER_BYTES:
         raise DataError(f"{key} has {size} bytes; expected at most {_MAX_LEDGER_BYTES}. Remove inbox/{row.name}/.")
-    ledger: dict[str, Any] = json.loads(store.read(key))
-    if ledger.get("plan") != plan:
-        differing = sorted(name for name in plan if ledger.get("plan", {}).get(name) != plan[name])
+    try:
+        ledger: dict[str, Any] = json.loads(store.read(key))
+        known = dict(ledger["plan"])
+        if lacking := set(_NEW_LEDGER) - set(ledger):
+            raise DataError(f"it lacks {', '.join(sorted(lacking))}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{key} is damaged: {type(error).__name__}: {error}. Remove inbox/{row.name}/.") from error
+    if known != plan:
+        differing = sorted(name for name in plan if known.get(name) != plan[name])
         raise FileExistsError(
             f"the inbox has another sample of {row.name!r}: {', '.join(differing)} differ(s). Remove inbox/{row.name}/, or "
             "restore the catalogue row."
@@ -147,17 +157,17 @@ def _is_whole(store: Store, name: str) -> bool:
 
 
 def _voxel_size(row: EmDataset, volume: RemoteVolume) -> tuple[float, float, float]:
-    """Return (z, y, x) in nm at the sampled scale: the catalogue's, at the finest scale, times the scale's factor."""
+    """Return (z, y, x) in nm at the sampled scale. The catalogue gives the size at the finest scale."""
     if row.voxel_size_nm is not None:
         z, y, x = (size * factor for size, factor in zip(row.voxel_size_nm, volume.layout.factor, strict=True))
         return (z, y, x)
     if volume.voxel_size_nm is None:
-        raise DataError(f"neither the catalogue nor the metadata of {row.name!r} say its voxel size. Add it to the row.")
+        raise DataError(f"neither the catalogue nor the metadata of {row.name!r} give its voxel size. Add it to the row.")
     return volume.voxel_size_nm
 
 
 class _Run:
-    """One attempt at a sample; the ledger is the only state that outlives it."""
+    """One run of a sample. The ledger is the only state that outlives it."""
 
     def __init__(
         self,
@@ -177,11 +187,11 @@ class _Run:
         self._store.put(dataset_key(self._row.name, LEDGER), canonical_json(self._ledger))
 
     def draw(self) -> None:
-        """Take cubes in the order of the draw until a budget, or the volume, is used up.
+        """Take cubes in the order of the draw until the budget or the volume is used up.
 
         Raises:
-            BudgetSpentError: It does not suffice for the reference image.
-            DataError: Not one cube could be had.
+            BudgetSpentError: The budget does not suffice for the reference image.
+            DataError: Not a single cube could be taken.
         """
         ledger, params, itemsize = self._ledger, self._params, self._volume.dtype.itemsize
         order = self._order()
@@ -209,7 +219,7 @@ class _Run:
             name = self._name(box)
             cube = self._kept(done.get(name)) or left_out.get(name)
             is_new = cube is None
-            # What the costliest cube so far took for each of its bytes tells whether another one is worth beginning.
+            # The most bytes that a cube has taken so far, relative to its size, decide whether another one is started.
             expected = math.ceil(costliest * num_bytes) if cube is None else cube["downloaded_bytes"]
             if ledger["downloaded_bytes"] + expected > params.budget_bytes:
                 ended = _NO_BYTES_LEFT
@@ -227,7 +237,7 @@ class _Run:
             ledger["downloaded_bytes"] += cube["downloaded_bytes"]
             ledger["left_out" if "reason" in cube else "cubes"].append(cube)
             ledger["cube_bytes"] += 0 if "reason" in cube else num_bytes
-            if is_new:  # all cubes of an earlier run come before it, so none of them is forgotten
+            if is_new:  # all cubes of an earlier run come before the first new one, so none of them is lost
                 self.write_ledger()
             self._progress(ledger["cube_bytes"], params.budget_bytes)
         ledger["ended_because"] = ended
@@ -235,8 +245,8 @@ class _Run:
             self.write_ledger()
             reasons = "; ".join(f"{item['name']}: {item['reason']}" for item in ledger["left_out"][:5])
             raise DataError(
-                f"{self._row.name}: no cube could be had within {params.gigabytes} GB: {ended}. {reasons or 'None was tried'}. "
-                "Check the source, its padding value and the budget."
+                f"{self._row.name}: no cube could be taken within {params.gigabytes} GB: {ended}. "
+                f"{reasons or 'None was tried'}. Check the source, its padding value and the budget."
             )
 
     def _name(self, box: Box) -> str:
@@ -247,11 +257,15 @@ class _Run:
         return self._row.remote is None or self._row.remote.is_cropped
 
     def _order(self) -> list[Box]:
-        """Bring the candidates into order; without a small enough reference each cube is judged when it was read."""
+        """Return the candidates in the order of the draw.
+
+        The coarsest scale, the reference, tells which cubes are mostly padding. Where it is missing or too large, that is
+        decided for each cube after it was read.
+        """
         volume, params = self._volume, self._params
         z, y, x = (slice(0, size) for size in volume.shape)
         if not self._is_cropped() and cube_bytes((z, y, x), volume.dtype.itemsize) <= params.budget_bytes:
-            self._has_reference = True  # the whole volume was asked for, padding and all
+            self._has_reference = True  # the whole volume is wanted, with its padding
             return [(z, y, x)]
         reference = volume.at_scale(-1)
         num_bytes = math.prod(reference.shape) * reference.dtype.itemsize
@@ -270,7 +284,7 @@ class _Run:
         return order_cubes(found, params)
 
     def _kept(self, cube: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Return a cube of an earlier run if its file is still what it was."""
+        """Return a cube of an earlier run, or None if its file is gone or has changed."""
         if cube is None:
             return None
         key = dataset_key(self._row.name, cube["file"])
@@ -278,7 +292,7 @@ class _Run:
         return cube if is_there else None
 
     def _take(self, name: str, box: Box) -> dict[str, Any]:
-        """Download a cube into the inbox, or say why it is left out."""
+        """Download a cube into the inbox and return its entry for the ledger, with a `reason` if it is left out."""
         before = self._volume.counts.num_bytes
         file = f"{name}.nrrd"
         shape = tuple(span.stop - span.start for span in box)
@@ -309,7 +323,7 @@ class _Run:
         return {"name": name, "reason": reason, "downloaded_bytes": self._volume.counts.num_bytes - before}
 
     def _slabs(self, box: Box) -> Iterator[Box]:
-        """Cut a box into slabs of whole layers of chunks that fit memory; one slab for a cube of usual size."""
+        """Cut a box into slabs of whole layers of chunks that fit into memory. A cube of usual size is one slab."""
         z, y, x = box
         layer = self._volume.chunk_shape[0]
         row_bytes = (y.stop - y.start) * (x.stop - x.start) * self._volume.dtype.itemsize
@@ -333,14 +347,14 @@ def _little_endian(voxels: NDArray[Any]) -> bytes:
 
 
 def _nrrd_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """Write an NRRD header by hand: equal voxels must give equal bytes, and libraries put the time into it."""
+    """Return an NRRD header. Equal voxels must give equal bytes, but libraries write the time into the header."""
     z, y, x = shape
     endian = "endian: little\n" if dtype.itemsize > 1 else ""
     return f"NRRD0004\ntype: {dtype.name}\ndimension: 3\nsizes: {x} {y} {z}\n{endian}encoding: raw\n\n".encode()
 
 
 def _delete_strays(store: Store, name: str, wanted: set[str]) -> None:
-    """Delete cubes that a run left behind without coming to note them."""
+    """Delete cubes that an interrupted run wrote but did not enter into the ledger."""
     base = dataset_key(name, "x").removesuffix("x")
     files = [item.key for item in store.walk(base.rstrip("/"))]
     store.delete(key for key in files if key.startswith(f"{base}{name}-ROI-") and key[len(base) :] not in wanted)

@@ -1,1 +1,1 @@
-"""What runs by itself: maintenance, intake of the catalogue, alerts, the health of sources."""
+"""What runs without anybody asking for it: maintenance, fetching of catalogue rows, alerts, records of sources in trouble."""

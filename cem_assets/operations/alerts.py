@@ -1,4 +1,4 @@
-"""Alerts: a failed run, or a release that became too old, told over the channels of `cem_assets.operations.notices`."""
+"""Alerts about failed runs and about releases that became too old, sent by `cem_assets.operations.notices`."""
 
 import json
 import time
@@ -16,12 +16,12 @@ _MAX_TEXT = 2000
 
 @dg.run_failure_sensor(
     name="failure_alerts",
-    description="Tells about every failed run over the configured webhook or by e-mail; off while none is configured.",
+    description="Sends a notice of every failed run by webhook or e-mail; does nothing while neither is configured.",
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=30,
 )
 def failure_alerts(context: dg.RunFailureSensorContext) -> dg.SkipReason | None:
-    """Tell about a failed run."""
+    """Send a notice of a failed run."""
     if not is_configured():
         return dg.SkipReason(_HOW)
     run = context.dagster_run
@@ -42,24 +42,24 @@ def failure_alerts(context: dg.RunFailureSensorContext) -> dg.SkipReason | None:
 
 @dg.sensor(
     name="freshness_alerts",
-    description="Tells once when the newest release became too old (CEM_ASSETS_RELEASE_MAX_AGE_DAYS).",
+    description="Sends one notice when the newest release became too old (CEM_ASSETS_RELEASE_MAX_AGE_DAYS).",
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=3600,
 )
 def freshness_alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Tell once for each release that became too old."""
+    """Send one notice for each release that became too old."""
     event = context.instance.get_latest_materialization_event(dg.AssetKey(RELEASES.split("/")))
     if event is None:
         return dg.SkipReason("there is no release yet")
     age = timedelta(seconds=time.time() - event.timestamp)
     told = json.loads(context.cursor or "{}")
     if age <= max_release_age() or told.get("for") == event.timestamp:
-        return dg.SkipReason(f"the newest release was looked at {age.days} days ago")
+        return dg.SkipReason(f"the newest release was checked {age.days} days ago")
     if not is_configured():
         return dg.SkipReason(_HOW)
     text = (
-        f"The last successful look at {RELEASES} was {age.days} days ago; at most {max_release_age().days} are allowed. "
-        "Look whether the daemon runs and the schedule named releases is on."
+        f"The last materialization of {RELEASES} was {age.days} days ago; at most {max_release_age().days} days are allowed. "
+        "Check that the daemon runs and that the schedule named releases is on."
     )
     problems = deliver("cem_assets: releases are overdue", text, {"asset": RELEASES})
     if not problems:

@@ -1,4 +1,4 @@
-"""Schedules of the catalogue and of maintenance."""
+"""The schedules that fetch rows of the catalogue and maintain the store."""
 
 from typing import Any
 
@@ -18,10 +18,10 @@ CATALOGUE_TAG = "cem_assets/catalogue"
     job=catalogue_intake,
     cron_schedule=environment.text(environment.CATALOGUE_CRON),
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Fetches enabled rows of the catalogue that the store lacks, a few a day (CEM_ASSETS_CATALOGUE_PER_DAY).",
+    description="Fetches enabled rows of the catalogue that the store lacks, a few each day (CEM_ASSETS_CATALOGUE_PER_DAY).",
 )
 def catalogue_schedule(context: dg.ScheduleEvaluationContext, store: StoreResource) -> Any:
-    """Ask for the rows that were tried least often, then by name."""
+    """Request the rows that were tried least often, and of those the first by name."""
     day = context.scheduled_execution_time.date().isoformat()
     tried = {}
     for name in missing_rows(store.open()):
@@ -42,7 +42,7 @@ def catalogue_schedule(context: dg.ScheduleEvaluationContext, store: StoreResour
 
 
 def per_day() -> int:
-    """Return CEM_ASSETS_CATALOGUE_PER_DAY, else 3."""
+    """Return how many rows are fetched each day: CEM_ASSETS_CATALOGUE_PER_DAY, or 3."""
     return environment.whole_number(environment.CATALOGUE_PER_DAY, lowest=0)
 
 
@@ -51,5 +51,5 @@ maintenance_schedule = dg.ScheduleDefinition(
     job=maintenance,
     cron_schedule=environment.text(environment.MAINTENANCE_CRON),
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Sweeps what no manifest and no release names any more, and measures the store.",
+    description="Deletes what no manifest and no release names any more, and measures the store.",
 )

@@ -1,8 +1,7 @@
 """Rows of the two catalogues that the store lacks, and fetching one of them into the inbox.
 
-Getting bytes is `cem_assets.sources.files.transfer`, asking archives for their files `cem_assets.sources.archives`; what is
-done
-here is to choose, to unpack, and to remember which sources are in trouble.
+`cem_assets.sources.archives` lists the files of archives, and `cem_assets.sources.files.download` gets their bytes. This module
+chooses rows, unpacks what arrived, and records which sources are in trouble.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from cem_assets.operations.licences import check_licence_accepted
 from cem_assets.operations.source_health import clear_trouble, record_trouble
 from cem_assets.sources.archives import archive_files
 from cem_assets.sources.files.description import RemoteFile
-from cem_assets.sources.files.transfer import fetch
+from cem_assets.sources.files.download import download
 from cem_assets.sources.files.unpacking import unpack, unpacked_stem
 from cem_assets.store.assets import SOURCE_METADATA, VOLUMES
 from cem_assets.store.manifests import MANIFESTS
@@ -27,7 +26,7 @@ from cem_assets.store.store import Store
 
 
 def missing_rows(store: Store) -> list[str]:
-    """List the enabled rows that are neither in the inbox nor taken in, in order of name: EM datasets, microscopy sources."""
+    """List the enabled rows that are neither in the inbox nor in the store: EM datasets, then microscopy sources, by name."""
     found = []
     for rows, marker, asset in ((em_datasets(), DESCRIPTION, VOLUMES), (microscopy_sources(), SOURCE_TOML, SOURCE_METADATA)):
         enabled = sorted(name for name, row in rows.items() if row.is_enabled)
@@ -46,18 +45,18 @@ def fetch_row(store: Store, name: str) -> str:
     `quarantine/sources/`, also where a mirror stands in, until it works again.
 
     Args:
-        name: Of the EM dataset or microscopy source.
+        name: Name of the EM dataset or microscopy source.
 
     Returns:
-        Its name.
+        The same name.
 
     Raises:
-        KeyError: The catalogue has no such row.
+        UnknownNameError: The catalogue has no such row.
         DataError: A file has another digest than the catalogue says, or the catalogue does not know the files of the row.
         ConnectionError: A file, or a chunk of a remote volume, could not be fetched; the cubes done so far are kept.
-        FileNotFoundError: Its archive has no such accession or file.
+        FileNotFoundError: The row's archive has no such accession or file.
         PermissionError: Access is refused, or the row's licence was not accepted in the settings.
-        FileExistsError: The inbox has other files under that name.
+        FileExistsError: The inbox has other files of that name.
     """
     rows, sources = em_datasets(), microscopy_sources()
     if name in sources:
@@ -69,7 +68,7 @@ def fetch_row(store: Store, name: str) -> str:
         check_licence_accepted(store, name, row.licence, row.source_url)
     with scratch_folder("catalogue") as scratch:
         if row.remote is not None:
-            from cem_assets.inbox.remote_cubes import sample_dataset  # tensorstore is heavy, and most runs need none
+            from cem_assets.inbox.remote_cubes import sample_dataset  # imports tensorstore, which most runs do not need
 
             sample_dataset(store, row, Path(scratch))
             return name
@@ -82,18 +81,21 @@ def fetch_row(store: Store, name: str) -> str:
 
 
 def _row_files(store: Store, row: EmDataset) -> tuple[list[RemoteFile], bool]:
-    """Name the files of a row, the registry's sha256 before a checksum of the archive; and tell whether that is down."""
+    """Describe the files of a row, and tell whether its archive is in trouble.
+
+    A sha256 of the row's registry counts before the archive's own checksum.
+    """
     known = {name: f"sha256:{sha256}" for name, sha256 in row.files.items()}
     if not row.archive:
         return [RemoteFile(name, f"{row.base_url}{quote(name)}", checksum=checksum) for name, checksum in known.items()], False
     try:
         listed = archive_files(row.archive, row.accession, list(known) or None)
-    except (ConnectionError, FileNotFoundError, PermissionError, ValueError) as error:  # dead links often lead to a web page
+    except (ConnectionError, FileNotFoundError, PermissionError, DataError) as error:  # dead links often lead to a web page
         stands_in = row.mirrors[0] if known and row.mirrors else ""
         record_trouble(store, row.name, f"{row.archive} {row.accession}", str(error), stands_in)
         if not stands_in:
             raise
-        # The archive is gone, but what its files were is known, so a mirror can be trusted.
+        # The archive is gone, but the digests of its files are known, so a mirror can be trusted.
         return [RemoteFile(name, f"{stands_in}{quote(name)}", checksum=checksum) for name, checksum in known.items()], True
     if unchecked := [file.name for file in listed if not known.get(file.name, file.checksum)]:
         raise DataError(
@@ -110,20 +112,20 @@ def _mirrored(row: EmDataset, file: RemoteFile) -> tuple[str, ...]:
 def _fetch_files(
     store: Store, name: str, files: Sequence[tuple[RemoteFile, tuple[str, ...]]], folder: Path, is_in_trouble: bool = False
 ) -> None:
-    """Fetch files with their mirrors into a folder, unpack those that are archives, and keep the source's health."""
+    """Download files into a folder, unpack those that are archives, and record whether the source is in trouble."""
     failed: tuple[str, str, str] | None = None
     for file, mirrors in files:
         try:
-            fetched = fetch(file, mirrors, folder)
-        except (ConnectionError, ValueError) as error:
+            found = download(file, mirrors, folder)
+        except (ConnectionError, DataError) as error:
             record_trouble(store, name, file.url, str(error))
             raise
-        if fetched.tried and failed is None:
-            failed = (file.url, fetched.tried[0].problem, fetched.origin)
-        stem = unpacked_stem(fetched.path.name)
+        if found.failed and failed is None:
+            failed = (file.url, found.failed[0].problem, found.origin)
+        stem = unpacked_stem(found.path.name)
         if stem is not None:
-            unpack(fetched.path, fetched.path.with_name(stem))
-            fetched.path.unlink()
+            unpack(found.path, found.path.with_name(stem))
+            found.path.unlink()
     if failed is not None:
         record_trouble(store, name, *failed)
     elif not is_in_trouble:

@@ -1,4 +1,4 @@
-"""Jobs that keep the platform: fetching rows of the catalogue, and maintenance of the store."""
+"""The jobs that fetch rows of the catalogue and maintain the store."""
 
 import dagster as dg
 
@@ -13,17 +13,17 @@ class CatalogueConfig(dg.Config):
     """Which row of the catalogue to fetch.
 
     Attributes:
-        name: Of the dataset.
+        name: Name of the EM dataset or microscopy source.
     """
 
     name: str
 
 
 class MaintenanceConfig(dg.Config):
-    """What may be swept.
+    """What may be deleted.
 
     Attributes:
-        min_age_hours: Nothing younger than this is touched.
+        min_age_hours: Nothing younger than this is deleted.
     """
 
     min_age_hours: float = MIN_AGE_HOURS
@@ -31,7 +31,7 @@ class MaintenanceConfig(dg.Config):
 
 @dg.op
 def fetch_catalogue_row(context: dg.OpExecutionContext, config: CatalogueConfig, store: StoreResource) -> None:
-    """Download the files of a row, check their digests, and put them into the inbox, `dataset.toml` last."""
+    """Download the files of a row, check their digests, and put them into the inbox, with `dataset.toml` last."""
     with explained(context):
         dataset = fetch_row(store.open(), config.name)
     context.log.info(f"{dataset} is in the inbox; the inbox sensor takes it from there")
@@ -45,7 +45,7 @@ def catalogue_intake() -> None:
 
 @dg.op
 def sweep_store(context: dg.OpExecutionContext, config: MaintenanceConfig, store: StoreResource) -> None:
-    """Delete what nothing names any more, and tell the store's size by prefix."""
+    """Delete what nothing names any more, and report the size of the store by prefix."""
     opened = store.open()
     with explained(context):
         swept = sweep(opened, live_partitions(context.instance, context.run_id), config.min_age_hours)
@@ -67,12 +67,12 @@ def sweep_store(context: dg.OpExecutionContext, config: MaintenanceConfig, store
 
 
 def live_partitions(instance: dg.DagsterInstance, own_run: str) -> set[str]:
-    """Name what unfinished runs may be writing: partition keys, and "" for assets without partitions."""
+    """Return what unfinished runs may be writing: partition keys, and "" for assets without partitions."""
     records = instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED))
     return {record.dagster_run.tags.get("dagster/partition", "") for record in records if record.dagster_run.run_id != own_run}
 
 
-@dg.job(description="Sweeps unreferenced objects older than a day, and measures the store.")
+@dg.job(description="Deletes objects older than a day that nothing names any more, and measures the store.")
 def maintenance() -> None:
-    """Sweep unreferenced objects older than a day, and measure the store."""
+    """Delete objects older than a day that nothing names any more, and measure the store."""
     sweep_store()

@@ -1,6 +1,7 @@
-"""Licences that somebody must accept before a source is fetched: `settings/licences.toml` in the store names the sources.
+"""Licences that somebody must accept before a source is fetched: `settings/licences.toml` in the store names those sources.
 
-Some archives let files be used only by those who agreed to their terms. A program cannot agree; a person does, by name.
+Some archives allow their files to be used only by people who agreed to their terms. A program cannot agree to them, so a person
+does, by writing down the name of the source.
 """
 
 import tomllib
@@ -15,10 +16,10 @@ _EXAMPLE = 'accepted = ["name_of_a_source"]\n'
 
 
 def accepted_licences(store: Store) -> frozenset[str]:
-    """Return the sources whose licences were accepted; none where there is no such file.
+    """Return the sources whose licences were accepted; none where there is no settings file.
 
     Raises:
-        DataError: The file is no TOML, or says something else.
+        DataError: The file is no TOML, or holds something else than a list of names.
     """
     size = store.size(SETTINGS)
     if size is None:
@@ -39,12 +40,12 @@ def check_licence_accepted(store: Store, name: str, licence: str, source_url: st
     """Refuse to go on with a source whose licence nobody accepted.
 
     Args:
-        name: Of the source.
-        licence: In the archive's words.
+        name: The source.
+        licence: Its licence in the archive's words.
         source_url: Where its terms can be read.
 
     Raises:
-        PermissionError: It is not named in the settings; the message says how.
+        PermissionError: The settings do not name the source; the message says how to accept its licence.
         DataError: The settings are malformed.
     """
     accepted = accepted_licences(store)

@@ -1,9 +1,14 @@
-"""Maintenance of the store: sweeping what nothing names any more, and measuring it by prefix.
+"""Maintenance of the store: deleting content that nothing names any more, and measuring the store by prefix.
 
-What stays: the content of every current manifest; the content of whatever a current manifest was made from, as
-long as it is (pixels are found again through it); the content that releases name; weights that became champion; patch
-classifiers that were ever chosen; everything of a live run, and the state of training runs; everything younger than a day.
-Manifests are never swept: they are the history.
+What stays:
+
+- the content of every current manifest, and the content that it was made from, because pixels are found through that
+- the content that releases name
+- weights that became champion, and patch classifiers that were ever chosen
+- everything of a run that is not finished, and the state of training runs
+- everything younger than a day
+
+Manifests are never deleted, because they are the history.
 """
 
 import time
@@ -16,6 +21,7 @@ from cem_assets.benchmarks.leaderboard.promotion import PromotionRecord, promoti
 from cem_assets.cem.classifier.stored import read_choices
 from cem_assets.cem.releases.stage import list_releases
 from cem_assets.cytoimagenet.releases.stage import list_cyto_releases
+from cem_assets.errors import DataError
 from cem_assets.store.assets import (
     BENCHMARK_DATA,
     BENCHMARK_FEATURES,
@@ -45,8 +51,8 @@ class Swept:
     """What a sweep did.
 
     Attributes:
-        num_objects, num_bytes: Deleted.
-        folders: Content folders that are gone, in order.
+        num_objects, num_bytes: How much was deleted.
+        folders: The content folders that were deleted, in order.
         live: Partitions that were left alone because a run may be writing them.
     """
 
@@ -58,7 +64,7 @@ class Swept:
 
 @dataclass(frozen=True)
 class PrefixSize:
-    """How much lies under a prefix."""
+    """How much the store has under a prefix."""
 
     prefix: str
     num_objects: int
@@ -68,15 +74,12 @@ class PrefixSize:
 def sweep(store: Store, live: Collection[str] = (), min_age_hours: float = MIN_AGE_HOURS) -> Swept:
     """Delete content that neither a current manifest nor a release names.
 
-    A folder goes as a whole or not at all, judged by its youngest object: a killed run's objects stay for
-    a day, in which another run can take them up.
+    A folder is deleted as a whole or not at all, and its youngest object decides. So the objects of a killed run stay for a
+    day, in which another run can continue with them.
 
     Args:
         live: Partition keys of unfinished runs; "" stands for assets without partitions.
-        min_age_hours: Folders with anything younger stay.
-
-    Returns:
-        What was deleted.
+        min_age_hours: Folders with anything younger than this stay.
     """
     releases = [*list_releases(store), *list_cyto_releases(store)]
     released = {str(item["folder"]) for release in releases for item in release.details["contents"]}
@@ -106,7 +109,7 @@ def sweep(store: Store, live: Collection[str] = (), min_age_hours: float = MIN_A
 
 
 def _key_of(asset: str, partition: str) -> str:
-    """Return the partition key that a run carries: scores and features are made by runs of "benchmark|weights"."""
+    """Return the partition key that runs of an asset's partition have, such as "benchmark|weights" for scores and features."""
     if asset in ANALYSES.values():
         return partition.split("/", maxsplit=1)[0]
     if asset == COMPARISONS:
@@ -123,7 +126,7 @@ def _weights_of(store: Store, record: PromotionRecord) -> Iterator[str]:
 
 def _partitions(store: Store) -> Iterator[tuple[str, str]]:
     for asset in (*STAGES.values(), SUBVOLUMES, SOURCE_METADATA, CROPS, WEIGHTS, BENCHMARK_DATA, CONTAMINATION, PROMOTIONS):
-        # Every folder, not only committed ones: a run that was killed before its first manifest leaves content, too.
+        # All folders, not only committed partitions: a run that was killed before its first manifest leaves content, too.
         for partition in store.folders(asset):
             yield asset, partition
     for asset in (BENCHMARK_FEATURES, BENCHMARK_SCORES):
@@ -141,24 +144,24 @@ def _partitions(store: Store) -> Iterator[tuple[str, str]]:
 
 
 def _named(store: Store, asset: str, partition: str) -> set[str]:
-    """List the content folders that current manifests of this partition's chain name, at any remove."""
+    """List the content folders of a partition that its current manifest, or one of an asset made from it, names."""
     base = f"{asset}/{partition}" if partition else asset
     numbers = manifest_numbers(store, base)
     if not numbers:
         return set()
     manifests = {number: _readable(store, base, number) for number in numbers}
     newest = manifests[numbers[-1]]
-    if newest is None:  # tampered with: touch nothing until it was replaced
+    if newest is None:  # the manifest was changed, so nothing is deleted until it was replaced
         return {f"{base}/{content}" for content in store.folders(base)}
     wanted = _digests_in_use(store, asset, partition)
     return {m.folder for m in manifests.values() if m is not None and (m is newest or m.digest in wanted)}
 
 
 def _digests_in_use(store: Store, asset: str, partition: str) -> set[str]:
-    """List the digests of an asset's partition that current manifests further down were made from."""
+    """List the digests of an asset's partition that current manifests of later assets were made from."""
     assets = list(STAGES.values())
     if asset not in (*assets, CLASSIFIER):
-        return set()  # assets of CytoImageNet carry what they need: nothing is read through older content
+        return set()  # assets of CytoImageNet hold all that they need, and read nothing from older content
     found: set[str] = set()
     if asset == CLASSIFIER:
         users = [(STAGES["scores"], name) for name in committed_partitions(store, STAGES["scores"])]
@@ -176,15 +179,15 @@ def _digests_in_use(store: Store, asset: str, partition: str) -> set[str]:
 def _readable(store: Store, folder: str, number: int) -> Manifest | None:
     try:
         return read_manifest(store, folder, number)
-    except ValueError:
+    except DataError:
         return None
 
 
 def measure(store: Store) -> list[PrefixSize]:
-    """Count objects and bytes by asset, and of the inbox and the quarantine; one listing of the whole store.
+    """Count objects and bytes of each asset, of the inbox and of the quarantine, by one listing of the whole store.
 
     Returns:
-        In order of prefix.
+        The sizes in order of prefix.
     """
     sizes: dict[str, list[int]] = {}
     for top in store.folders(""):

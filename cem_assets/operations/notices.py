@@ -1,10 +1,11 @@
-"""Notices to people: a webhook, an e-mail, or both; off where nothing is configured.
+"""Notices to people by webhook, by e-mail, or by both; none are sent where neither is configured.
 
-Configured by variables, because addresses of webhooks and passwords are secrets: CEM_ASSETS_ALERT_WEBHOOK (any URL that
-takes JSON; Slack, Mattermost and Teams show its `text`), CEM_ASSETS_ALERT_EMAIL (addresses joined by commas) with
-CEM_ASSETS_SMTP_HOST, _PORT, _FROM, and optionally _USER, _PASSWORD (then over STARTTLS).
+They are configured by environment variables, because addresses of webhooks and passwords are secrets. CEM_ASSETS_ALERT_WEBHOOK
+is any URL that takes JSON; Slack, Mattermost and Teams show its `text`. CEM_ASSETS_ALERT_EMAIL has addresses joined by commas,
+and needs CEM_ASSETS_SMTP_HOST, _PORT and _FROM. With _USER and _PASSWORD the mail is sent over STARTTLS.
 """
 
+import http.client
 import json
 import smtplib
 import ssl
@@ -19,20 +20,19 @@ _TIMEOUT_SECONDS = 15
 
 
 def is_configured() -> bool:
-    """Tell whether anyone is to be told anything."""
+    """Tell whether a webhook or an e-mail address is configured."""
     return bool(environment.text(environment.ALERT_WEBHOOK) or environment.text(environment.ALERT_EMAIL))
 
 
 def deliver(subject: str, text: str, facts: Mapping[str, str]) -> list[str]:
-    """Send a notice over every configured channel; one that fails does not keep back the others.
+    """Send a notice over every configured channel; a channel that fails does not stop the others.
 
     Args:
         subject: One line.
-        text: The message.
-        facts: Names and values besides, such as run and dataset.
+        facts: Further names and values, such as the run and the dataset.
 
     Returns:
-        What went wrong, one line a channel, without any address or password; empty when all was delivered.
+        One line for each channel that failed, without any address or password; empty when all was delivered.
     """
     problems = []
     for name, send, is_on in (
@@ -43,7 +43,7 @@ def deliver(subject: str, text: str, facts: Mapping[str, str]) -> list[str]:
             continue
         try:
             send(subject, text, facts)
-        except (OSError, ValueError, KeyError, smtplib.SMTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException, smtplib.SMTPException) as error:
             problems.append(f"the {name} could not be delivered ({type(error).__name__}); check its variables")
     return problems
 
@@ -51,7 +51,7 @@ def deliver(subject: str, text: str, facts: Mapping[str, str]) -> list[str]:
 def _post(subject: str, text: str, facts: Mapping[str, str]) -> None:
     url = environment.text(environment.ALERT_WEBHOOK)
     if not url.startswith(("https://", "http://")):
-        raise DataError("expected an https:// address")
+        raise DataError(f"{environment.ALERT_WEBHOOK} is no address; expected one that begins with https://.")
     body = json.dumps({"text": f"{subject}\n{text}", "subject": subject, **facts}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310  checked above
     with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):  # noqa: S310

@@ -1,7 +1,7 @@
-"""Sources that do not answer: a record of each, `quarantine/sources/<name>.json`, while mirrors and earlier bytes serve on.
+"""Records of sources that do not answer, `quarantine/sources/<name>.json`, while mirrors and earlier files go on serving.
 
-Written when a source's own address failed, whether a mirror stood in or not; removed when it works again. What was refused of
-arrived data is `cem_assets.inbox.quarantine`.
+A record is written when a source's own address failed, also where a mirror stood in, and removed when the address works again.
+Reports of data that arrived and were refused are `cem_assets.inbox.quarantine`.
 """
 
 import json
@@ -24,13 +24,13 @@ class SourceTrouble:
     """A source whose own address failed.
 
     Attributes:
-        name: Row of a catalogue.
-        url: Address that failed.
-        reason: In words.
+        name: Name of its row in a catalogue.
+        url: The address that failed.
+        reason: Why it failed, in words.
         date: When it failed last, ISO 8601 in UTC.
-        since: When it failed first without having worked since.
-        count: Failed runs since then.
-        served_by: Mirror that stood in the last time; empty where none did.
+        since: When it failed first since it last worked.
+        count: How many runs have failed since then.
+        served_by: The mirror that stood in the last time; empty where none did.
     """
 
     name: str
@@ -43,7 +43,7 @@ class SourceTrouble:
 
 
 def health_key(name: str) -> str:
-    """Return where the record of a source lies."""
+    """Return the key of a source's record."""
     return check_key(f"{SOURCES}/{name}.json")
 
 
@@ -51,13 +51,13 @@ def record_trouble(store: Store, name: str, url: str, reason: str, served_by: st
     """Write down that a source's own address failed.
 
     Args:
-        name: Row of a catalogue.
-        url: Address that failed.
-        reason: In words.
-        served_by: Mirror that stood in, if any.
+        name: Name of its row in a catalogue.
+        url: The address that failed.
+        reason: Why it failed, in words.
+        served_by: The mirror that stood in, if any.
 
     Returns:
-        The record, which counts on from an earlier one.
+        The record; it continues the count of an earlier one.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     before = _read(store, name)
@@ -85,7 +85,7 @@ def source_health(store: Store) -> list[SourceTrouble]:
     """Return the sources in trouble, in order of name.
 
     Raises:
-        DataError: A record is damaged; remove it.
+        DataError: A record is damaged.
     """
     names = [child.removesuffix(".json") for child in store.children(SOURCES) if child.endswith(".json")]
     records = [_read(store, name) for name in names]

@@ -1,1 +1,1 @@
-"""Reading pixels for training: the reader, its cache, the shards."""
+"""Reading pixels for training: the reader, its cache, and the Parquet shards."""

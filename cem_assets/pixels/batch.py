@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Batch:
-    """Patches of one step of one process.
+    """The patches that one process trains on in one step.
 
     Attributes:
-        number: Of the step in its epoch, from 0.
-        rows: int64 (n,), their row numbers.
+        number: The number of the step in its epoch, from 0.
+        rows: int64 (n,), the row numbers of the patches.
         images: uint8 (n, height, width).
-        labels: int64 (n,), classes of the label column.
+        labels: int64 (n,), the classes of the label column.
     """
 
     number: int

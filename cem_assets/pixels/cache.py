@@ -1,12 +1,15 @@
 """A bounded local cache of decoded pixels: one flat file for each row group, or the same in memory.
 
-Training reads patches in random order, again and again; a row group is decoded once, and a patch is then one read of
-50 kB. Files are read at offsets rather than mapped into memory: where a mapped file is cut short, the process dies; here
-the row group is decoded again. Every patch carries a CRC-32, checked whenever it is read. Files are written behind the
-reader (`cem_assets.pixels.write_behind`) under another name, and named last: a process that is killed leaves whole files
-and such that the next one removes. Several processes may share a folder; then each group is written before the next process
-looks for it, so that it is fetched and decoded once among them. What the groups are is
-`cem_assets.pixels.reader`.
+Training reads patches in random order many times. A row group is decoded once; reading a patch is then one read of 50 kB.
+
+- Files are read at offsets and not mapped into memory. If a mapped file is cut short, the process dies; here the row group is
+  decoded again. Every patch has a CRC-32, which is checked at each read.
+- `cem_assets.pixels.write_behind` writes files in the background under a temporary name and renames them at the end. A killed
+  process leaves complete files, and temporary ones that the next process deletes.
+- Several processes may share a folder. Each group is then written before the next process looks for it, so that it is fetched
+  and decoded once for all of them.
+
+`cem_assets.pixels.reader` decides what the groups are.
 """
 
 import errno
@@ -19,7 +22,6 @@ import time
 import uuid
 import weakref
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from cem_assets.errors import DataError
@@ -35,17 +38,19 @@ from cem_assets.pixels.write_behind import WriteBehind, gather
 
 PATCH_BYTES = SIDE_PX * SIDE_PX
 HEADER_BYTES = 32
-"""Magic, number of patches, CRC-32 of the table of CRC-32s; the table follows, then the pixels."""
+"""A file begins with a magic text, the number of patches, and the CRC-32 of the table of CRC-32s. Then come this table and the
+pixels."""
 
 _MAGIC = b"CEMPIX01"
 _WHOLE, _PART = ".pixels", ".part"
 _OURS = re.compile(r"[0-9a-f]{40}(\.[0-9a-f]{32})?(\.pixels|\.part)")
 _NUM_LOCKS = 64
 _BEHIND_BYTES = 256 << 20
-"""Decoded and not written yet, at most: about 20 row groups, a third of a second of writing."""
+"""The bound of what is decoded and not written yet: about 20 row groups, which take a third of a second to write."""
 _CELLS_AT_ONCE = 512
-"""Patches given to the kernel in one call; it takes at most 1,024."""
+"""The number of patches in one call of writev; the operating system takes at most 1,024."""
 _TOUCH_SECONDS = 60.0
+"""A file's time of last use is updated at most this often."""
 _logger = logging.getLogger(__name__)
 
 Build = Callable[[], NDArray[np.uint8]]
@@ -56,10 +61,10 @@ class Wanted:
     """Patches of one row group, and where they go.
 
     Attributes:
-        name: Of the group: 40 hexadecimal digits, the same only for the same pixels.
-        num_patches: In the group.
-        inside: int64 (k,), which of them.
-        places: int64 (k,), where they go in the output.
+        name: 40 hexadecimal digits that identify the group; groups with other pixels have other names.
+        num_patches: The number of patches in the group.
+        inside: int64 (k,), the places of the wanted patches in the group.
+        places: int64 (k,), their places in the output.
     """
 
     name: str
@@ -69,28 +74,28 @@ class Wanted:
 
 
 class PixelCache(Protocol):
-    """What both caches can do."""
+    """The methods that both caches have."""
 
     max_bytes: int
 
     def read(self, wanted: Wanted, out: NDArray[np.uint8], build: Build, may_wait: bool = True) -> bool:
-        """Put patches into `out`, uint8 (n, 224, 224); `build` decodes their group where it is not held.
+        """Put patches into `out`, uint8 (n, 224, 224); `build` decodes their group if the cache does not have it.
 
         Returns:
-            False, only where the caller may not wait, if another thread or process seems to build the group now.
+            False if `may_wait` is false and another thread or process seems to build the group at the moment; then nothing was
+            read.
         """
 
     def flush(self) -> None:
-        """Wait until everything that was built is kept."""
+        """Wait until everything that was built is in the cache."""
 
 
 class MemoryCache:
-    """Row groups in memory, the least recently used dropped first."""
+    """Row groups in memory; the least recently used are dropped first."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._held: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
-        self._num_bytes = 0
+        self._held: LRUCache[str, NDArray[np.uint8]] = LRUCache(max_bytes, getsizeof=lambda pixels: pixels.nbytes)
         self._lock = threading.Lock()
         self._building: dict[str, threading.Lock] = {}
 
@@ -116,34 +121,28 @@ class MemoryCache:
 
     def _find(self, name: str) -> NDArray[np.uint8] | None:
         with self._lock:
-            pixels = self._held.get(name)
-            if pixels is not None:
-                self._held.move_to_end(name)
-            return pixels
+            return self._held.get(name)
 
     def _keep(self, name: str, pixels: NDArray[np.uint8]) -> None:
         with self._lock:
             self._building.pop(name, None)
-            while self._held and self._num_bytes + pixels.nbytes > self.max_bytes:
-                self._num_bytes -= self._held.popitem(last=False)[1].nbytes
             if pixels.nbytes <= self.max_bytes:
                 self._held[name] = pixels
-                self._num_bytes += pixels.nbytes
 
 
 class DiskCache:
-    """Row groups as files of a folder, the least recently used deleted first.
+    """Row groups as files of a folder; the least recently used are deleted first.
 
-    The bound holds for the folder, whichever process wrote the files. Where the disk is full or cannot be written, reading
-    goes on without keeping, with a warning.
+    The bound is that of the folder, no matter which processes wrote the files. If the disk is full or cannot be written, a
+    warning is logged and reading continues without the cache.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         """Open a cache.
 
         Args:
-            folder: On a local disk; made where it is missing.
-            max_bytes: Of all files of the cache there.
+            folder: A folder on a local disk; it is made if it is missing.
+            max_bytes: The bound of all files of the cache in it.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -173,7 +172,7 @@ class DiskCache:
             if fault:
                 _logger.warning("%s in the pixel cache %s is damaged: %s. It is made again.", wanted.name, self.folder, fault)
             pixels = build()
-            # Others would fetch and decode what is not written yet, so they get it before this lock is let go of.
+            # Other processes would fetch and decode a group that is not written yet, so it is written before the lock is free.
             if not (self._is_alone() and self._behind.put(wanted.name, pixels)):
                 self._write(wanted.name, pixels)
         gather(pixels, wanted.inside, out, wanted.places)
@@ -183,14 +182,14 @@ class DiskCache:
         self._behind.flush()
 
     def _read_behind(self, wanted: Wanted, out: NDArray[np.uint8]) -> bool:
-        """Read patches of a group that is not written yet; False where there is none."""
+        """Read patches of a group that is not written yet; return False if there is no such group."""
         pixels = self._behind.find(wanted.name)
         if pixels is not None:
             gather(pixels, wanted.inside, out, wanted.places)
         return pixels is not None
 
     def _announced(self) -> int | None:
-        """Tell other processes that this one uses the folder, as long as the cache lives."""
+        """Hold a shared lock, as long as this cache exists, by which other processes see that the folder is in use."""
         try:
             descriptor = os.open(self.folder / ".lock-users", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError:
@@ -200,7 +199,7 @@ class DiskCache:
         return descriptor
 
     def _is_alone(self) -> bool:
-        """Guess whether nobody else uses the folder; a wrong answer costs work and harms nothing."""
+        """Tell whether no other process seems to use the folder; a wrong answer costs work and does no harm."""
         if self._presence is None or os.getpid() != self._process:
             return False
         try:
@@ -220,10 +219,10 @@ class DiskCache:
     def _warn(self, text: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            _logger.warning("%s; said once.", text)
+            _logger.warning("%s; this is logged once.", text)
 
     def _read_file(self, wanted: Wanted, out: NDArray[np.uint8]) -> str | None:
-        """Read patches from a group's file; a text where that failed, empty where there is no such file."""
+        """Read patches from a group's file; return None, or what is wrong with the file: an empty text if there is none."""
         path = self.folder / f"{wanted.name}{_WHOLE}"
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -238,7 +237,7 @@ class DiskCache:
                     raise DataError(f"patch {inside} is cut off")
                 if zlib.crc32(target) != checksums[inside]:
                     raise DataError(f"patch {inside} has another checksum than when it was written")
-        except (ValueError, OSError) as error:
+        except (DataError, OSError) as error:
             self._checksums.pop(wanted.name, None)
             return str(error)
         finally:
@@ -246,7 +245,7 @@ class DiskCache:
         now = time.monotonic()
         if now - self._touched.get(wanted.name, -_TOUCH_SECONDS) >= _TOUCH_SECONDS:
             self._touched[wanted.name] = now
-            with suppress(OSError):  # deleted by another process, or a read-only cache
+            with suppress(OSError):  # another process has deleted the file, or the cache is read-only
                 os.utime(path)
         return None
 
@@ -276,8 +275,8 @@ class DiskCache:
                         )
                         return
                     handle = opened.enter_context(open(part, "xb"))
-                    fcntl.flock(handle, fcntl.LOCK_EX)  # says that someone is still writing
-                    os.truncate(handle.fileno(), num_bytes)  # counted by the others from now on
+                    fcntl.flock(handle, fcntl.LOCK_EX)  # tells other processes that the file is being written
+                    os.truncate(handle.fileno(), num_bytes)  # other processes count its full size from now on
                 handle.write(_header(table) + table)
                 handle.flush()
                 _write_patches(handle.fileno(), pixels)
@@ -287,8 +286,8 @@ class DiskCache:
                 raise
 
     def _make_room(self, num_bytes: int, name: str) -> bool:
-        """Delete until so many bytes fit; False where they do not. Files of others are neither counted nor touched."""
-        (self.folder / f"{name}{_WHOLE}").unlink(missing_ok=True)  # damaged
+        """Delete row groups until so many bytes fit, and return whether they do; files that are not the cache's are ignored."""
+        (self.folder / f"{name}{_WHOLE}").unlink(missing_ok=True)  # a file that exists here was found to be damaged
         if num_bytes > self.max_bytes:
             return False
         whole: list[tuple[float, Path, int]] = []
@@ -298,7 +297,7 @@ class DiskCache:
                 continue
             with suppress(FileNotFoundError):
                 if path.suffix == _PART and _is_abandoned(path):
-                    path.unlink()  # by a process that was killed
+                    path.unlink()  # a killed process left it behind
                     continue
                 info = path.stat()
                 total += info.st_size
@@ -313,10 +312,10 @@ class DiskCache:
 
     @contextmanager
     def _locked(self, what: str, may_wait: bool = True) -> Iterator[bool]:
-        """Hold a lock among all threads and processes that use the folder; a killed process lets go of it.
+        """Hold a lock among all threads and processes that use the folder; the lock of a killed process is released.
 
         Yields:
-            False where another one holds it and the caller may not wait.
+            Whether the lock is held. It is not if the caller may not wait and another thread or process holds it.
         """
         has_lock = True
         with ExitStack() as opened:
@@ -325,8 +324,8 @@ class DiskCache:
                 fcntl.flock(handle, fcntl.LOCK_EX if may_wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 has_lock = False
-            except OSError:  # a folder that cannot be written needs no lock either
-                pass
+            except OSError as error:  # nothing can be written into such a folder, so it needs no lock
+                _logger.debug("no lock in the pixel cache %s: %s", self.folder, error)
             yield has_lock
 
 
@@ -336,7 +335,7 @@ def _header(table: bytes) -> bytes:
 
 
 def _write_patches(descriptor: int, pixels: NDArray[np.uint8]) -> None:
-    """Write patches, which need not lie side by side in memory."""
+    """Write patches, which need not be contiguous in memory."""
     for start in range(0, len(pixels), _CELLS_AT_ONCE):
         left = [patch.data.cast("B") for patch in pixels[start : start + _CELLS_AT_ONCE]]
         while left:

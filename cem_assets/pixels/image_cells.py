@@ -1,7 +1,6 @@
-"""The `image` cells of a Parquet row group, decoded together into one array of equal squares.
+"""Decoding the `image` cells of a Parquet row group together into one array of squares of 224 x 224 px.
 
-How cells are written is `cem_assets.cem.patches.tables`; who reads whole releases in random order is
-`cem_assets.pixels.reader`.
+`cem_assets.cem.patches.tables` writes such cells, and `cem_assets.pixels.reader` reads whole releases in random order.
 """
 
 import io
@@ -18,34 +17,33 @@ from cem_assets.imaging.dhash import HASH_SIDE_PX, stretch_to_hash_side
 from cem_assets.store.images import decode_image, encode_tiff
 
 SIDE_PX = HASH_SIDE_PX
-"""Side of a patch, and of every image that leaves here."""
+"""The side of a patch, and of every image that this module returns."""
 MAX_PIXELS = 1 << 26
-"""Pixels of the largest image that is decoded; a cell that claims more is refused before it is."""
+"""The number of pixels of the largest image that is decoded; a cell with more is refused without decoding it."""
 
 Fit = Literal["mirror", "stretch"]
-"""How an image of another size becomes 224 x 224 px. "mirror" keeps its pixels, in the middle, and mirrors them outward
-about its border, so that the pixel size stays true: right for patches cut at the border of a volume. "stretch" resizes it
-bilinearly, larger ones too, as Pillow does: right for crops of any size."""
+"""How an image of another size becomes 224 x 224 px. "mirror" puts its pixels in the middle and mirrors them at its border, so
+that the pixel size in nm does not change; this is for patches cut at the border of a volume. "stretch" resizes smaller and
+larger images bilinearly, as Pillow does; this is for crops of any size."""
 
 _WHOLE = np.frombuffer(encode_tiff(np.zeros((SIDE_PX, SIDE_PX), np.uint8))[: -SIDE_PX * SIDE_PX], np.uint8)
-"""What stands before the pixels of a whole patch."""
+"""The bytes before the pixels in the TIFF of a whole patch."""
 
 
 def decode_cells(column: Any, fit: Fit) -> NDArray[np.uint8]:
     """Decode a column of images.
 
-    Cells as `encode_tiff` writes them are taken from the column's buffer together, without a copy where all of them are
-    whole patches; any other 8-bit gray TIFF or PNG goes through Pillow, one at a time.
+    Cells as `encode_tiff` writes them are taken from the column's buffer together, without copying if all of them are whole
+    patches. Pillow decodes any other 8-bit gray TIFF or PNG, one at a time.
 
     Args:
         column: pyarrow array of binary, or of struct with `bytes`.
-        fit: What becomes of images of another size.
 
     Returns:
-        uint8 (n, 224, 224), not to be written to. Each image lies in one piece, but there may be gaps between them.
+        uint8 (n, 224, 224), which must not be written to. Each image is contiguous, but there may be gaps between images.
 
     Raises:
-        DataError: A cell is empty, too large, or no image; the error says which row of the column.
+        DataError: A cell is empty, too large, or no image; the error names the row of the column.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_struct(array.type):
@@ -54,7 +52,7 @@ def decode_cells(column: Any, fit: Fit) -> NDArray[np.uint8]:
         raise DataError(f"row {array.is_null().index(True).as_py()} has no bytes in its image; expected a TIFF or PNG.")
     out = np.empty((len(array), SIDE_PX, SIDE_PX), np.uint8)
     if len(array):
-        large = array.cast(pa.large_binary())  # its offset need not be that of a sliced array
+        large = array.cast(pa.large_binary())  # its offset may differ from that of a sliced array
         _, offset_buffer, data = large.buffers()
         offsets = np.frombuffer(offset_buffer, np.int64)[large.offset : large.offset + len(large) + 1]
         for rows, images in _by_size(np.frombuffer(data, np.uint8), offsets):
@@ -71,7 +69,7 @@ def _by_size(values: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Iterator[
         rows = np.flatnonzero(lengths == length)
         while len(rows):
             first = int(rows[0])
-            if length == len(_WHOLE) + SIDE_PX * SIDE_PX:  # nearly all, so without a look at one of them
+            if length == len(_WHOLE) + SIDE_PX * SIDE_PX:  # nearly all cells; no single one has to be decoded for them
                 heads = values[starts[rows][:, None] + np.arange(len(_WHOLE))]
                 if (is_whole := (heads == _WHOLE).all(axis=1)).any():
                     cells = _stacked(values, starts[rows[is_whole]], length)
@@ -81,7 +79,7 @@ def _by_size(values: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Iterator[
             image = _decode_one(values[starts[first] : starts[first] + length], first)
             header = np.frombuffer(encode_tiff(image)[: -image.size], np.uint8)
             is_same = rows == first
-            if len(header) + image.size == length:  # an uncompressed TIFF; are the others of that length, and of that shape?
+            if len(header) + image.size == length:  # an uncompressed TIFF; others of this length may have the same shape
                 heads = values[starts[rows][:, None] + np.arange(len(header))]
                 if (matches := (heads == header).all(axis=1))[0]:
                     is_same = matches
@@ -128,6 +126,6 @@ def _fitted(images: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
 
 
 def _mirrored(size: int) -> NDArray[np.int64]:
-    """Say which of `size` pixels lies at each of 224 places, the first of them again where the mirror stands."""
+    """Return for each of 224 places which of `size` pixels is there; pixels at the border are repeated."""
     place = (np.arange(SIDE_PX) - (SIDE_PX - size) // 2) % (2 * size)
     return np.minimum(place, 2 * size - 1 - place)

@@ -1,9 +1,9 @@
-"""Patches of a release for training: random access by row number, and batches read ahead by threads.
+"""Patches of a release for training: random access by row number, and batches that threads read ahead.
 
-Rows are numbered through the Parquet shards in order. A row group is fetched and decoded once and then lies in a
-bounded cache (`cem_assets.pixels.cache`); how its images are decoded is `cem_assets.pixels.image_cells`, how
-shards are opened `cem_assets.pixels.shards`. In which order rows are wanted, and which process reads which,
-is `cem_assets.pretraining.data.epochs`. For looking at a release there is the simpler `cem_assets.readers`.
+Rows are numbered through the Parquet shards in order. `cem_assets.pixels.shards` opens shards. A row group is fetched once,
+decoded by `cem_assets.pixels.image_cells`, and kept in a bounded cache (`cem_assets.pixels.cache`).
+`cem_assets.pretraining.data.epochs` decides the order of rows, and which process reads which. `cem_assets.readers` is simpler,
+and enough for looking at a release.
 """
 
 import hashlib
@@ -38,12 +38,12 @@ _OPENING_THREADS = 16
 
 @dataclass(frozen=True)
 class TrainingSource:
-    """The patches of some Parquet shards. Safe to share between threads.
+    """The patches of some Parquet shards. It may be shared between threads.
 
     Attributes:
-        labels: int64 (num_rows,), number of each row's class in `classes`.
-        classes: Values of the label column, in order.
-        group_starts: int64 (num_groups + 1,), first row of each row group, and the end.
+        labels: int64 (num_rows,), the place of each row's class in `classes`.
+        classes: The values of the label column, in order.
+        group_starts: int64 (num_groups + 1,), the first row of each row group, and the number of rows.
     """
 
     labels: NDArray[np.int64]
@@ -65,19 +65,19 @@ class TrainingSource:
         label_column: str = "dataset",
         fit: Fit = "mirror",
     ) -> "TrainingSource":
-        """Open shards; nothing but their footers (and labels that vary within a row group) is read.
+        """Open shards; only their footers are read, and labels that vary within a row group.
 
         Args:
-            keys: Of Parquet files with an `image` column, in the order that numbers the rows.
-            cache: Folder on a local disk, which may be shared by processes and outlive them; None keeps patches in
-                memory. A cache of `num_rows` x 50 kB holds everything; with less, read in a `streaming_order`.
-            cache_bytes: Bound of the cache; None for 64 GiB on disk, 2 GiB in memory.
-            label_column: Column of strings or integers whose values are the classes.
-            fit: What becomes of images that are not 224 x 224 px.
+            keys: Keys of Parquet files with an `image` column, in the order in which rows are numbered.
+            cache: A folder on a local disk, which processes may share and which outlives them; None keeps patches in memory. A
+                cache of `num_rows` x 50 kB holds everything. With a smaller one, read in a `streaming_order`.
+            cache_bytes: The bound of the cache; None means 64 GiB on disk, 2 GiB in memory.
+            label_column: A column of strings or integers, whose values are the classes.
+            fit: How images of other sizes become 224 x 224 px.
 
         Raises:
-            FileNotFoundError: Shards are missing; they are named.
-            DataError: A file is no such shard, or there are no rows; all problems are named.
+            FileNotFoundError: Shards are missing; the error names them.
+            DataError: A file is no such shard, or there are no rows; the error names all problems.
         """
         with ThreadPoolExecutor(_OPENING_THREADS) as pool:
             found_shards = list(pool.map(partial(open_shard, store, label_column=label_column), keys))
@@ -116,7 +116,7 @@ class TrainingSource:
         return len(self.labels)
 
     def class_sizes(self) -> list[int]:
-        """Count the rows of each class in the order of rows, for `sampling.epoch_order`.
+        """Count the rows of each class in the order of rows, for `cem_assets.pretraining.data.epochs.epoch_order`.
 
         Raises:
             DataError: The rows of a class do not lie together.
@@ -134,29 +134,26 @@ class TrainingSource:
         """Read patches.
 
         Args:
-            rows: int64 (n,), in any order, any of them repeatedly.
+            rows: int64 (n,), in any order; a row may occur several times.
 
         Returns:
-            uint8 (n, 224, 224), int64 (n,): pixels and labels.
+            Pixels, uint8 (n, 224, 224), and labels, int64 (n,).
 
         Raises:
             IndexError: There is no such row.
             FileNotFoundError: A shard has vanished since the source was opened.
             DataError: A shard is damaged.
-            OSError: The store cannot be reached, after its own retries.
+            OSError: The store could not be reached after several attempts.
         """
         out = np.empty((len(rows), SIDE_PX, SIDE_PX), np.uint8)
         self._fill(rows, out, lambda: False)
         return out, self.labels[rows]
 
     def fill_cache(self, num_threads: int = 4, progress: Callable[[int, int], None] | None = None) -> None:
-        """Fetch and decode every row group now, instead of when it is first wanted.
-
-        Args:
-            num_threads: To do it with.
+        """Fetch and decode every row group now, and not when it is first needed.
 
         Raises:
-            DataError: The cache cannot hold them all.
+            DataError: The cache is too small for all row groups.
         """
         if self.num_rows * (PATCH_BYTES + 8) > self._cache.max_bytes:
             raise DataError(
@@ -176,7 +173,7 @@ class TrainingSource:
         self.flush()
 
     def flush(self) -> None:
-        """Wait until the cache holds what was decoded so far; reading never needs it, and a process that ends does it too."""
+        """Wait until the cache holds everything decoded so far. Reading does not need this, and ending processes do it too."""
         self._cache.flush()
 
     def _fill(self, rows: NDArray[np.int64], out: NDArray[np.uint8], is_cancelled: Callable[[], bool]) -> None:
@@ -186,7 +183,7 @@ class TrainingSource:
         by_group = np.argsort(group_of, kind="stable")
         groups, firsts = np.unique(group_of[by_group], return_index=True)
         parts = list(zip(groups.tolist(), np.split(by_group, firsts[1:]), strict=True)) if len(rows) else []
-        # Threads that began with the same group, or waited for each other's, would decode one after the other.
+        # Threads that begin with the same group, or wait for each other's groups, would decode one after the other.
         turn = int(rows[0]) % len(parts) if parts else 0
         todo, may_wait = parts[turn:] + parts[:turn], False
         while todo:
@@ -198,7 +195,7 @@ class TrainingSource:
                     may_wait = False
                 else:
                     left.append((group, places))
-            may_wait = len(left) == len(todo)  # others are at all of them
+            may_wait = len(left) == len(todo)  # other threads or processes are building all that is left
             todo = left
 
     def _read_group(
@@ -216,7 +213,7 @@ class TrainingSource:
         try:
             with opened(self._store, shard.key, shard.num_bytes) as handle:
                 if (found := handle.size()) != shard.num_bytes:
-                    raise DataError(f"it has {found} bytes, and had {shard.num_bytes} when it was opened")
+                    raise DataError(f"it has {found} bytes now, and had {shard.num_bytes} when it was opened")
                 file = pq.ParquetFile(handle, metadata=shard.metadata, pre_buffer=False)
                 column = file.read_row_group(row_group, columns=[shard.image_column], use_threads=False)["image"]
             pixels = decode_cells(column, self._fit)
@@ -230,7 +227,7 @@ class TrainingSource:
                 f"shard {self._store.url_of(shard.key)} has vanished since training began. Restore it, or train on another "
                 "release; what a release names is not swept."
             ) from error
-        except (ValueError, pa.ArrowException, OSError) as error:
+        except (DataError, pa.ArrowException, OSError) as error:
             if not is_damage(error):
                 raise
             raise DataError(
@@ -241,16 +238,15 @@ class TrainingSource:
 
 @dataclass(frozen=True)
 class BatchStream:
-    """Batches of a source, read ahead by threads; the same batches in the same order whatever their number.
+    """Batches of a source, read ahead by threads. The batches and their order do not depend on the number of threads.
 
-    Iterate as often as wanted. Leaving an iteration early stops its threads.
+    It can be iterated several times. Leaving an iteration early stops its threads.
 
     Attributes:
-        source: The patches.
-        batches: Rows of each batch, as `sampling.share` deals them.
-        start: Number of the first batch.
-        num_threads: That read; each also decodes where the cache has not got a row group yet.
-        num_ahead: Batches that are being read or wait to be taken; bounds the memory.
+        batches: int64 arrays with the rows of each batch, as `cem_assets.pretraining.data.epochs.share` deals them out.
+        start: The number of the first batch.
+        num_threads: Threads that read, and decode the row groups that the cache does not have yet.
+        num_ahead: The number of batches that are being read or wait to be taken; it bounds the memory.
     """
 
     source: TrainingSource

@@ -1,6 +1,6 @@
-"""Parquet shards with pixels, opened for training: what their footers and label columns say.
+"""Opening Parquet shards for training: their footers and label columns are read, and their form is checked.
 
-Reading their pixels in random order is `cem_assets.pixels.reader`; writing them is `cem_assets.cem.patches.tables`.
+`cem_assets.pixels.reader` reads their pixels in random order, and `cem_assets.cem.patches.tables` writes them.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cem_assets.errors import DataError
 from cem_assets.pixels.cache import PATCH_BYTES
 from cem_assets.store.ranges import opened
 from cem_assets.store.store import Store
 
 MAX_GROUP_BYTES = 1 << 30
-"""Of a row group's images, stored or decoded: what a thread holds at most. Ours have 12 MiB."""
+"""The largest size of a row group's images, stored or decoded, because a thread holds one in memory. Ours have 12 MiB."""
 
 _IMAGE_BYTES = "image.bytes"
 
@@ -25,11 +26,11 @@ class Shard:
     """An opened shard.
 
     Attributes:
-        key: In the store.
-        num_bytes: Of the file.
-        identity: Another text for another file, even under the same key.
-        metadata: pyarrow.parquet.FileMetaData, its footer.
-        image_column: Parquet column with the bytes of images.
+        key: The key in the store.
+        num_bytes: The size of the file.
+        identity: A text that differs for another file, even under the same key.
+        metadata: The footer, a pyarrow.parquet.FileMetaData.
+        image_column: The Parquet column with the bytes of images.
         labels: Strings, one for each row.
     """
 
@@ -45,14 +46,13 @@ def open_shard(store: Store, key: str, label_column: str) -> Shard | str | None:
     """Read a shard's footer and labels.
 
     Args:
-        key: Of the shard.
-        label_column: Column of strings or integers.
+        label_column: A column of strings or integers.
 
     Returns:
-        The shard; a text that says what is wrong with it; None where there is none.
+        The shard, or a text that says what is wrong with it, or None if there is no such object.
 
     Raises:
-        OSError: The store cannot be reached, or refuses.
+        OSError: The store cannot be reached, or denies access.
     """
     stored = store.stat(key)
     if stored is None:
@@ -77,7 +77,7 @@ def open_shard(store: Store, key: str, label_column: str) -> Shard | str | None:
             labels = _read_labels(file, label_column, paths.index(label_column) if label_column in paths else -1)
             if isinstance(labels, str):
                 return f"{key} {labels}"
-    except (ValueError, pa.ArrowException, OSError) as error:
+    except (DataError, UnicodeDecodeError, pa.ArrowException, OSError) as error:
         if not is_damage(error):
             raise
         return f"{key} is no Parquet file: {as_line(error)}"
@@ -86,7 +86,7 @@ def open_shard(store: Store, key: str, label_column: str) -> Shard | str | None:
 
 
 def _image_column(kind: pa.DataType) -> str | None:
-    """Name the Parquet column that holds the bytes of images; None where there is none."""
+    """Return the name of the Parquet column with the bytes of images, or None if there is none."""
     column = "image"
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         column, kind = _IMAGE_BYTES, kind.field("bytes").type
@@ -94,7 +94,7 @@ def _image_column(kind: pa.DataType) -> str | None:
 
 
 def _read_labels(file: Any, name: str, place: int) -> pa.Array | str:
-    """Read the label column, from the footer alone where its statistics say that a row group has one value."""
+    """Read the label column; for row groups that have one value according to the statistics, the footer is enough."""
     kind = file.schema_arrow.field(name).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
@@ -114,16 +114,19 @@ def _read_labels(file: Any, name: str, place: int) -> pa.Array | str:
 
 
 def is_damage(error: Exception) -> bool:
-    """Tell a damaged file from trouble with the store: pyarrow reports bad pages as bare OSErrors without a number."""
+    """Tell whether an error means a damaged file, and not trouble with the store.
+
+    pyarrow reports damaged pages as plain OSErrors without an error number.
+    """
     return not isinstance(error, OSError) or (type(error) is OSError and error.errno is None)
 
 
 def as_line(error: Exception) -> str:
-    """Return an error's text without the line breaks and the full stop of Arrow's."""
+    """Return the text of an error without the line breaks and the full stop that Arrow adds."""
     return " ".join(str(error).split()).rstrip(".")
 
 
 def first_of(texts: Sequence[str]) -> str:
-    """Join five texts, and say how many more there are."""
+    """Join the first five texts, and say how many more there are."""
     more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
     return "; ".join(texts[:5]) + more

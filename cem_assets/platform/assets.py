@@ -1,4 +1,4 @@
-"""The one way to declare an asset and a check: names, groups, dependencies and versions follow from the asset's name."""
+"""Declaring assets and checks. Key, group, dependencies and code version follow from the names of assets."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,12 @@ import dagster as dg
 
 from cem_assets.execution.checks import Outcome, objects_match_manifest
 from cem_assets.platform.resources import StoreResource
+from cem_assets.platform.steps import explained
 from cem_assets.store.assets import CODE_VERSIONS
 from cem_assets.store.store import Store
 
 GPU_POOL = "gpu"
-"""Dagster's pool for steps that use a GPU; the instance's configuration says how many run at once."""
+"""The Dagster pool of steps that use a GPU; the configuration of the instance limits how many of them run at once."""
 
 AssetFunction = Callable[..., dg.MaterializeResult[Any]]
 
@@ -19,13 +20,13 @@ AssetFunction = Callable[..., dg.MaterializeResult[Any]]
 def asset(
     name: str, *deps: str, kinds: set[str], partitions: dg.PartitionsDefinition[Any] | None = None, **more: Any
 ) -> Callable[[AssetFunction], dg.AssetsDefinition]:
-    """Declare an asset of the store; its docstring is the description that people read in the UI.
+    """Declare an asset of the store. The docstring of its function is the description that people read in the UI.
 
     Args:
-        name: Such as "cem/raw_patches": asset key, folder in the store, and by its first part the group.
+        name: Such as "cem/raw_patches". It is the asset key and the folder in the store; the first part is the group.
         deps: Names of the assets it is made from.
-        kinds: Dagster's labels of what it is made of, such as "parquet" or "pytorch".
-        partitions: One of `platform.partitions`; None for an asset that is one whole.
+        kinds: Dagster's labels for the technology, such as "parquet" or "pytorch".
+        partitions: One of `platform.partitions`; None for an asset without partitions.
         more: Any other argument of `dagster.asset`, such as `pool=GPU_POOL`.
     """
     decorator: Callable[[AssetFunction], dg.AssetsDefinition] = dg.asset(
@@ -48,14 +49,14 @@ def check(
     name: str = "",
     description: str = "",
 ) -> dg.AssetChecksDefinition:
-    """Declare a check of an asset, which runs after each materialization, partition by partition.
+    """Declare a check of an asset, which runs after each materialization of a partition.
 
     Args:
-        function: Takes the store and the partition key ("" for an asset without partitions).
-        partitions: Those of the asset.
-        is_warning: Whether a failure only warns; otherwise it stops what is made from the asset.
-        name: Default: the function's name.
-        description: Default: the function's docstring.
+        function: Called with the store and the partition key, which is "" for an asset without partitions.
+        partitions: The partitions of the asset.
+        is_warning: Whether a failed check only warns. Otherwise it stops the assets that are made from this one.
+        name: Empty takes the function's name.
+        description: Empty takes the function's docstring.
     """
     severity = dg.AssetCheckSeverity.WARN if is_warning else dg.AssetCheckSeverity.ERROR
 
@@ -67,7 +68,8 @@ def check(
         partitions_def=partitions,
     )
     def run(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-        outcome = function(store.open(), context.partition_key if partitions else "")
+        with explained(context.op_execution_context):
+            outcome = function(store.open(), context.partition_key if partitions else "")
         return dg.AssetCheckResult(
             passed=outcome.passed, severity=severity, description=outcome.description, metadata=dict(outcome.facts)
         )
@@ -76,7 +78,7 @@ def check(
 
 
 def objects_check(asset_name: str, partitions: dg.PartitionsDefinition[Any] | None = None) -> dg.AssetChecksDefinition:
-    """Declare the check that every asset has: its objects are there as the manifest lists them."""
+    """Declare the check that every asset has: its objects match its manifest."""
     return check(
         asset_name,
         lambda store, partition: objects_match_manifest(store, asset_name, str(partition)),

@@ -1,4 +1,4 @@
-"""How often some work was tried and whether it may be requested now: every reconciling sensor asks this of Dagster's runs."""
+"""How often some work was tried, and whether it may be requested now: the sensors that reconcile find it in Dagster's runs."""
 
 import time
 from collections.abc import Mapping
@@ -19,18 +19,19 @@ UNFINISHED = [
     dg.DagsterRunStatus.CANCELING,
 ]
 TICK_SECONDS = 5.0
-"""A tick stops looking after this long; what it asks for is launched after that."""
+"""A tick stops looking for work after this long. The runs it requests are launched afterwards."""
 MAX_REQUESTS = 25
-"""Runs a tick asks for at most; creating one costs Dagster up to a tenth of a second."""
+"""The most runs that a tick requests; creating one takes Dagster up to a tenth of a second."""
 WORK_TAG = "cem_assets/work"
+"""Tag of runs that identifies the work they do: the same work gets the same value."""
 SECONDS_AFTER_A_BUG = 24 * 3600.0
-"""Work that failed by a bug is left alone so long, unless cem_assets was upgraded."""
+"""Work that failed because of a bug waits this long, unless cem_assets was upgraded."""
 PROMPT_ATTEMPTS = 3
-"""Failures of the same work that are repeated at the next tick; later ones wait an hour, two, four, ... a day."""
+"""After fewer failures than this, work is repeated at the next tick; after that it waits 1, 2, 4, ... 24 hours."""
 
 
 def seconds_until_again(num_failures: int) -> float:
-    """Return how long after its last failure work that failed so often is left alone; 0 while it is repeated promptly."""
+    """Return how long work that failed so often waits after its last failure; 0 while it is repeated at once."""
     return 0.0 if num_failures < PROMPT_ATTEMPTS else min(2 ** (num_failures - PROMPT_ATTEMPTS), 24) * 3600.0
 
 
@@ -39,9 +40,9 @@ class Attempt:
     """Whether some work may be requested now.
 
     Attributes:
-        number: How often it was tried before; part of the run key.
-        why_not: Why it must wait; None where it may be requested.
-        tags: For the run that does it.
+        number: How often the work was tried before; part of the run key.
+        why_not: The reason why it must wait; None where it may be requested.
+        tags: Tags of the run that does it.
     """
 
     number: int = 0
@@ -52,13 +53,14 @@ class Attempt:
 def attempt_at(instance: dg.DagsterInstance, job: str, partition: str, key: str, is_look_only: bool = False) -> Attempt:
     """Decide whether some work may be requested now, by how often it was tried and whose fault it was that it failed.
 
-    Work whose data were refused waits for other data, which give it another key. Work that failed by a bug is repeated after an
-    upgrade, and otherwise once a day. Work that ran out of memory is repeated with fewer worker processes.
+    Work whose data were refused waits for other data; with those it has another key. Work that failed because of a bug is
+    repeated after an upgrade, and otherwise once a day. Work that ran out of memory or disk is repeated with fewer worker
+    processes.
 
     Args:
-        partition: Partition key; empty for a job without partitions.
+        partition: Empty for a job without partitions.
         key: Identifies the work; its runs carry it as `WORK_TAG`.
-        is_look_only: Whether one success is enough, though the store looks the same afterwards.
+        is_look_only: Whether one successful run is enough even if the store looks the same afterwards.
     """
     tags = {"dagster/partition": partition} if partition else {}
     if instance.get_run_records(dg.RunsFilter(job_name=job, tags=tags, statuses=UNFINISHED), limit=1):
@@ -77,7 +79,9 @@ def attempt_at(instance: dg.DagsterInstance, job: str, partition: str, key: str,
     if found.get(FAULT_TAG) == Fault.bug:
         is_upgraded = found.get(VERSION_TAG) != __version__
         if not is_upgraded and waited < SECONDS_AFTER_A_BUG:
-            return Attempt(why_not=f"it failed by a bug of cem_assets {__version__}; tried again after an upgrade, or in a day")
+            return Attempt(
+                why_not=f"it failed because of a bug in cem_assets {__version__}; it is repeated after an upgrade, or in a day"
+            )
     elif len(failures) >= PROMPT_ATTEMPTS and waited < seconds_until_again(len(failures)):
         return Attempt(why_not=f"failed {len(failures)} times, tried again later")
     return Attempt(len(records), tags={SHARE_TAG: found[SHARE_TAG]} if SHARE_TAG in found else {})

@@ -1,4 +1,4 @@
-"""The launchpad's choice of engine, for assets whose work can be shared out over machines."""
+"""The choice of the engine in the launchpad, for assets whose work can be distributed over machines."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from cem_assets.execution.local import EngineChoice
 
 
 class EngineConfig(dg.Config):
-    """Where the work is done. Results do not depend on it, so it is no part of what is recorded.
+    """Where the work is done. Results do not depend on it, so it is not recorded.
 
     Attributes:
-        engine: `local`, `ray`, or `default`: what CEM_ASSETS_ENGINE says.
+        engine: `local`, `ray`, or `default` for the engine that CEM_ASSETS_ENGINE names.
     """
 
     engine: EngineChoice = EngineChoice.default
 
     def parameters(self) -> dict[str, Any]:
-        """Return everything else: what a subclass says about the results."""
+        """Return all other fields, which are the parameters of the results."""
         return self.model_dump(exclude={"engine"})

@@ -1,4 +1,4 @@
-"""How old a release may be before people are told."""
+"""How old a release may be before people get an alert."""
 
 from datetime import timedelta
 
@@ -6,5 +6,5 @@ from cem_assets import environment
 
 
 def max_release_age() -> timedelta:
-    """Return how old the newest look at releases may become: CEM_ASSETS_RELEASE_MAX_AGE_DAYS, else 31 days."""
+    """Return the greatest age of the newest release that is not overdue: CEM_ASSETS_RELEASE_MAX_AGE_DAYS, else 31 days."""
     return timedelta(days=environment.whole_number(environment.RELEASE_MAX_AGE_DAYS))

@@ -1,26 +1,26 @@
-"""Partitions: one key per dataset, source or label, added as they appear."""
+"""Partitions: one key for each dataset, source, label, row of weights or benchmark, added as they appear."""
 
 from collections.abc import Iterable
 
 import dagster as dg
 
 em_datasets = dg.DynamicPartitionsDefinition(name="em_datasets")
-"""Names of EM datasets, as their folders in the inbox are called."""
+"""Names of EM datasets, which are the names of their folders in the inbox."""
 
 microscopy_sources = dg.DynamicPartitionsDefinition(name="microscopy_sources")
-"""Names of microscopy sources, as their folders in the inbox are called."""
+"""Names of microscopy sources, which are the names of their folders in the inbox."""
 
 cyto_labels = dg.DynamicPartitionsDefinition(name="cyto_labels")
-"""Labels of the current label table: a slug and 8 hex digits; the label itself is in the metadata."""
+"""Labels of the current label table. A key is a slug with 8 hexadecimal digits; the metadata have the label itself."""
 
 weights_rows = dg.DynamicPartitionsDefinition(name="weights")
-"""Rows of the catalogue of weights: those shipped, and those of `settings/weights.toml` in the store."""
+"""Rows of the catalogue of weights: those of this package, and those of `settings/weights.toml` in the store."""
 
 benchmark_rows = dg.DynamicPartitionsDefinition(name="benchmarks")
-"""Rows of the catalogue of benchmarks: those shipped, and those of `settings/benchmarks.toml` in the store."""
+"""Rows of the catalogue of benchmarks: those of this package, and those of `settings/benchmarks.toml` in the store."""
 
 scored_pairs = dg.MultiPartitionsDefinition({"benchmark": benchmark_rows, "weights": weights_rows})
-"""Weights on benchmarks. Fused features of two weights are a key of their own, such as "a+b"."""
+"""Pairs of a benchmark and weights. Fused features of two weights have a key of their own, such as "a+b"."""
 
 
 def missing_partitions(

@@ -1,4 +1,4 @@
-"""Resources: the store, which assets read and write. No IO managers: readers outside Dagster share the layout."""
+"""The resource of all assets: the store. There are no IO managers, because readers outside of Dagster use the same layout."""
 
 import dagster as dg
 
@@ -9,8 +9,8 @@ class StoreResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The object store of the platform.
 
     Attributes:
-        url: Root, such as s3://bucket/prefix; empty takes CEM_ASSETS_ROOT, else ./.cem_assets/store. Keys for S3
-            come from the AWS_* variables, never from configuration.
+        url: Root, such as s3://bucket/prefix; empty takes CEM_ASSETS_ROOT, else ./.cem_assets/store. The keys of S3 come from
+            the AWS_* variables, never from the configuration.
     """
 
     url: str = ""

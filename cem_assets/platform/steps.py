@@ -1,4 +1,4 @@
-"""What every asset body shares: errors by whose fault they are, progress, and metadata that people can look at."""
+"""What the functions of all assets share: handling of errors, progress, and metadata that people look at in the UI."""
 
 import base64
 from collections.abc import Iterator, Mapping
@@ -8,54 +8,57 @@ from typing import Any
 import dagster as dg
 
 from cem_assets import __version__, environment
-from cem_assets.errors import Fault, fault_of, may_pass
+from cem_assets.errors import Fault, fault_of, may_pass, needs_fewer_workers
 from cem_assets.execution.local import default_num_workers, fewer_workers
 from cem_assets.execution.stage import Progress, StageResult, logged_progress
 from cem_assets.store.store import Store
 
 MAX_RETRIES = 3
+"""Retries of a step after trouble that may pass: the store, the network, memory."""
 RETRY_DELAY_SECONDS = 10.0
-"""Before the first retry; doubled for each one after it. For trouble that may pass: the store, the network, memory."""
+"""Pause before the first retry; it doubles for each later one."""
 
 FAULT_TAG = "cem_assets/fault"
-"""Tag of failed runs that says whose fault it was (`cem_assets.errors.Fault`); `platform.attempts` decides by it what is tried
-again, and when."""
+"""Tag of failed runs that says whose fault it was, one of `cem_assets.errors.Fault`. `platform.attempts` decides by it what is
+requested again, and when."""
 
 VERSION_TAG = "cem_assets/version"
-"""Tag of runs that failed by a bug: the version of this package, so that they are repeated after an upgrade."""
+"""Tag of runs that failed because of a bug: the version of this package, so that the work is repeated after an upgrade."""
 
 SHARE_TAG = "cem_assets/workers_divided_by"
-"""Tag of runs that repeat work for which memory ran out: so many times fewer worker processes are started."""
+"""Tag of runs that repeat work for which memory or disk ran out. They start so many times fewer worker processes."""
 
 _RETRY_TAG = "dagster/retry_number"
-"""Dagster's own tag of a run that replaces one whose process died, most often because the system ran out of memory."""
+"""Dagster's own tag of a run that replaces one whose process died, most often because memory ran out."""
 
 _listeners: list[Any] = []
 _divisors: dict[tuple[str, str], int] = {}
-"""By how much workers are divided in later attempts of a step, by run and step. One entry for each step that ran short."""
+"""By how much the workers of a step's next attempt are divided, by run and step. Only steps that ran out of memory have one."""
 
 
 @contextmanager
 def explained(
     context: dg.AssetExecutionContext | dg.OpExecutionContext, metadata: Mapping[str, Any] | None = None
 ) -> Iterator[None]:
-    """Turn the errors of a step into what should happen next, by whose fault they are.
+    """Decide what happens after an error in a step, by whose fault the error is.
 
-    - The data's fault fails the step with the error's own words, and the run gets the tag `cem_assets/fault: data`. Automation
-      does not repeat it until the data change.
-    - Trouble with the store or the network is tried again after a delay, and fails the step when it stays.
-    - A lack of memory is tried again with half as many worker processes each time, and the log says so.
-    - Everything else is a bug of ours. It fails with its traceback and the tag `cem_assets/fault: bug`.
+    - Where the data are at fault, the step fails with the error's own words. It is not repeated until the data change.
+    - Where the store or the network is in trouble, the step is tried again after a delay, and fails when the trouble stays.
+    - Where memory ran out, the step is tried again with half as many worker processes each time, and the log says so. A full
+      disk fails the step; the next run of the same work uses half as many workers.
+    - Everything else is a bug in this package. The step fails with its traceback, and the log asks for a report.
+
+    A failed run gets the tag `cem_assets/fault`.
 
     Args:
-        metadata: Shown with a failure, such as a link to the quarantine report.
+        metadata: Shown with the failure, such as a link to the quarantine report.
     """
     divisor = _workers_divided_by(context)
     if divisor > 1:
         usual = default_num_workers()
         context.log.warning(
-            f"an earlier attempt ran out of memory or its process died; this one uses {max(1, usual // divisor)} worker "
-            f"process(es) instead of {usual} ({environment.WORKERS})"
+            "an earlier attempt ran out of memory or disk, or its process died; this one uses "
+            f"{max(1, usual // divisor)} worker process(es) instead of {usual} ({environment.WORKERS})"
         )
     try:
         with fewer_workers(divisor):
@@ -66,12 +69,14 @@ def explained(
         fault = fault_of(error)
         if may_pass(error) and context.retry_number < MAX_RETRIES:
             wait = RETRY_DELAY_SECONDS * 2**context.retry_number
-            if fault == Fault.machine:
+            if needs_fewer_workers(error):
                 _divisors[_step_of(context)] = divisor * 2
-            where = "this machine" if fault == Fault.machine else "the store or the network"
-            context.log.warning(f"{where} is in trouble; trying again in {wait:.0f} s ({type(error).__name__}: {error})")
+            trouble = "this machine is out of memory" if fault == Fault.machine else "the store or the network is in trouble"
+            context.log.warning(f"{trouble}; trying again in {wait:.0f} s ({type(error).__name__}: {error})")
             raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait) from error
-        tags = {FAULT_TAG: str(fault)} | ({SHARE_TAG: str(divisor * 2)} if fault == Fault.machine else {})
+        tags = {FAULT_TAG: str(fault)}
+        if needs_fewer_workers(error):
+            tags[SHARE_TAG] = str(divisor * 2)
         if fault == Fault.bug:
             tags[VERSION_TAG] = __version__
         context.instance.add_run_tags(context.run_id, tags)
@@ -89,7 +94,7 @@ def _step_of(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> tuple
 
 
 def _workers_divided_by(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> int:
-    """Return by how much fewer workers are started: for this step's own retries, and for runs that repeat a failed one."""
+    """Return by what the number of workers is divided, in this step's own retries and in runs that repeat a failed one."""
     if (divisor := _divisors.get(_step_of(context))) is not None:
         return divisor
     tags = context.run.tags
@@ -101,7 +106,7 @@ def _workers_divided_by(context: dg.AssetExecutionContext | dg.OpExecutionContex
 
 @contextmanager
 def progress_listener(listener: Any) -> Iterator[None]:
-    """Send the progress of steps in this process to a listener `(asset, partition, done, total)` as well."""
+    """Call a listener with `(asset, partition, done, total)` as steps of this process make progress."""
     _listeners.append(listener)
     try:
         yield
@@ -110,10 +115,10 @@ def progress_listener(listener: Any) -> Iterator[None]:
 
 
 def progress_of(context: dg.AssetExecutionContext, what: str) -> Progress:
-    """Report progress as log lines, and to whoever listens in this process.
+    """Return a function that reports progress in the log, and to the listeners of this process.
 
     Args:
-        what: What is counted, such as "bricks hashed".
+        what: The things that are counted, such as "bricks hashed".
     """
     asset = context.asset_key.to_user_string()
     partition = context.partition_key if context.has_partition_key else ""
@@ -150,7 +155,8 @@ def materialized(
 
     Args:
         pictures: PNG, JPEG or WebP bytes by metadata label.
-        rate: What was worked through and how much of it, such as ("patches", 1200), for a throughput.
+        rate: The things that were worked through and their number, such as ("patches", 1200). Their number per second is
+            shown.
         extra: Further metadata, shown last.
 
     Returns:

@@ -1,6 +1,6 @@
-"""What runs by itself for weights: rows of the catalogue become partitions, and tracking that waited is delivered.
+"""Sensors for weights: rows of the catalogue become partitions, and entries that wait for MLflow are delivered.
 
-Nothing is trained unasked: that takes days of a GPU, so a person materializes a partition.
+No sensor starts a training, because it takes days of a GPU; a person materializes the partition.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from cem_assets import environment
 from cem_assets.platform.partitions import missing_partitions, weights_rows
 from cem_assets.platform.resources import StoreResource
 from cem_assets.pretraining.jobs import pretraining_weights
-from cem_assets.pretraining.weights.rows import known_weights
+from cem_assets.pretraining.rows import known_weights
 from cem_assets.tracking.outbox import drain_outbox
 
 _DRAIN_SECONDS = 30.0
@@ -41,7 +41,7 @@ def weights_sensor(context: dg.SensorEvaluationContext, store: StoreResource) ->
     description="Delivers to MLflow what could not be delivered while it was down.",
 )
 def tracking_sensor(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SkipReason:
-    """Deliver what waits."""
+    """Deliver the entries that wait for MLflow."""
     drained = drain_outbox(store.open(), _DRAIN_SECONDS)
     trouble = f"; {drained.trouble}" if drained.trouble else ""
     return dg.SkipReason(f"delivered {drained.num_delivered:,} entries to MLflow, {drained.num_left:,} wait{trouble}")

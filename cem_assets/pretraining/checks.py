@@ -12,7 +12,7 @@ _LEAST_SPREAD = 1e-6
 
 
 def weights_give_features(store: Store, name: str) -> Outcome:
-    """The weights load into their network, and tell different pictures apart by finite features."""
+    """The weights load into their network, and its features are finite and differ between different pictures."""
     import torch
 
     weights, _ = load_encoder_weights(store, name)

@@ -1,8 +1,7 @@
-"""Reading what the platform wrote, without Dagster: tables, images, volumes, releases.
+"""Reading what the platform wrote, without Dagster: tables, images, volumes, releases, weights and scores.
 
-Every function takes the store's URL, or finds it in CEM_ASSETS_ROOT. The same data can be read with pandas,
-DuckDB, polars or HF datasets and no line of this package: `content_url` (and `cem-assets path`) name the
-folder to open.
+Pandas, DuckDB, polars and Hugging Face datasets can read the same data without this package. `content_url` (or `cem-assets
+path`) returns the folder that they open.
 
     >>> from cem_assets import readers
     >>> patches = readers.read_patches("vnc", "filtered")
@@ -65,13 +64,13 @@ class Release:
 
     Attributes:
         version: Such as "v1".
-        digest: Of its manifest.
-        num_patches: Patches in it.
-        pixel_mean, pixel_std: Norms of pixels scaled to 0..1.
-        card: The dataset card, Markdown.
-        datasets: One row per dataset: dataset, num_patches, licence, citation, organism, tissue, technique,
+        digest: Digest of the release's manifest.
+        pixel_mean: Mean of all pixels, scaled to 0..1.
+        pixel_std: Standard deviation of all pixels, scaled to 0..1.
+        card: The dataset card, as Markdown.
+        datasets: One row per dataset with the columns dataset, num_patches, licence, citation, organism, tissue, technique,
             folder (URL) and digest.
-        shards: URLs of its Parquet files, in order; what HF datasets and DuckDB take.
+        shards: URLs of the Parquet files, in order; Hugging Face datasets and DuckDB open them.
     """
 
     version: str
@@ -86,10 +85,10 @@ class Release:
     _keys: tuple[str, ...]
 
     def patches(self, columns: list[str] | None = None) -> pd.DataFrame:
-        """Read its rows without pixels.
+        """Read the rows of the release without pixels.
 
         Args:
-            columns: Which ones; None for all but `image`.
+            columns: Names of columns; None takes all except `image`.
         """
         frames = []
         for key in self._keys:
@@ -101,7 +100,7 @@ class Release:
         return frame
 
     def iter_images(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        """Read its patches: (name, uint8 (height, width)), in order of dataset and row."""
+        """Read name and pixels, uint8 (height, width), of each patch, in order of dataset and row."""
         for key in self._keys:
             with self._store.open(key) as handle:
                 yield from _images_in(pq.ParquetFile(handle))
@@ -111,7 +110,7 @@ def list_datasets(root: str | None = None) -> list[str]:
     """List the datasets that were standardized, in order of name.
 
     Args:
-        root: The store; default CEM_ASSETS_ROOT.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
     """
     return committed_partitions(open_store(root), VOLUMES)
 
@@ -120,16 +119,17 @@ def read_patches(dataset: str, stage: str = "filtered", root: str | None = None)
     """Read the patches of a dataset at a stage, without pixels.
 
     Args:
-        stage: "raw", "deduplicated", "scores" or "filtered", or the asset's full name.
-        root: The store; default CEM_ASSETS_ROOT.
+        stage: "raw", "deduplicated", "scores" or "filtered", or the full name of the asset.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
 
     Returns:
-        Columns dataset, name, volume, axis (0 xy, 1 xz, 2 yz, -1 for 2D images), index, y0, y1, x0, x1 (px), dhash
-        (uint64); from "deduplicated" on num_duplicates; from "scores" on logit and informative (probability).
+        A table with the columns dataset, name, volume, axis (0 xy, 1 xz, 2 yz, -1 for 2D images), index, y0, y1, x0, x1 (px)
+        and dhash (uint64); from "deduplicated" on also num_duplicates; from "scores" on also logit and informative
+        (probability).
 
     Raises:
-        DataError: The stage is not known, or holds no patches.
-        FileNotFoundError: Nothing is committed there.
+        DataError: The stage is unknown, or has no patches.
+        FileNotFoundError: Nothing is committed.
     """
     store, manifest = _table(dataset, stage, root)
     tables = []
@@ -142,13 +142,13 @@ def read_patches(dataset: str, stage: str = "filtered", root: str | None = None)
 
 
 def read_duplicates(dataset: str, root: str | None = None) -> pd.DataFrame:
-    """Read which exemplar stands for every dropped patch of a dataset.
+    """Read which exemplar was kept in place of each dropped patch of a dataset.
 
     Args:
-        root: The store; default CEM_ASSETS_ROOT.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
 
     Returns:
-        Columns name, exemplar (a patch name) and distance (Hamming, of 64 bits).
+        A table with the columns name, exemplar (the name of a patch) and distance (Hamming distance of 64 bits).
     """
     store = open_store(root)
     manifest = require_manifest(store, DEDUPLICATED, dataset)
@@ -159,14 +159,15 @@ def read_duplicates(dataset: str, root: str | None = None) -> pd.DataFrame:
 def iter_images(dataset: str, stage: str = "filtered", root: str | None = None) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Read the pixels of a dataset's patches at any stage, in row order.
 
-    Before "filtered" they are cut again out of the standardized volumes, one brick at a time.
+    Only "filtered" stores pixels. For the other stages patches are cut again from the standardized volumes, one brick at a
+    time.
 
     Args:
         stage: As for `read_patches`.
-        root: The store; default CEM_ASSETS_ROOT.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
 
     Yields:
-        (name, uint8 (height, width)), sides up to 224 px.
+        The name and the pixels of each patch: uint8 (height, width), with sides of up to 224 px.
     """
     store, manifest = _table(dataset, stage, root)
     if manifest.inputs.asset == FILTERED:
@@ -174,7 +175,7 @@ def iter_images(dataset: str, stage: str = "filtered", root: str | None = None) 
             with store.open(f"{manifest.folder}/{item.name}") as handle:
                 yield from _images_in(pq.ParquetFile(handle))
         return
-    pixels = pixels_behind(store, dataset, manifest)
+    pixels = pixels_behind(store, manifest)
     for table in read_parts(store, manifest, None, _BATCH_ROWS):
         yield from zip(table["name"].to_pylist(), pixels.patches(table), strict=True)
 
@@ -188,13 +189,17 @@ def _images_in(file: pq.ParquetFile) -> Iterator[tuple[str, NDArray[np.uint8]]]:
 def _table(dataset: str, stage: str, root: str | None) -> tuple[Store, Manifest]:
     asset = asset_of(stage)
     if asset == VOLUMES:
-        raise DataError('stage "volumes" holds no patches; use open_volume(dataset, volume), or stage = "raw".')
+        raise DataError('stage "volumes" has no patches; use open_volume(dataset, volume), or stage = "raw".')
     store = open_store(root)
     return store, require_manifest(store, asset, dataset)
 
 
 def list_volumes(dataset: str, root: str | None = None) -> list[str]:
-    """List the volumes of a dataset; empty for a set of 2D images."""
+    """List the volumes of a dataset; a set of 2D images has none.
+
+    Args:
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
+    """
     return [volume.name for volume in open_pixels(open_store(root), dataset).volumes]
 
 
@@ -202,15 +207,15 @@ def open_volume(dataset: str, volume: str | None = None, root: str | None = None
     """Open a standardized volume.
 
     Args:
-        volume: Its name; None where the dataset has only one.
-        root: The store; default CEM_ASSETS_ROOT.
+        volume: Name of the volume; None if the dataset has only one.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
 
     Returns:
-        A read-only `zarr.Array` of uint8 (z, y, x); slices of it are numpy arrays. Chunks that the store
-        lost raise `FileNotFoundError`; zeros never stand in for them.
+        A read-only `zarr.Array` of uint8 (z, y, x); slices of it are numpy arrays. Reading a chunk that the store has lost
+        raises `FileNotFoundError`; it is never read as zeros.
 
     Raises:
-        KeyError: There is no such volume; the error lists those there are.
+        UnknownNameError: There is no such volume (this is a `KeyError`); the error lists the volumes of the dataset.
     """
     pixels = open_pixels(open_store(root), dataset)
     if volume is None:
@@ -222,7 +227,11 @@ def open_volume(dataset: str, volume: str | None = None, root: str | None = None
 
 
 def list_releases(root: str | None = None) -> list[str]:
-    """List the versions of the releases, oldest first."""
+    """List the versions of the releases, oldest first.
+
+    Args:
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
+    """
     store = open_store(root)
     found = [current_manifest(store, RELEASES, version) for version in committed_partitions(store, RELEASES)]
     ordered = sorted((m for m in found if m is not None), key=lambda m: (m.details["sequence"], m.inputs.partition))
@@ -234,10 +243,10 @@ def read_release(version: str | None = None, root: str | None = None) -> Release
 
     Args:
         version: Such as "v1"; None takes the newest.
-        root: The store; default CEM_ASSETS_ROOT.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
 
     Returns:
-        The release; its patches are read when asked for.
+        The release; its patches are read only when you ask for them.
 
     Raises:
         FileNotFoundError: There is no such release.
@@ -280,15 +289,15 @@ def content_url(asset: str, partition: str = "", root: str | None = None) -> str
 
     Args:
         asset: A stage such as "filtered", or an asset such as "cem/filtered_patches" or "cem/releases".
-        partition: Its partition key; empty for unpartitioned assets.
-        root: The store; default CEM_ASSETS_ROOT.
+        partition: Partition key; empty for an asset without partitions.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
 
     Returns:
-        What pandas, DuckDB and HF datasets open.
+        The folder that pandas, DuckDB and Hugging Face datasets open.
     """
     store = open_store(root)
     try:
         name = asset_of(asset)
-    except ValueError:
-        name = asset  # releases, the classifier, and whatever else commits by the same protocol
+    except DataError:
+        name = asset  # not a stage of patches, but releases or any other asset with manifests
     return store.url_of(require_manifest(store, name, partition).folder)

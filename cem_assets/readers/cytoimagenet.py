@@ -1,4 +1,4 @@
-"""Reading CytoImageNet, without Dagster; part of `cem_assets.readers`, which has all of it by name."""
+"""Reading CytoImageNet without Dagster; `cem_assets.readers` has these functions too."""
 
 import json
 from collections.abc import Iterator
@@ -23,11 +23,10 @@ class CytoRelease:
 
     Attributes:
         version: Such as "v1".
-        digest: Of its manifest.
-        num_images: Images in it.
-        card: The dataset card, Markdown.
-        labels: One row per label: key, label, category, num_images.
-        shards: URLs of its Parquet files, in order; what HF datasets and DuckDB take.
+        digest: Digest of the release's manifest.
+        card: The dataset card, as Markdown.
+        labels: One row per label with the columns key, label, category and num_images.
+        shards: URLs of the Parquet files, in order; Hugging Face datasets and DuckDB open them.
     """
 
     version: str
@@ -41,13 +40,13 @@ class CytoRelease:
     _keys: tuple[str, ...]
 
     def metadata(self) -> pd.DataFrame:
-        """Read its rows without pixels: the published columns, and split, source, licence, source_path, height, width."""
+        """Read a row for each image, without pixels: the published columns, and split, source, licence, height, width, ..."""
         with self._store.open(f"{self._folder}/metadata.parquet") as handle:
             frame: pd.DataFrame = pq.ParquetFile(handle).read().to_pandas()
         return frame
 
     def iter_images(self) -> Iterator[tuple[str, str, NDArray[np.uint8]]]:
-        """Read its images: (label, file name, uint8 (height, width)), in order of label."""
+        """Read label, file name and pixels, uint8 (height, width), of each image, in order of label."""
         for key in self._keys:
             with self._store.open(key) as handle:
                 for batch in pq.ParquetFile(handle).iter_batches(64, columns=["label", "filename", "image"]):
@@ -60,7 +59,7 @@ def read_cyto_release(version: str | None = None, root: str | None = None) -> Cy
 
     Args:
         version: Such as "v1"; None takes the newest.
-        root: The store; default CEM_ASSETS_ROOT.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
 
     Raises:
         FileNotFoundError: There is no such release.
@@ -93,10 +92,10 @@ def read_labels(root: str | None = None) -> pd.DataFrame:
     """Read the current label table: the chosen rows, with label and category.
 
     Args:
-        root: The store; default CEM_ASSETS_ROOT.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
 
     Raises:
-        FileNotFoundError: There is none yet.
+        FileNotFoundError: There is no label table yet.
     """
     store = open_store(root)
     manifest = require_manifest(store, LABEL_TABLE)
@@ -108,14 +107,14 @@ def read_source_metadata(source: str, root: str | None = None) -> pd.DataFrame:
     """Read the standard metadata of a microscopy source: one row per image.
 
     Args:
-        root: The store; default CEM_ASSETS_ROOT.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
 
     Returns:
-        The standard columns (several values of a cell joined by "|", empty where there is none), source, licence, and the
-        lists `files` and `sha256`.
+        A table with the standard columns, source, licence, and the lists `files` and `sha256`. Several values of a cell are
+        joined by "|"; cells without a value are empty.
 
     Raises:
-        FileNotFoundError: Nothing is committed for it.
+        FileNotFoundError: Nothing is committed for the source.
     """
     store = open_store(root)
     frame: pd.DataFrame = pa.concat_tables(

@@ -1,4 +1,4 @@
-"""Reading benchmark scores and the leaderboard, without Dagster; part of `cem_assets.readers`, which has both by name."""
+"""Reading benchmark scores and the leaderboard without Dagster; `cem_assets.readers` has these functions too."""
 
 import pandas as pd
 
@@ -13,28 +13,28 @@ def read_scores(benchmark: str = "", weights: str = "", root: str | None = None)
     """Read benchmark scores: every number of every run, also of single classes.
 
     Args:
-        benchmark: Of this one alone; empty for all.
-        weights: Of these alone; empty for all.
-        root: The store; default CEM_ASSETS_ROOT.
+        benchmark: Only the scores of this benchmark; empty takes all benchmarks.
+        weights: Only the scores of these weights; empty takes all weights.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
 
     Returns:
-        The columns of `cem_assets.benchmarks.scores.stored.ScoreRow`, and `digest` and `folder` of the run; empty where there
-        are none.
+        A table with the columns of `cem_assets.benchmarks.scores.stored.ScoreRow`, and `digest` and `folder` of the run. It has
+        no rows if there are no scores.
     """
     return scores.read_scores(open_store(root), benchmark, weights)
 
 
 def read_leaderboard(root: str | None = None) -> pd.DataFrame:
-    """Read the current leaderboard: means and spread over seeds, ranks, published figures, what changed.
+    """Read the current leaderboard: means and spread over seeds, ranks, published figures, and what changed.
 
     Args:
-        root: The store; default CEM_ASSETS_ROOT.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
 
     Returns:
-        Its rows in order; `cem_assets.benchmarks.leaderboard.standings.make_standings` says what the columns are.
+        Its rows in order; `cem_assets.benchmarks.leaderboard.standings.make_standings` explains the columns.
 
     Raises:
-        FileNotFoundError: There is none yet.
+        FileNotFoundError: There is no leaderboard yet.
     """
     store = open_store(root)
     return read_standings(store, require_manifest(store, LEADERBOARD))

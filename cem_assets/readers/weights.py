@@ -1,4 +1,4 @@
-"""Reading encoder weights, without Dagster; part of `cem_assets.readers`, which has all of it by name."""
+"""Reading encoder weights without Dagster; `cem_assets.readers` has these functions too."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,8 @@ import pandas as pd
 
 from cem_assets.catalog.weights import WeightsRow
 from cem_assets.errors import DataError
-from cem_assets.pretraining.weights.stored import SIDECAR, availability, load_encoder_weights, stored_weights_rows
+from cem_assets.pretraining.rows import stored_weights_rows
+from cem_assets.pretraining.weights.stored import SIDECAR, availability, load_encoder_weights
 from cem_assets.store.assets import WEIGHTS
 from cem_assets.store.manifests import Manifest, committed_partitions, current_manifest, require_manifest
 from cem_assets.store.store import Store, open_store
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def list_weights(root: str | None = None) -> pd.DataFrame:
-    """List the encoder weights: those of the catalogue, and those that are committed without a row any more.
+    """List the encoder weights of the catalogue, and committed weights that the catalogue no longer has.
 
     Args:
-        root: The store; default CEM_ASSETS_ROOT.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
 
     Returns:
-        One row each: name, kind ("trained" or "imported"), arch, method, is_committed, norms ((mean, std) of pixels, or
-        None), epoch (None where not known), num_parameters and digest (of what is committed), and reason (why they are
-        not in the store; empty where they are).
+        A table with a row for each: name, kind ("trained" or "imported"), arch, method, is_committed, norms (mean and standard
+        deviation of pixels, or None), epoch (missing if it is not known), num_parameters and digest (of the committed weights),
+        and reason (why they are not in the store; empty if they are).
 
     Raises:
         DataError: `settings/weights.toml` of the store has problems.
@@ -59,14 +60,14 @@ def _weights_entry(store: Store, name: str, row: WeightsRow | None) -> dict[str,
 
 
 def read_weights_info(name: str, root: str | None = None) -> dict[str, Any]:
-    """Read what is said of committed weights: network, method, norms, files with digests, provenance.
+    """Read the description of committed weights: network, method, norms, files with digests, provenance.
 
     Args:
-        name: A name of `list_weights`.
-        root: The store; default CEM_ASSETS_ROOT.
+        name: One of the names in `list_weights`.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
 
     Raises:
-        DataError: The name is not known; the error lists those that are.
+        DataError: The name is unknown; the error lists the known names.
         FileNotFoundError: They are not in the store yet.
     """
     store = open_store(root)
@@ -78,22 +79,21 @@ def read_weights_info(name: str, root: str | None = None) -> dict[str, Any]:
 def load_weights(name: str, arch: str | None = None, *, root: str | None = None, form: str = "torchvision") -> "nn.Module":
     """Load committed weights as an encoder.
 
-    Pixels are to be normalised first: (value / 255 - mean) / std, with the norms of `list_weights`.
+    Pixels must be normalised first: (value / 255 - mean) / std, with the norms of `list_weights`.
 
     Args:
-        name: A name of `list_weights`.
-        arch: The network they must be for; None takes what they are for.
-        root: The store; default CEM_ASSETS_ROOT.
-        form: "torchvision": features (n, d) of images (n, 1, height, width); "smp": an encoder of
-            segmentation_models_pytorch, which gives a list of feature maps. The latter is for ResNets alone: its
-            EfficientNetB0 pads and normalises otherwise than torchvision's, so that weights of the one give other
-            features in the other.
+        name: One of the names in `list_weights`.
+        arch: The network that the weights must be for; None accepts any network.
+        root: URL of the store; None takes it from CEM_ASSETS_ROOT.
+        form: "torchvision" gives features (n, d) of images (n, 1, height, width). "smp" gives an encoder of
+            segmentation_models_pytorch, which returns a list of feature maps. The latter works only for ResNets, because its
+            EfficientNetB0 pads and normalises differently from torchvision's, so the same weights give other features.
 
     Returns:
         The module, in evaluation mode, on the CPU.
 
     Raises:
-        DataError: The name or the form is not known, they are for another network, or there is no such form of them.
+        DataError: The name or the form is unknown, the weights are for another network, or they do not have this form.
         FileNotFoundError: They are not in the store yet; the error says what to materialize.
     """
     if form not in ("torchvision", "smp"):
@@ -109,7 +109,7 @@ def load_weights(name: str, arch: str | None = None, *, root: str | None = None,
     if not weights.arch.startswith("resnet"):
         raise DataError(
             f"weights {name!r} are for torchvision's {weights.arch}; that of segmentation_models_pytorch pads and normalises "
-            'otherwise, so they would give other features there. Use form = "torchvision", or weights of a ResNet.'
+            'differently, so they would give other features there. Use form = "torchvision", or weights of a ResNet.'
         )
     import segmentation_models_pytorch as smp  # type: ignore[import-untyped,unused-ignore]
 
@@ -119,7 +119,7 @@ def load_weights(name: str, arch: str | None = None, *, root: str | None = None,
 
 
 def _weights_manifest(store: Store, name: str) -> Manifest:
-    """Find committed weights; what is said where there are none depends on whether the name is one at all."""
+    """Find committed weights; otherwise the error says whether the name is unknown, or the weights are not in the store yet."""
     if name in (committed := committed_partitions(store, WEIGHTS)):
         return require_manifest(store, WEIGHTS, name)
     rows = stored_weights_rows(store)

@@ -1,1 +1,1 @@
-"""Archives and remote files: one small adapter each. What arrives is checked before anything reads it."""
+"""Archives, remote files and remote volumes, with an adapter for each kind; all that arrives is checked before it is read."""

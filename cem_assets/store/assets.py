@@ -1,7 +1,7 @@
-"""Names of the assets, which are also their folders in the store.
+"""The names of the assets, which are also their folders in the store, and their code versions.
 
-Asset `cem/raw_patches`, partition `vnc`, lies at `<root>/cem/raw_patches/vnc/`; knowing one gives the
-other. Readers accept the short names of `STAGES` as well.
+Partition `vnc` of the asset `cem/raw_patches` is stored under `<root>/cem/raw_patches/vnc/`. Readers accept the short names of
+`STAGES` as well.
 """
 
 from cem_assets.errors import DataError
@@ -51,7 +51,7 @@ CODE_VERSIONS: dict[str, str] = {
     VOLUMES: "1",
     RAW: "1",
     DEDUPLICATED: "1",
-    SCORES: "2",  # batch normalization is folded: logits moved by rounding
+    SCORES: "2",  # batch normalization is folded into the convolutions, so logits differ by rounding
     FILTERED: "1",
     SUBVOLUMES: "1",
     CLASSIFIER: "2",
@@ -76,17 +76,17 @@ CODE_VERSIONS: dict[str, str] = {
     DATASET_DISTANCES: "1",
     COMPARISONS: "1",
 }
-"""Written by hand: raise one when the asset's results change for equal inputs."""
+"""Raise an asset's version by hand when its results change for equal inputs; the asset is then computed again."""
 
 
 def asset_of(stage: str) -> str:
-    """Return the asset of a stage.
+    """Return the name of a stage's asset.
 
     Args:
-        stage: A key of `STAGES`, an asset such as "cem/raw_patches", or its last part.
+        stage: A key of `STAGES`, the name of an asset such as "cem/raw_patches", or the last part of that name.
 
     Raises:
-        DataError: The name is not known; the error lists those that are.
+        DataError: The name is not known; the error lists the known ones.
     """
     for short, asset in STAGES.items():
         if stage in (short, asset, asset.rsplit("/", 1)[-1]):

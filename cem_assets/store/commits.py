@@ -1,8 +1,8 @@
-"""Committing a partition: data objects first, an immutable manifest last.
+"""Committing a partition: the data objects are written first, and an immutable manifest last.
 
-Content lies under `<partition>/<content id>/`, and the id follows from the inputs, so a run that was
-killed is taken up where it stopped and equal runs write equal objects. Nothing is visible to readers
-until the manifest is created, exclusively. See `docs/store.md` for the protocol and its proofs.
+Content is stored under `<partition>/<content id>/`. The id follows from the inputs, so a run continues where a killed one
+stopped, and equal runs write equal objects. Readers see nothing until the manifest exists, and of several writers exactly one
+creates it. `docs/store.md` explains the protocol and why it is safe.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cem_assets.errors import DataError
 from cem_assets.store.local import file_sha256
 from cem_assets.store.manifests import Inputs, Manifest, ManifestObject, current_manifest, damaged_objects, write_manifest
 from cem_assets.store.store import Store
@@ -28,27 +29,27 @@ RECORDED_VERSIONS = ("cem-assets", "numpy", "pillow", "pyarrow", "zarr")
 
 @lru_cache
 def _version(package: str) -> str:
-    return importlib.metadata.version(package)  # some 2 ms: it looks through the folders of all packages
+    return importlib.metadata.version(package)  # takes about 2 ms, because it searches the folders of all packages
 
 
 def installed_versions(*more: str) -> dict[str, str]:
-    """Return the versions of the libraries that decide bytes, and of any named besides."""
+    """Return the versions of Python, of the libraries on which the written bytes depend, and of the given packages."""
     return {"python": platform.python_version()} | {name: _version(name) for name in (*RECORDED_VERSIONS, *more)}
 
 
 @dataclass(frozen=True)
 class ContentFolder:
-    """Where the objects of one commit go. Picklable, so that worker processes can write."""
+    """The folder for the objects of one commit. It can be pickled, so that worker processes can write into it."""
 
     store: Store
     folder: str
 
     def write(self, name: str, data: bytes | Path) -> ManifestObject:
-        """Write one object whole and describe it.
+        """Write one object, and return its size and digest for the manifest.
 
         Args:
             name: Path inside the content folder.
-            data: Bytes, or a local file to take them from.
+            data: The bytes, or a local file that holds them.
         """
         if isinstance(data, Path):
             described = ManifestObject(name, data.stat().st_size, file_sha256(data))
@@ -61,16 +62,12 @@ class ContentFolder:
 class Commit:
     """One attempt to commit a partition.
 
-    Use: ask `up_to_date` first; write what `has` does not know; `adopt` what a killed run left or a
-    worker wrote; `finish` once.
+    Ask `up_to_date` first. Then write the objects for which `has` is false, and `adopt` the others, which a killed run left
+    behind. `add` the objects that worker processes wrote. Call `finish` once, at the end.
     """
 
     def __init__(self, store: Store, inputs: Inputs, run_id: str = "") -> None:
-        """Look at what is there already.
-
-        Args:
-            inputs: What the content is made from.
-        """
+        """Look up which objects of these inputs, and which manifest, the store has already."""
         self.content = ContentFolder(store, f"{inputs.folder}/{inputs.content}")
         self._store = store
         self._inputs = inputs
@@ -81,7 +78,7 @@ class Commit:
         self._left = self._present()
         try:
             current = current_manifest(store, inputs.asset, inputs.partition)
-        except ValueError as error:  # a manifest that was tampered with must not block its own replacement
+        except DataError as error:  # a damaged or altered manifest must not prevent its own replacement
             logger.warning("%s", error)
             current = None
         if current is not None and current.inputs.content == inputs.content:
@@ -98,25 +95,25 @@ class Commit:
 
     @property
     def up_to_date(self) -> Manifest | None:
-        """The current manifest, where it was made from the same inputs and every object matches it."""
+        """The current manifest if it was made from the same inputs and all its objects are intact; otherwise None."""
         return self._up_to_date
 
     def has(self, name: str) -> bool:
-        """Tell whether an object is there whole, left by a run that was killed before its manifest."""
+        """Tell whether the store has an object already: a run that was killed before it wrote its manifest left it behind."""
         return name in self._left
 
     def adopt(self, name: str) -> ManifestObject:
-        """Take up an object left by a killed run: it is read once, for its digest."""
+        """Add an object that a killed run left behind to the manifest; it is read once, to compute its digest."""
         described = ManifestObject(name, self._left[name], self._store.sha256(f"{self.content.folder}/{name}"))
         return self.add(described)
 
     def add(self, described: ManifestObject) -> ManifestObject:
-        """Take up an object that a worker wrote."""
+        """Add an object that a worker process wrote to the manifest."""
         self._objects[described.name] = described
         return described
 
     def write(self, name: str, data: bytes | Path) -> ManifestObject:
-        """Write one object and take it up."""
+        """Write one object and add it to the manifest."""
         return self.add(self.content.write(name, data))
 
     def finish(
@@ -126,22 +123,22 @@ class Commit:
         versions: Mapping[str, str] | None = None,
         is_final: bool = False,
     ) -> Manifest:
-        """Make the content visible.
+        """Write the manifest, which makes the content visible to readers.
 
         Args:
             counts: Row counts and other whole numbers.
-            details: What else the stage records; JSON values without NaN.
-            versions: Versions it was made with; default `installed_versions()`.
-            is_final: Whether this is the only manifest the partition will ever have.
+            details: Anything else that the stage records, as JSON values without NaN.
+            versions: Versions of libraries that the content depends on; None records `installed_versions()`.
+            is_final: Whether this is the only manifest that the partition will ever have, as for a release.
 
         Returns:
-            The manifest, current from now on.
+            The manifest, which is the current one from now on.
 
         Raises:
-            FileExistsError: `is_final`, and another run was first.
+            FileExistsError: The manifest is final, and another run has written one.
         """
         strays = sorted(set(self._present()) - set(self._objects))
-        if strays:  # refused volumes and the like: who opens the folder without the manifest must not read them
+        if strays:  # such as a refused volume: whoever opens the folder without its manifest must not read it
             logger.warning("removing %d objects that belong to no manifest: %s", len(strays), ", ".join(strays[:5]))
             self._store.delete(f"{self.content.folder}/{name}" for name in strays)
         manifest = Manifest(

@@ -1,4 +1,4 @@
-"""Images as cells of a Parquet table: uncompressed TIFF bytes, which Parquet's zstd compresses."""
+"""Images as cells of a Parquet table. A cell holds an uncompressed TIFF, and Parquet compresses the column with zstd."""
 
 import io
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from cem_assets.store.parquet import IMAGE
 
 @lru_cache(maxsize=256)
 def _tiff_header(height: int, width: int) -> bytes:
-    """Write an empty image once per size; every image of that size has the same bytes before its pixels."""
+    """Return the bytes before the pixels, which are the same for every image of a size."""
     sink = io.BytesIO()
     blank = np.zeros((height, width), np.uint8)
     tifffile.imwrite(sink, blank, byteorder="<", photometric="minisblack", metadata=None, software=False, rowsperstrip=height)
@@ -28,13 +28,10 @@ def _tiff_header(height: int, width: int) -> bytes:
 
 
 def encode_tiff(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode a gray image as an uncompressed TIFF; Parquet's zstd compresses the column.
+    """Encode a gray image as an uncompressed TIFF; equal pixels give equal bytes.
 
     Args:
         pixels: uint8 (height, width).
-
-    Returns:
-        The file; equal pixels give equal bytes.
     """
     return _tiff_header(*pixels.shape) + np.ascontiguousarray(pixels).tobytes()
 
@@ -43,7 +40,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     """Decode the bytes of an `image` cell.
 
     Args:
-        data: TIFF as `encode_tiff` writes it, or any PNG or TIFF of 8-bit gray.
+        data: A TIFF as `encode_tiff` writes it, or any other TIFF or PNG; colour is converted to 8-bit gray.
 
     Returns:
         uint8 (height, width).
@@ -53,7 +50,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
 
 
 def image_column(names: list[str], images: Iterable[NDArray[np.uint8]]) -> pa.Array:
-    """Put images into the column HF datasets reads: struct of `bytes` and `path`."""
+    """Put images into the form of column that HF datasets reads: a struct of `bytes` and `path`."""
     return pa.array(
         [{"bytes": encode_tiff(pixels), "path": f"{name}.tiff"} for name, pixels in zip(names, images, strict=True)],
         IMAGE,

@@ -1,6 +1,6 @@
-"""Files of a local store, written so that they appear whole under their names and stay there after a power cut.
+"""Files of a local store. A file appears under its name only when it is complete, and survives a power cut from then on.
 
-What a store is, local or in S3, is `cem_assets.store.store`.
+`cem_assets.store.store` uses these functions where the root is a local folder.
 """
 
 import errno
@@ -13,22 +13,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 STAGING = ".staging"
-"""Folder of the root that no reader looks at."""
+"""Folder under the root in which files are written before they are moved to their place. Readers ignore it."""
 
 _BLOCK = 1 << 22
 _HASHED_AT_ONCE = 1 << 18
 _MOVE_ATTEMPTS = 50
-"""Each one is lost only to another process that removes the emptied folder at that very moment."""
+"""An attempt fails only when another process removes the emptied folder at that very moment."""
 
 
 @contextmanager
 def staged(root: Path, key: str, data: bytes | Path) -> Iterator[Path]:
-    """Write data, synced, to a file beside the others of the root that no reader looks at.
+    """Write data to a file in the staging folder and sync it to the disk; the file is deleted when the block ends.
 
     Args:
-        root: Of the store.
-        key: What it will be, for the error.
-        data: Bytes, or a file whose contents to take.
+        key: The object that the file will become; it is named in the error.
+        data: The bytes, or a local file that holds them.
 
     Raises:
         OSError: The disk is full, or cannot be written.
@@ -61,13 +60,17 @@ def staged(root: Path, key: str, data: bytes | Path) -> Iterator[Path]:
 
 
 def move_into_place(move: Callable[[Path], object], target: Path) -> None:
-    """Move a staged file to its name, durably, even while another process removes emptied folders."""
+    """Move a staged file to its place and sync the folder, even while other processes remove emptied folders.
+
+    Args:
+        move: Called with the target; renames or links the staged file to it.
+    """
     for attempt in range(_MOVE_ATTEMPTS):
         is_last = attempt == _MOVE_ATTEMPTS - 1
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, FileNotFoundError):
-            # It or a folder above it was removed between two looks of pathlib; or a file stands in its place.
+            # The folder or one above it was removed while pathlib made it; or there is a file of that name.
             if is_last or target.parent.is_file():
                 raise NotADirectoryError(errno.ENOTDIR, f"{target.parent} cannot be made a folder") from None
             continue
@@ -77,7 +80,7 @@ def move_into_place(move: Callable[[Path], object], target: Path) -> None:
             if is_last:
                 raise
             continue
-        with suppress(FileNotFoundError):  # somebody has taken the file already, folder and all
+        with suppress(FileNotFoundError):  # another process has deleted the file already, and its folder with it
             _sync_folder(target.parent)
         return
 
@@ -91,7 +94,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def file_sha256(path: str | Path) -> str:
-    """Hash a file, in blocks that stay in a core's own cache."""
+    """Hash a file in blocks that fit the cache of a core."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as handle:
         while block := handle.read(_HASHED_AT_ONCE):
@@ -100,13 +103,16 @@ def file_sha256(path: str | Path) -> str:
 
 
 def list_files(folder: str) -> list[tuple[str, int, float]]:
-    """List all files under a folder, in order of path; links are not followed, but have the size of what they lead to.
+    """List all files under a folder, in order of path.
+
+    Links to folders are not followed. A link to a file is listed with the size of that file.
 
     Args:
-        folder: Absolute path; of a file, the file itself is listed.
+        folder: Absolute path. If it is a file, that file is listed.
 
     Returns:
-        Absolute path, bytes and time of writing (seconds since 1970); nothing for what is not there or cannot be read.
+        Absolute path, size in bytes and time of writing in seconds since 1970. Folders that are missing or cannot be read
+        contribute nothing.
     """
     found: list[tuple[str, int, float]] = []
     waiting = [folder]
@@ -116,7 +122,7 @@ def list_files(folder: str) -> list[tuple[str, int, float]]:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
                     continue
-                with suppress(FileNotFoundError):  # somebody has just removed it
+                with suppress(FileNotFoundError):  # another process has just removed it
                     found.append((entry.path, *_size_and_time(entry)))
     if not found and Path(folder).is_file():
         about = Path(folder).stat()
@@ -135,7 +141,7 @@ def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, float]:
 
 
 def list_folders(folder: str) -> list[str]:
-    """List the names of the folders directly in a folder, in order; links are none."""
+    """List the names of the folders directly in a folder, in order; links to folders do not count."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
@@ -144,7 +150,7 @@ def list_folders(folder: str) -> list[str]:
 
 
 def delete_files(root: Path, keys: Iterator[str]) -> None:
-    """Delete files, and the folders that are empty then, as folders without objects do not exist in S3."""
+    """Delete files and the folders that become empty: S3 has no folders without objects either."""
     for key in keys:
         path = root / key
         with suppress(FileNotFoundError):

@@ -1,25 +1,27 @@
-"""What manifests say, without their objects: read in parallel, checked once, and remembered.
+"""The contents of manifests without their lists of objects: read in parallel, checked once, and kept in memory.
 
-Manifests never change, so what was read and checked is remembered by key, size, tag and time of the file: one that was
-tampered with is another file. The memory is one of the process, and bounded.
+Manifests never change, so a process keeps what it has read and checked, up to a bound, by key, size, entity tag and time of
+the file. A manifest that somebody altered differs in one of these, and is read again.
 """
 
 import json
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from cachetools import LRUCache
+
+from cem_assets.errors import DataError
 from cem_assets.store.manifests import MANIFESTS, Inputs, Manifest, canonical_json, read_manifest
 from cem_assets.store.partition_listing import NUM_THREADS, PartitionListing, list_partition, list_partitions, listing_digest
 from cem_assets.store.store import Store, StoredObject
 
 MAX_BYTES = 64 << 20
-"""Of all that is remembered, as JSON: about 60,000 manifests."""
+"""Bound of the JSON that is kept in memory: about 60,000 manifests."""
 _MAX_DETAIL_BYTES = 4 << 10
 _BATCH = 256
 logger = logging.getLogger(__name__)
@@ -32,12 +34,11 @@ class ManifestFacts:
     """A manifest without its objects.
 
     Attributes:
-        inputs: What it was made from.
-        digest: Of the manifest.
+        digest: The digest of the manifest.
         counts: Row counts and other whole numbers.
-        details: What the stage recorded; of entries with more than 4 KiB of JSON only the keys, or nothing.
+        details: What the stage recorded. An entry with more than 4 KiB of JSON keeps only its keys, or is None.
         run: Run id, times and host.
-        listing: `listing_digest` over its objects.
+        listing: `listing_digest` over the manifest's objects.
     """
 
     inputs: Inputs
@@ -53,50 +54,30 @@ class ManifestFacts:
         return f"{self.inputs.folder}/{self.inputs.content}"
 
 
-class _Memory:
-    """Facts as JSON by file, the ones used last; shared by all threads of a process."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._num_bytes = max_bytes, 0
-        self._texts: OrderedDict[_Key, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: _Key) -> bytes | None:
-        with self._lock:
-            if key in self._texts:
-                self._texts.move_to_end(key)
-            return self._texts.get(key)
-
-    def put(self, key: _Key, text: bytes) -> None:
-        with self._lock:
-            self._num_bytes += len(text) - len(self._texts.pop(key, b""))
-            self._texts[key] = text
-            while self._num_bytes > self._max_bytes:
-                self._num_bytes -= len(self._texts.popitem(last=False)[1])
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-
-_memory = _Memory(MAX_BYTES)
+_texts: LRUCache[_Key, bytes] = LRUCache(MAX_BYTES, getsizeof=len)
+"""Facts as JSON, by the manifest's file."""
+_lock = threading.Lock()
 
 
 def facts_of(store: Store, newest: StoredObject) -> ManifestFacts:
-    """Read a manifest that a listing showed, or remember it.
+    """Read a manifest that a listing found, or take it from memory.
 
     Args:
         newest: The manifest's file.
 
     Raises:
-        ValueError: The file was damaged or changed after it was written, or is of a later format.
-        FileNotFoundError: It is gone.
+        DataError: The file was damaged or changed after it was written, or has a later format.
+        FileNotFoundError: The file was deleted meanwhile.
     """
     key = (store.url, newest.key, newest.num_bytes, newest.tag, newest.modified)
-    text = _memory.get(key)
+    with _lock:
+        text = _texts.get(key)
     if text is None:
         folder, _, name = newest.key.rpartition(f"/{MANIFESTS}/")
         text = canonical_json(_body(read_manifest(store, folder, int(name.removesuffix(".json")))))
-        _memory.put(key, text)
+        if len(text) <= _texts.maxsize:
+            with _lock:
+                _texts[key] = text
     body = json.loads(text)
     return ManifestFacts(**{**body, "inputs": Inputs(**body["inputs"])})
 
@@ -117,17 +98,17 @@ def _body(manifest: Manifest) -> dict[str, Any]:
 
 
 def facts_of_all(store: Store, listings: Sequence[PartitionListing]) -> list[ManifestFacts | None]:
-    """Read the newest manifests of several partitions, at the same time where the store is far.
+    """Read the newest manifests of several partitions, in parallel where the store is not local.
 
     Returns:
-        In the order of the listings; None where nothing is committed, and for a manifest that is damaged or was tampered
-        with, which is told in the log: the others do not suffer from it.
+        One entry for each listing, in order: None where nothing is committed. A manifest that is damaged or was altered is
+        None too, with a warning in the log, so that it does not affect the other partitions.
     """
 
     def read(listing: PartitionListing) -> ManifestFacts | None:
         try:
             return None if listing.newest is None else facts_of(store, listing.newest)
-        except (ValueError, FileNotFoundError) as error:
+        except (DataError, FileNotFoundError) as error:
             logger.warning("%s", error)
             return None
 
@@ -148,7 +129,7 @@ def current_facts(store: Store, asset: str) -> dict[str, ManifestFacts]:
     """Read the current manifests of all partitions of an asset, in order of name.
 
     Raises:
-        ValueError: A manifest was changed after it was written, or is of a later format.
+        DataError: A manifest was damaged or changed after it was written, or has a later format.
     """
     found: dict[str, ManifestFacts] = {}
     for listing, facts in committed_facts(store, asset):
@@ -164,11 +145,11 @@ def current_fact(store: Store, asset: str, partition: str = "") -> tuple[Partiti
 
 
 def is_whole(store: Store, listing: PartitionListing, facts: ManifestFacts) -> bool:
-    """Tell whether every object that a partition's newest manifest lists is there with its size."""
+    """Tell whether the store has every object of a partition's newest manifest, with the right size."""
     if listing.contents.get(facts.inputs.content) == facts.listing:
         return True
     assert listing.newest is not None
-    # Something is gone, or lies there besides: only the manifest itself can tell.
+    # An object is missing, or the folder holds others besides; only the whole manifest says which.
     folder, _, name = listing.newest.key.rpartition(f"/{MANIFESTS}/")
     manifest = read_manifest(store, folder, int(name.removesuffix(".json")))
     present = {item.key[len(manifest.folder) + 1 :]: item.num_bytes for item in store.walk(manifest.folder)}

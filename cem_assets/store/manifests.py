@@ -1,9 +1,9 @@
-"""Manifests: the immutable record that makes a partition's content visible.
+"""Manifests: the immutable records that make the content of partitions visible.
 
-A partition's folder holds content folders and `_manifests/<n>.json`, n counting up; the highest n is
-current. A manifest lists every object with size and sha256, what it was made from, and counts. Its
-digest leaves out run ids, times and hosts, so equal work has equal digests; it is Dagster's data version.
-Writing content and manifests is `cem_assets.store.commits`.
+A partition's folder holds content folders and `_manifests/<n>.json` with n = 1, 2, ...; the manifest with the highest n is the
+current one. A manifest lists every object with its size and sha256, what the content was made from, and counts. Its digest
+leaves out run ids, times and hosts, so equal work has equal digests. Dagster shows it as the data version.
+`cem_assets.store.commits` writes content and manifests.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 MANIFESTS = "_manifests"
 INLINE_OBJECTS = 10_000
-"""Above this number the objects are listed in a Parquet file beside the manifest."""
+"""If there are more objects than this, a Parquet file beside the manifest lists them."""
 
 
 def canonical_json(value: Any) -> bytes:
-    """Serialize to the one JSON text that digests are taken over: sorted keys, no blanks, UTF-8."""
+    """Serialize to the JSON text that digests are computed from: keys are sorted, there are no blanks, and it is UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
@@ -41,8 +41,7 @@ class ManifestObject:
 
     Attributes:
         name: Path inside the content folder.
-        num_bytes: Size.
-        sha256: Hex digest of its bytes.
+        sha256: Hexadecimal digest of the object's bytes.
     """
 
     name: str
@@ -57,10 +56,10 @@ class Inputs:
     Attributes:
         asset: Such as "cem/raw_patches".
         partition: Partition key; empty for unpartitioned assets.
-        code_version: Version written by hand beside the asset; changed when its results change.
+        code_version: The asset's entry in `CODE_VERSIONS`, which is raised by hand when its results change.
         parameters: JSON values.
-        upstream: Digest of every manifest (or source) read, by `asset/partition`.
-        pins: Versions of libraries that decide the result, such as Pillow's for hashes.
+        upstream: The digest of every manifest (or source) that is read, by `asset/partition`.
+        pins: Versions of the libraries that the result depends on, such as Pillow's for hashes.
     """
 
     asset: str
@@ -77,7 +76,7 @@ class Inputs:
 
     @property
     def content(self) -> str:
-        """Name of the content folder: 16 hex digits of the digest of everything above."""
+        """The name of the content folder: the first 16 hexadecimal digits of a digest over all fields."""
         return hashlib.sha256(canonical_json(vars(self))).hexdigest()[:16]
 
 
@@ -86,12 +85,11 @@ class Manifest:
     """A committed partition.
 
     Attributes:
-        inputs: What it was made from.
-        number: n of `_manifests/<n>.json`.
+        number: The n of `_manifests/<n>.json`.
         objects: Every object of the content folder, in order of name.
         counts: Row counts and other whole numbers, such as {"rows": 500}.
-        details: What a stage records beside its data; JSON values.
-        versions: Versions of the libraries it was made with.
+        details: What a stage records beside its data, as JSON values.
+        versions: Versions of the libraries that the content was made with.
         run: Run id, times and host; not part of the digest.
     """
 
@@ -110,17 +108,17 @@ class Manifest:
 
     @property
     def key(self) -> str:
-        """Where the manifest itself lies."""
+        """The key of the manifest itself."""
         return f"{self.inputs.folder}/{MANIFESTS}/{self.number}.json"
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all objects."""
+        """The size of all objects together."""
         return sum(item.num_bytes for item in self.objects)
 
     @property
     def digest(self) -> str:
-        """sha256 over everything but the number and the run: equal for equal work."""
+        """A sha256 over everything except the number and the run; it is equal for equal work."""
         listing = hashlib.sha256()
         for item in self.objects:
             listing.update(f"{item.name}\t{item.num_bytes}\t{item.sha256}\n".encode())
@@ -134,28 +132,28 @@ class Manifest:
         return hashlib.sha256(canonical_json(body)).hexdigest()
 
     def find(self, suffix: str) -> list[ManifestObject]:
-        """List the objects directly in the content folder whose names end so; side tables lie deeper."""
+        """List the objects directly in the content folder whose names end with a suffix; side tables are in its subfolders."""
         return [item for item in self.objects if item.name.endswith(suffix) and "/" not in item.name]
 
 
 def objects_table_key(folder: str, digest: str) -> str:
-    """Name the Parquet file that lists the objects of a large manifest."""
+    """Return the key of the Parquet file that lists the objects of a large manifest."""
     return f"{folder}/{MANIFESTS}/objects-{digest[:16]}.parquet"
 
 
 def write_manifest(store: Store, manifest: Manifest, is_final: bool = False) -> Manifest:
-    """Make a manifest visible under the next free number, exclusively.
+    """Create a manifest under the next free number; of several writers exactly one gets a number.
 
     Args:
-        manifest: What to write; its `number` is chosen here.
-        is_final: Whether it must be the first and only one, as for releases.
+        manifest: Its `number` is ignored; the number is chosen here.
+        is_final: Whether it must be the first and only manifest of its partition, as for releases.
 
     Returns:
-        The manifest with the number it got; or the current one where that has the same digest, so that no
-        partition is committed twice for the same work.
+        The manifest with its number. If the current manifest has the same digest, that one is returned and nothing is written,
+        so that equal work is committed once.
 
     Raises:
-        FileExistsError: `is_final`, and there is one already.
+        FileExistsError: The manifest is final, and there is one already.
     """
     body: dict[str, Any] = {
         "format": FORMAT,
@@ -191,10 +189,10 @@ def write_manifest(store: Store, manifest: Manifest, is_final: bool = False) -> 
 
 
 def _same_work(store: Store, folder: str, number: int, digest: str) -> Manifest | None:
-    """Return a manifest where it has a digest: two runs of the same work, or a repair, commit once."""
+    """Return a manifest if it has the given digest: two runs of the same work, or a repair, commit once."""
     try:
         found = read_manifest(store, folder, number)
-    except ValueError as error:  # one that was tampered with must not block its own replacement
+    except DataError as error:  # a damaged or altered manifest must not prevent its own replacement
         logger.warning("%s", error)
         return None
     return found if found.digest == digest else None
@@ -216,17 +214,13 @@ def manifest_numbers(store: Store, folder: str) -> list[int]:
 
 
 def read_manifest(store: Store, folder: str, number: int) -> Manifest:
-    """Read one manifest and check it against its own digest.
+    """Read one manifest and compare it with its own digest.
 
     Args:
         folder: The partition's folder.
-        number: Which one.
-
-    Returns:
-        The manifest.
 
     Raises:
-        DataError: The file was damaged or changed after it was written, or is of a later format; the error names it.
+        DataError: The file was damaged or changed after it was written, or has a later format; the error names it.
         FileNotFoundError: There is no such manifest.
     """
     key = f"{folder}/{MANIFESTS}/{number}.json"
@@ -255,10 +249,7 @@ def read_manifest(store: Store, folder: str, number: int) -> Manifest:
 
 
 def _parsed(store: Store, number: int, body: Mapping[str, Any]) -> Manifest:
-    if "objects_table" in body:
-        rows = pq.read_table(io.BytesIO(store.read(body["objects_table"]))).to_pylist()
-    else:
-        rows = body["objects"]
+    rows = _rows_of(store.read(body["objects_table"])) if "objects_table" in body else body["objects"]
     manifest = Manifest(
         inputs=Inputs(**body["inputs"]),
         number=number,
@@ -268,16 +259,23 @@ def _parsed(store: Store, number: int, body: Mapping[str, Any]) -> Manifest:
         versions=body["versions"],
         run=body["run"],
     )
-    datetime.fromisoformat(manifest.run["started"])  # the digest leaves it out, and automation goes by it
+    datetime.fromisoformat(manifest.run["started"])  # the digest does not cover it, and automation relies on it
     return manifest
 
 
+def _rows_of(table: bytes) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(table)).to_pylist()
+    except (OSError, pa.ArrowException) as error:  # Arrow reports damaged pages as OSErrors, though the bytes are in memory
+        raise DataError(f"its list of objects is no Parquet file: {error}") from error
+    return rows
+
+
 def current_manifest(store: Store, asset: str, partition: str = "") -> Manifest | None:
-    """Read the manifest that is current, or return None where nothing was committed.
+    """Read the current manifest, or return None where nothing is committed.
 
     Args:
-        asset: Such as "cem/raw_patches".
-        partition: Partition key; empty for unpartitioned assets.
+        partition: Empty for an asset without partitions.
     """
     folder = f"{asset}/{partition}" if partition else asset
     numbers = manifest_numbers(store, folder)
@@ -285,10 +283,10 @@ def current_manifest(store: Store, asset: str, partition: str = "") -> Manifest 
 
 
 def require_manifest(store: Store, asset: str, partition: str = "") -> Manifest:
-    """Read the current manifest of something that must be there.
+    """Read the current manifest of a partition that must be committed.
 
     Raises:
-        FileNotFoundError: Nothing was committed; the error says what to materialize.
+        FileNotFoundError: Nothing is committed; the error says what to materialize.
     """
     manifest = current_manifest(store, asset, partition)
     if manifest is None:
@@ -300,10 +298,10 @@ def require_manifest(store: Store, asset: str, partition: str = "") -> Manifest:
 
 
 def find_manifest(store: Store, asset: str, partition: str, digest: str) -> Manifest:
-    """Read the manifest of a partition that has a digest, current or not, newest first.
+    """Read the manifest of a partition that has the given digest, whether it is the current one or an earlier one.
 
     Raises:
-        FileNotFoundError: No manifest has it; the error says what to materialize.
+        FileNotFoundError: No manifest has this digest; the error says what to materialize.
     """
     folder = f"{asset}/{partition}" if partition else asset
     for number in reversed(manifest_numbers(store, folder)):
@@ -327,14 +325,13 @@ def committed_partitions(store: Store, asset: str) -> list[str]:
 
 
 def damaged_objects(store: Store, manifest: Manifest, names: Iterable[str] | None = None) -> dict[str, str]:
-    """Compare a manifest with the objects it lists.
+    """Compare the objects in the store with a manifest that lists them.
 
     Args:
-        manifest: What should be there.
-        names: Objects whose bytes are hashed; None for all. Sizes are compared for every object.
+        names: The objects whose bytes are hashed; None hashes all of them. Sizes are compared for every object.
 
     Returns:
-        By name, what is wrong: "missing", another size, or another sha256. Empty where all is well.
+        What is wrong, by the name of the object: "missing", another size, or another sha256. Empty if all objects match.
     """
     base = manifest.folder
     present = {item.key[len(base) + 1 :]: item.num_bytes for item in store.walk(base)}

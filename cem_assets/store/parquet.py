@@ -1,7 +1,7 @@
 """Parquet tables of the store: schemas with the features that HF datasets reads, and deterministic writing.
 
-Pixels lie in an `image` column (struct of `bytes` and `path`) as HF datasets understands it, so
-`datasets.load_dataset("parquet", ...)`, pandas, DuckDB and polars read it without this package.
+Pixels are in an `image` column, a struct of `bytes` and `path` as HF datasets understands it. So
+`datasets.load_dataset("parquet", ...)`, pandas, DuckDB and polars read the tables without this package.
 """
 
 import io
@@ -18,17 +18,14 @@ from cem_assets.store.store import Store
 TABLE_ROW_GROUP = 1 << 17
 """Rows in a row group of tables without pixels."""
 
-
 IMAGE_ROW_GROUP = 256
 """Rows in a row group of tables with patches: about 12 MiB."""
 
-
 SHARD_BYTES = 128 * 10**6
-
+"""A table with pixels is cut into files of about this size."""
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-"""An image column as HF datasets reads it."""
-
+"""The type of an image column as HF datasets reads it."""
 
 _HF_TYPES = {
     pa.string(): "string",
@@ -44,7 +41,7 @@ _HF_TYPES = {
 
 
 def schema_of(*fields: tuple[str, pa.DataType]) -> pa.Schema:
-    """Make a schema that HF datasets reads with the right features, `image` as an Image."""
+    """Make a schema whose metadata tells HF datasets the features: columns of type `IMAGE` become images."""
     features: dict[str, Any] = {}
     for name, kind in fields:
         is_image = kind == IMAGE
@@ -59,16 +56,12 @@ def parquet_bytes(
     row_group: int = TABLE_ROW_GROUP,
     dictionary: Sequence[str] = ("dataset", "volume", "reason"),
 ) -> bytes:
-    """Write tables one after the other into one Parquet file; equal rows give equal bytes.
+    """Write tables one after the other into one Parquet file, and return its bytes; equal rows give equal bytes.
 
     Args:
         tables: Pieces in order, of any length.
-        schema: Their schema.
-        row_group: Rows in a row group, whatever the pieces' lengths; 0 makes every piece a row group.
-        dictionary: Columns with few values, which are stored once each.
-
-    Returns:
-        The file.
+        row_group: Rows in a row group, independent of the lengths of the pieces; 0 makes every piece a row group.
+        dictionary: Columns with few different values, which are dictionary-encoded.
     """
     sink = io.BytesIO()
     has_pixels = "image" in schema.names
@@ -105,21 +98,18 @@ def rechunk(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
 
 
 def part_name(number: int) -> str:
-    """Name the n-th file of a table's content."""
+    """Return the name of the n-th file of a table."""
     return f"part-{number:05d}.parquet"
 
 
 def read_parts(
     store: Store, manifest: Manifest, columns: list[str] | None = None, batch_rows: int | None = None
 ) -> Iterator[pa.Table]:
-    """Read the parts of a table in order, one piece at a time.
+    """Read the files of a table in order, one piece at a time.
 
     Args:
-        columns: Columns to read; None for all.
-        batch_rows: Rows in a piece; None gives one piece for each part.
-
-    Yields:
-        Tables in row order.
+        columns: Columns to read; None reads all.
+        batch_rows: Rows in a piece; None gives one piece for each file.
     """
     for item in manifest.find(".parquet"):
         with store.open(f"{manifest.folder}/{item.name}") as handle:
@@ -132,7 +122,7 @@ def read_parts(
 
 
 def read_side_table(store: Store, manifest: Manifest, name: str, schema: pa.Schema) -> pa.Table:
-    """Read a table that lies beside the main one, such as `_duplicates`; empty where there is none."""
+    """Read a table that is stored beside the main one, such as `_duplicates`; it is empty where there is none."""
     tables = []
     for item in manifest.objects:
         if item.name.startswith(f"{name}/") and item.name.endswith(".parquet"):

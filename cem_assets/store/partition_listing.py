@@ -1,8 +1,8 @@
 """Listing many partitions with few requests: what each has committed, and which folders of the inbox are complete.
 
-Asking for every partition by itself costs a request each. A listing of the whole asset costs one request for 1,000
-objects instead, so it is used as long as partitions are small; large ones are listed by themselves, several at a time.
-What a manifest says is `cem_assets.store.manifest_facts`.
+Listing every partition by itself takes one request for each. Listing a whole asset takes one request for 1,000 objects, which
+is less as long as partitions are small. Large partitions are listed by themselves, several at a time.
+`cem_assets.store.manifest_facts` reads the manifests that a listing finds.
 """
 
 import hashlib
@@ -17,20 +17,21 @@ from cem_assets.store.store import Store, StoredObject
 
 NUM_THREADS = 16
 LARGE_FOLDER = 100
-"""Objects from which a folder is looked at by itself; below, a listing of 1,000 covers ten and more."""
+"""A folder with at least so many objects is listed by itself. A listing of 1,000 objects covers at least ten smaller ones."""
 _NUM_ALONE = 64
+"""After a large folder, so many folders are listed by themselves before a common listing is tried again."""
 
 Looked = TypeVar("Looked")
 
 
 @dataclass(frozen=True)
 class PartitionListing:
-    """What the objects of a partition's folder show.
+    """What a listing of a partition's folder tells about it.
 
     Attributes:
-        name: Partition key.
-        newest: Its manifest with the highest number, or None where nothing is committed.
-        contents: By content folder, `listing_digest` over the names and sizes in it.
+        name: The partition key.
+        newest: The manifest with the highest number, or None where nothing is committed.
+        contents: The `listing_digest` over the names and sizes in each content folder, by the folder's name.
     """
 
     name: str
@@ -39,12 +40,12 @@ class PartitionListing:
 
 
 def place(name: str) -> str:
-    """Return what folders are ordered by: as object keys are, where "a-b/" comes before "a/"."""
+    """Return the text that folders are sorted by. The order is that of object keys, in which "a-b/" comes before "a/"."""
     return f"{name}/"
 
 
 def listing_digest(objects: Iterable[tuple[str, int]]) -> str:
-    """Return 32 hex digits over names and sizes, in order of name."""
+    """Return a digest of 32 hexadecimal digits over names and sizes, which must be in order of name."""
     digest = hashlib.sha256()
     for name, num_bytes in objects:
         digest.update(f"{name}\t{num_bytes}\n".encode())
@@ -52,11 +53,10 @@ def listing_digest(objects: Iterable[tuple[str, int]]) -> str:
 
 
 def list_partitions(store: Store, asset: str, after: str = "") -> Iterator[PartitionListing]:
-    """List the partitions of an asset, in order of `place`, as far as the caller wants to go.
+    """List the partitions of an asset, in order of `place`; only as many are listed as the caller takes.
 
     Args:
-        asset: Such as "cem/raw_patches".
-        after: Begin behind this partition.
+        after: The listing begins behind this partition; empty begins at the first.
     """
 
     def alone(name: str) -> PartitionListing:
@@ -66,7 +66,7 @@ def list_partitions(store: Store, asset: str, after: str = "") -> Iterator[Parti
 
 
 def list_partition(store: Store, asset: str, name: str = "") -> PartitionListing:
-    """List one partition; an asset without partitions has the empty one."""
+    """List one partition; the name is empty for an asset without partitions."""
     return _listed(asset, name, store.walk(f"{asset}/{name}" if name else asset))
 
 
@@ -90,15 +90,15 @@ def _listed(asset: str, name: str, objects: Iterable[StoredObject]) -> Partition
 
 
 def marked_folders(store: Store, folder: str, marker: str, after: str = "") -> Iterator[tuple[str, StoredObject | None]]:
-    """Look which folders hold a file that marks them as complete, in order of `place`.
+    """Find out which folders hold a file that marks them as complete, in order of `place`.
 
     Args:
-        folder: That holds the folders.
-        marker: Name of the file, directly in them.
-        after: Begin behind this folder.
+        folder: The folder that holds them.
+        marker: The name of the file, which is directly in each complete folder.
+        after: The listing begins behind this folder; empty begins at the first.
 
     Yields:
-        Name and the file, or None where it is not there.
+        The name of a folder and its marker, or None where it has none.
     """
 
     def among(name: str, objects: Iterable[StoredObject]) -> tuple[str, StoredObject | None]:
@@ -118,7 +118,12 @@ def _looked_at(
     among: Callable[[str, Iterable[StoredObject]], Looked],
     alone: Callable[[str], Looked],
 ) -> Iterator[Looked]:
-    """Look at the folders of a folder, at many by one listing or at several by themselves, whichever takes fewer requests."""
+    """Look at the folders in a folder: at many in one listing, or each by itself, whichever takes fewer requests.
+
+    Args:
+        among: Called with a folder's name and its objects from a common listing.
+        alone: Called with a folder's name; makes its own requests.
+    """
     if not store.is_s3:
         for name in sorted(store.folders(folder), key=place):
             if (not after or place(name) > place(after)) and not name.startswith("_"):
@@ -130,7 +135,7 @@ def _looked_at(
                 after = name
                 if not name.startswith("_"):
                     yield among(name, objects)
-            # At the end, or at a large folder: it and some behind it by themselves, then a listing is tried again.
+            # This is the end, or a large folder. It and some behind it are listed by themselves before the next common listing.
             names = list(islice(store.folders(folder, after), _NUM_ALONE))
             if not names:
                 return
@@ -141,7 +146,7 @@ def _looked_at(
 
 
 def _small_folders(store: Store, folder: str, after: str) -> Iterator[tuple[str, list[StoredObject]]]:
-    """List folders with all that is in them, up to the first that is large; objects beside them are passed over."""
+    """List folders with all their objects, up to the first large one; objects beside the folders are ignored."""
     base = len(folder) + 1
     for name, items in groupby(store.walk(folder, after), key=lambda item: item.key[base:].partition("/")[0]):
         objects = list(islice(items, LARGE_FOLDER))

@@ -1,4 +1,4 @@
-"""Objects of the store as files that are read by ranges."""
+"""Objects of the store as files for pyarrow, which reads ranges of them."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from cem_assets.store.store import Store
 
 
 def opened(store: Store, key: str, num_bytes: int) -> Any:
-    """Open an object for reads of exactly what pyarrow asks for, each of them one request, none ahead.
+    """Open an object so that each read of pyarrow's is one request for exactly that range; nothing is read ahead.
 
     Args:
-        num_bytes: Of the object, as it was listed.
+        num_bytes: The size of the object, as it was listed.
     """
     if store.is_local:
         return pa.OSFile(store.url_of(key))
@@ -20,7 +20,7 @@ def opened(store: Store, key: str, num_bytes: int) -> Any:
 
 
 class _Ranges:
-    """An object of a store as pyarrow reads one: every read is a range, asked for when it is wanted."""
+    """A file object over an object of a store; each read requests a range."""
 
     def __init__(self, store: Store, key: str, num_bytes: int) -> None:
         self._store, self._key, self._num_bytes = store, key, num_bytes
@@ -47,7 +47,7 @@ class _Ranges:
             return b""
         data, found = self._store.read_range(self._key, self._place, wanted)
         if found != self._num_bytes:
-            raise DataError(f"it has {found} bytes, and had {self._num_bytes} when it was opened")
+            raise DataError(f"it has {found} bytes now, and had {self._num_bytes} when it was opened")
         self._place += wanted
         return data
 

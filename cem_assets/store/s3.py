@@ -1,8 +1,7 @@
-"""Objects, ranges and listings of S3 through obstore, at a fraction of s3fs's processor time and without the GIL.
+"""Objects, ranges and listings of S3 through obstore, which takes a fraction of s3fs's processor time and no GIL.
 
-Only what is asked for often goes this way. Whatever does not succeed here at once is asked again through s3fs by
-`cem_assets.store.store`: s3fs has the patience, and its errors are those the platform knows. So nothing here raises;
-every method answers None where s3fs is to be asked.
+Only frequent requests go this way. Where one fails, `cem_assets.store.store` repeats it through s3fs, which retries patiently
+and raises the errors that the platform knows. So nothing here raises: every method returns None where s3fs has to be used.
 """
 
 import hashlib
@@ -28,11 +27,11 @@ from obstore.store import S3Store
 from cem_assets import environment
 
 PART_BYTES = 16 << 20
-"""Objects larger than a single request takes go up in parts of this size, some of them at the same time."""
+"""Objects too large for a single request are uploaded in parts of this size, some of them at the same time."""
 STREAMED_PART_BYTES = 8 << 20
-"""Larger objects are streamed in parts of this size; four of them are in memory."""
+"""Objects larger than this are streamed in parts of this size; four parts are in memory."""
 PAGE_KEYS = 1000
-"""Keys of a page of a listing, which is what servers answer at once."""
+"""Keys in one page of a listing; servers answer at most so many at once."""
 
 _BLOCK = 4 << 20
 _NUM_PARTS_AT_ONCE = 4
@@ -45,11 +44,7 @@ _T = TypeVar("_T")
 
 @dataclass
 class QuickBucket:
-    """One bucket. Safe to share between threads.
-
-    Attributes:
-        name: Of the bucket.
-    """
+    """One bucket, which may be shared between threads. After many failures in a row all methods return None for a while."""
 
     name: str
     _client: S3Store
@@ -65,7 +60,7 @@ class QuickBucket:
             num_bytes = int(found.meta["size"])
             if num_bytes <= PART_BYTES:
                 return found.bytes().to_bytes()
-            # Two copies less of something large than to_bytes() makes.
+            # A large object is copied twice less than by to_bytes().
             whole = io.BytesIO()
             for block in found.stream(min_chunk_size=_BLOCK):
                 whole.write(block)
@@ -76,7 +71,7 @@ class QuickBucket:
         return self._attempt(read)
 
     def read_range(self, key: str, start: int, num_bytes: int) -> tuple[Any, int] | None:
-        """Read a range without copying it: (a buffer, bytes of the whole object)."""
+        """Read a range without copying it; return a buffer, and the size of the whole object in bytes."""
 
         def read() -> tuple[Any, int]:
             found = obstore.get(self._client, key, options={"range": (start, start + num_bytes)})
@@ -85,13 +80,13 @@ class QuickBucket:
         return self._attempt(read)
 
     def stream(self, key: str, take: Callable[[Any], object]) -> bool | None:
-        """Give an object's bytes to a function, in order, part after part.
+        """Pass an object's bytes to a function, in order, part after part.
 
-        Large objects come in several requests at a time, because servers limit what one connection brings; all of them ask
-        for the same version of it.
+        Parts of a large object are requested several at a time, because servers limit the speed of one connection. All
+        requests ask for the same version of the object.
 
         Args:
-            take: Called with buffers. After a failure, what it was given is worthless.
+            take: Called with buffers. If the method returns None, discard what was passed.
 
         Returns:
             True at the end.
@@ -142,18 +137,18 @@ class QuickBucket:
             return digest.hexdigest() if self.stream(key, take) else None
 
     def pages(self, folder: str, behind: str) -> Iterator[Sequence[Any] | None]:
-        """List all that lies under a folder, page by page, in order of key.
+        """List all objects under a folder, page by page, in order of key.
 
-        obstore tells keys as paths: it cannot tell "a/" (a folder's marker) from "a", and fails on parts that are empty or
-        dots. Such a page is left to s3fs.
+        obstore treats keys as paths: it does not distinguish "a/" (the marker of a folder) from "a", and fails on parts that
+        are empty or dots. Pages with such keys are left to s3fs.
 
         Args:
             folder: Without a slash at its end.
-            behind: Begin behind this key, or empty.
+            behind: The listing begins behind this key; empty begins at the first.
 
         Yields:
-            Of each page what obstore knows of its objects (`path`, `size`, `e_tag`, `last_modified`); None, as the last,
-            where s3fs is to be asked for what comes next.
+            For each page the descriptions of its objects (`path`, `size`, `e_tag`, `last_modified`). None comes last if s3fs
+            has to list the next page.
         """
         if folder:
             stream = self._attempt(lambda: obstore.list(self._client, folder, offset=behind or None, chunk_size=PAGE_KEYS))
@@ -167,7 +162,7 @@ class QuickBucket:
         yield None
 
     def write(self, key: str, data: bytes | Path, is_multipart: bool) -> bool | None:
-        """Write an object, whole at the end."""
+        """Write an object, which becomes visible when it is complete."""
 
         def write() -> bool:
             obstore.put(
@@ -178,7 +173,7 @@ class QuickBucket:
         return self._attempt(write)
 
     def create(self, key: str, data: bytes) -> bool | None:
-        """Write an object only if there is none (`If-None-Match: *`); False where there is one."""
+        """Write an object only if the key is free (`If-None-Match: *`); return False if it is not."""
 
         def create() -> bool:
             try:
@@ -194,9 +189,9 @@ class QuickBucket:
             return None
         try:
             found = call()
-        except FileNotFoundError:  # the server answered: what it means is for s3fs to say
+        except FileNotFoundError:  # an answer of the server and no failure; s3fs finds out what it means
             return None
-        except (InvalidPathError, ValueError):  # a key that obstore does not take, whatever the server does
+        except (InvalidPathError, ValueError):  # obstore does not accept the key, so the server is not in trouble
             return None
         except (BaseError, OSError) as error:
             with self._lock:
@@ -205,7 +200,7 @@ class QuickBucket:
                     self._num_failures, self._paused_until = 0, time.monotonic() + _PAUSE_SECONDS
                     text = " ".join(str(error).split())[:500]
                     _logger.warning(
-                        "obstore failed %d times in a row on the bucket %s, which s3fs alone is asked for %.0f s now: %s",
+                        "obstore failed %d times in a row on the bucket %s; only s3fs is used for the next %.0f s: %s",
                         _MAX_FAILURES, self.name, _PAUSE_SECONDS, text,
                     )  # fmt: skip
             return None
@@ -214,13 +209,13 @@ class QuickBucket:
 
 
 class _Credentials:
-    """Credentials as botocore finds them: variables, profiles, web identity, the machine's role."""
+    """The credentials that botocore finds in variables, profiles, a web identity or the role of the machine."""
 
     def __init__(self, found: Any) -> None:
         self._found = found
 
     def __call__(self) -> Any:
-        frozen = self._found.get_frozen_credentials()  # botocore renews those that end
+        frozen = self._found.get_frozen_credentials()  # botocore renews credentials that expire
         does_end = hasattr(self._found, "refresh_needed")
         return {
             "access_key_id": frozen.access_key,
@@ -235,17 +230,13 @@ _first_process: int | None = None
 
 @lru_cache(maxsize=32)
 def quick_bucket(name: str, endpoint: str, region: str, process: int) -> QuickBucket | None:
-    """Open a bucket.
+    """Open a bucket, or return None where obstore cannot be used.
 
     Args:
-        name: Of the bucket.
         endpoint: URL of the server, as s3fs found it.
-        region: Likewise.
-        process: `os.getpid()`. obstore's threads do not survive a fork, and the child shares their epoll with the parent,
-            which crashes when a child uses it: in a child of a process that has used obstore there is s3fs alone.
-
-    Returns:
-        The bucket; None where obstore cannot be used.
+        region: The region as s3fs found it; may be empty.
+        process: `os.getpid()`. obstore's threads do not survive a fork, and the child would share their epoll with the parent,
+            which crashes when the child uses it. A child of a process that has used obstore therefore uses s3fs alone.
     """
     global _first_process
     if _first_process not in (None, process):
@@ -278,7 +269,7 @@ def quick_bucket(name: str, endpoint: str, region: str, process: int) -> QuickBu
             credential_provider=_Credentials(credentials),
         )
     except (BaseError, OSError, ValueError) as error:
-        _logger.warning("obstore cannot open the bucket %s, so s3fs alone is asked: %s", name, " ".join(str(error).split()))
+        _logger.warning("obstore cannot open the bucket %s, so only s3fs is used: %s", name, " ".join(str(error).split()))
         return None
     _first_process = process
     return QuickBucket(name, client)

@@ -1,6 +1,6 @@
-"""Listing a folder of an S3 bucket: through obstore, and page by page through s3fs where obstore cannot tell.
+"""Listing a folder of an S3 bucket: through obstore, and through s3fs for the pages that obstore cannot list.
 
-Keys here are those of the bucket. `cem_assets.store.store` makes them relative to its root, and lists local folders.
+Keys in this module are those of the bucket. `cem_assets.store.store` makes them relative to its root, and lists local folders.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,28 +14,28 @@ Listed = tuple[str, int, float, str]
 
 
 def behind_folder(base: str, name: str) -> str:
-    """Return a place behind every key of a folder in another one, to begin a listing at; empty for no name."""
+    """Return a key behind all keys of the folder `name` in the folder `base`, to begin a listing at; empty without a name."""
     return f"{base}/{name}/\U0010ffff".lstrip("/") if name else ""
 
 
 def described(item: Mapping[str, Any]) -> tuple[int, float, str]:
-    """Return size, time and tag of an object as s3fs or S3 describe it."""
+    """Return size, time and tag of an object from its description by s3fs or S3."""
     modified = item.get("LastModified", 0.0)
     seconds = modified.timestamp() if isinstance(modified, datetime) else float(modified)
     return int(item["Size"]), seconds, str(item.get("ETag", "")).strip('"')
 
 
 def pages(fs: Any, bucket: str, base: str, delimiter: str, behind: str) -> Iterator[Mapping[str, Any]]:
-    """List a folder page by page through s3fs; never anything outside of it, which keys may be limited to.
+    """List a folder page by page through s3fs. Only the folder itself is requested, because access may be limited to it.
 
     Args:
-        fs: s3fs.
+        fs: The s3fs file system.
         base: The folder, without a slash at its end; empty for the whole bucket.
-        delimiter: "/" to list nothing below the folder's own folders, or empty.
-        behind: Begin behind this key, or empty.
+        delimiter: "/" lists nothing below the folder's own folders; empty lists everything.
+        behind: The listing begins behind this key; empty begins at the first.
 
     Yields:
-        What S3 answers.
+        The answers of S3.
     """
     call = {"Bucket": bucket, "Prefix": f"{base}/" if base else "", "Delimiter": delimiter}
     if behind:
@@ -49,13 +49,13 @@ def pages(fs: Any, bucket: str, base: str, delimiter: str, behind: str) -> Itera
 
 
 def objects(fs: Any, quick: QuickBucket | None, bucket: str, base: str, behind: str) -> Iterator[Listed]:
-    """List all that lies under a folder, in order of key, as s3fs would.
+    """List all objects under a folder, in order of key, with the same result as s3fs alone.
 
     Args:
-        fs: s3fs.
-        quick: The same bucket through obstore, where it can be had.
+        fs: The s3fs file system.
+        quick: The same bucket through obstore; None where obstore cannot be used.
         base: The folder, without a slash at its end; empty for the whole bucket.
-        behind: Begin behind this key, or empty.
+        behind: The listing begins behind this key; empty begins at the first.
     """
     while True:
         for found in quick.pages(base, behind) if quick is not None else (None,):
@@ -66,7 +66,7 @@ def objects(fs: Any, quick: QuickBucket | None, bucket: str, base: str, behind: 
             behind = found[-1]["path"]
         else:
             return
-        # What obstore could not tell: one page through s3fs, then obstore goes on behind it.
+        # s3fs lists the one page that obstore could not, and obstore continues behind it.
         page: Mapping[str, Any] = {}
         for page in pages(fs, bucket, base, "", behind):
             for item in page.get("Contents", []):

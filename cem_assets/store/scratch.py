@@ -1,4 +1,4 @@
-"""Local scratch space for decoding and downloads."""
+"""Local scratch folders for decoding and downloads."""
 
 import tempfile
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from cem_assets import environment
 
 @contextmanager
 def scratch_folder(purpose: str) -> Iterator[Path]:
-    """Give a local folder for the time of a step, under CEM_ASSETS_SCRATCH or the temporary folder.
+    """Make a local folder under CEM_ASSETS_SCRATCH or the temporary folder, and delete it when the block ends.
 
     Args:
-        purpose: A word for its name, so that leftovers of killed processes can be recognised.
+        purpose: A word in the folder's name, by which people recognise what killed processes leave behind.
     """
     base = environment.text(environment.SCRATCH) or None
     if base is not None:

@@ -1,7 +1,7 @@
-"""The store: one root, on a local disk or in S3, with the few operations the platform needs.
+"""The store: one root, on a local disk or in S3, with the few operations that the platform needs.
 
-Objects appear whole or not at all, and `create` lets exactly one of several writers win; the commit
-protocol (`cem_assets.store.commits`) rests on these two. Keys are paths relative to the root.
+Objects appear whole or not at all, and of several writers that `create` an object exactly one succeeds. The commit protocol
+(`cem_assets.store.commits`) relies on these two properties. Keys are paths relative to the root.
 """
 
 import errno
@@ -19,7 +19,7 @@ import fsspec
 from fsspec.utils import get_protocol
 
 from cem_assets import environment
-from cem_assets.errors import DataError
+from cem_assets.errors import DataError, StoreError
 from cem_assets.store.faults import was_refused
 from cem_assets.store.local import STAGING, delete_files, file_sha256, list_files, list_folders, move_into_place, staged
 from cem_assets.store.s3 import QuickBucket, quick_bucket
@@ -27,7 +27,7 @@ from cem_assets.store.s3_listing import behind_folder, described, objects, pages
 
 _BLOCK = 1 << 22
 _SINGLE_PUT = 96 << 20
-"""Objects up to this size are sent in one request; larger ones as multipart uploads, whole at the end."""
+"""Objects up to this size are sent in one request. Larger ones are multipart uploads, which become visible when complete."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,9 @@ class StoredObject:
     """One object of the store.
 
     Attributes:
-        key: Path relative to the root (or to the folder that was listed, where a function says so).
-        num_bytes: Size.
-        modified: When it was written, in seconds since 1970, by the store's clock.
-        tag: The store's entity tag (ETag); empty on a local disk.
+        key: Path relative to the root.
+        modified: The time of writing in seconds since 1970, by the store's clock.
+        tag: The entity tag (ETag) of the store; empty on a local disk.
     """
 
     key: str
@@ -54,10 +53,10 @@ def _described(key: str, info: Mapping[str, Any]) -> StoredObject:
 
 
 def check_key(key: str) -> str:
-    """Return a key unchanged, or refuse one that could leave the root.
+    """Return a key unchanged after checking that it stays below the root.
 
     Raises:
-        DataError: The key is empty, absolute, or has an empty, `.` or `..` part, a backslash or a NUL.
+        DataError: The key is empty or absolute, contains a backslash or a NUL, or has a part that is empty, `.` or `..`.
     """
     parts = key.split("/")
     if not key or any(part in ("", ".", "..") for part in parts) or "\\" in key or "\0" in key:
@@ -67,11 +66,11 @@ def check_key(key: str) -> str:
 
 @lru_cache(maxsize=8)
 def _filesystem(protocol: str, process: int) -> Any:
-    # The process number is part of the key: fsspec's event loop must not be shared across a fork.
+    # The process id is part of the cache's key, because fsspec's event loop must not be shared across a fork.
     del process
     if protocol == "s3":
-        # AWS_* variables, AWS_ENDPOINT_URL among them, are read by botocore itself. Listings are never cached:
-        # other processes write while we look. Retries with backoff cover throttling and brief outages.
+        # botocore itself reads the AWS_* variables, including AWS_ENDPOINT_URL. Listings are never cached, because other
+        # processes write at the same time. Retries with growing pauses cover throttling and brief outages.
         return fsspec.filesystem(
             "s3",
             use_listings_cache=False,
@@ -87,10 +86,10 @@ def _filesystem(protocol: str, process: int) -> Any:
 
 @dataclass(frozen=True)
 class Store:
-    """A root and how to reach it. Cheap to make, picklable, safe to share.
+    """A root and how to reach it. It takes no time to make, can be pickled, and may be shared between threads.
 
     Attributes:
-        url: The root as a URL without a trailing slash: `s3://bucket/prefix`, or an absolute local path.
+        url: The root without a trailing slash: `s3://bucket/prefix`, or an absolute local path.
     """
 
     url: str
@@ -109,11 +108,11 @@ class Store:
         return _filesystem("file" if self.is_local else get_protocol(self.url), os.getpid())
 
     def url_of(self, key: str) -> str:
-        """Return where an object or folder lies, as pandas, DuckDB and HF datasets take it."""
+        """Return the URL or path of an object or folder, as pandas, DuckDB and HF datasets accept it."""
         return f"{self.url}/{check_key(key)}"
 
     def _quick(self, key: str) -> tuple[QuickBucket | None, str]:
-        """The quick way to an object of a bucket, where there is one, and the object's name in the bucket."""
+        """Return the bucket through obstore, or None where s3fs alone can be used, and the object's key in the bucket."""
         if not self.is_s3:
             return None, ""
         bucket, name = self._path(key).split("/", 1)
@@ -137,12 +136,12 @@ class Store:
         quick, name = self._quick(key)
         if quick is not None and (found := quick.read(name)) is not None:
             return found
-        with self._absence_told(key):
+        with self._absence_raised(key):
             data: bytes = self.fs.cat_file(self._path(key))
             return data
 
     def read_quickly(self, key: str) -> bytes | None:
-        """Read a whole object in one request, from several threads at once; None where `read` is to find out why not."""
+        """Read a whole object in one request, without the GIL; None where that failed, and `read` finds out why."""
         quick, name = self._quick(key)
         return None if quick is None else quick.read(name)
 
@@ -150,7 +149,8 @@ class Store:
         """Read a part of an object in one request.
 
         Returns:
-            The bytes, in anything that has the buffer protocol, fewer where the object ends; and the object's size.
+            The bytes as any object with the buffer protocol, fewer than `num_bytes` at the end of the object; and the size of
+            the whole object.
 
         Raises:
             FileNotFoundError: There is no such object.
@@ -158,7 +158,7 @@ class Store:
         quick, name = self._quick(key)
         if quick is not None and (found := quick.read_range(name, start, num_bytes)) is not None:
             return found
-        with self._absence_told(key):
+        with self._absence_raised(key):
             data = self.fs.cat_file(self._path(key), start=start, end=start + num_bytes)
             return data, int(self.fs.size(self._path(key)))
 
@@ -168,13 +168,13 @@ class Store:
         Raises:
             FileNotFoundError: There is no such object.
         """
-        with self._absence_told(key):
+        with self._absence_raised(key):
             handle: BinaryIO = self.fs.open(self._path(key), "rb")
             return handle
 
     @contextmanager
-    def _absence_told(self, key: str) -> Iterator[None]:
-        """Tell absent objects from forbidden ones: with keys that may list a prefix only, S3 answers 403 for both."""
+    def _absence_raised(self, key: str) -> Iterator[None]:
+        """Raise FileNotFoundError for missing objects, even where S3 answers 403 because access is limited to a prefix."""
         try:
             yield
         except PermissionError:
@@ -201,8 +201,8 @@ class Store:
         return None if found is None else found.num_bytes
 
     def sha256(self, key: str) -> str:
-        """Hash an object, a part at a time."""
-        if self.is_local:  # fsspec takes longer to open a small file than we to read it
+        """Hash an object, one block at a time."""
+        if self.is_local:  # opening a small file through fsspec takes longer than reading it
             return file_sha256(self._path(key))
         quick, name = self._quick(key)
         if quick is not None and (found := quick.sha256(name)) is not None:
@@ -214,16 +214,20 @@ class Store:
         return digest.hexdigest()
 
     def download(self, key: str, target: Path) -> str:
-        """Copy an object to a local file, which is whole once this returns; return the sha256 of what was written."""
+        """Copy an object to a local file, and return the sha256 of what was written."""
         quick, name = self._quick(key)
         if quick is not None and (found := quick.download(name, target)) is not None:
             return found
-        with self._absence_told(key):
+        with self._absence_raised(key):
             self.fs.get_file(self._path(key), str(target))
         return file_sha256(target)
 
     def walk(self, folder: str, after: str = "") -> Iterator[StoredObject]:
-        """List every object under a folder, keys relative to the root, in order of key; S3 can begin behind a folder of it."""
+        """List every object under a folder, in order of key.
+
+        Args:
+            after: In S3 the listing begins behind this subfolder; other stores ignore it.
+        """
         if self.is_s3:
             bucket, base = self._place(folder)
             found_all = objects(self.fs, self._quick_bucket(bucket), bucket, base, behind_folder(base, after))
@@ -240,7 +244,7 @@ class Store:
             yield _described(f"{folder}{str(path)[len(base) :]}", found[path])
 
     def children(self, folder: str) -> list[str]:
-        """List the names directly in a folder, files and folders alike, in order; empty where there is none."""
+        """List the names of the files and folders directly in a folder, in order; a missing folder has none."""
         if self.is_s3:
             names = set()
             for page in pages(self.fs, *self._place(folder), "/", ""):
@@ -255,14 +259,11 @@ class Store:
         return sorted(names - {""})
 
     def folders(self, folder: str, after: str = "") -> Iterator[str]:
-        """List the folders directly in a folder, in order of name, a page at a time.
+        """List the names of the folders directly in a folder, in order. In S3, pages of 1,000 names are fetched as needed.
 
         Args:
-            folder: Where, or empty for the root; in S3 nothing below the folders is listed.
-            after: Begin behind this name; empty begins at the first.
-
-        Yields:
-            Names; pages of 1,000 are fetched as they are wanted.
+            folder: Empty for the root.
+            after: The listing begins behind this name; empty begins at the first.
         """
         if self.is_s3:
             bucket, base = self._place(folder)
@@ -288,14 +289,13 @@ class Store:
     # Writing
 
     def put(self, key: str, data: bytes | Path) -> None:
-        """Write an object; readers see the old one or the new one, never a part.
+        """Write an object; readers see the old one or the new one, never a part of it.
 
         Args:
-            key: Where.
-            data: Bytes, or a local file whose contents to take.
+            data: The bytes, or a local file that holds them.
 
         Raises:
-            OSError: The store cannot be written; a full disk names the file system.
+            OSError: The store cannot be written. If the disk is full, the error names the store and the free space.
         """
         if self.is_local:
             target = Path(self.url_of(key))
@@ -314,14 +314,13 @@ class Store:
             self.fs.pipe_file(self._path(key), data, chunksize=_SINGLE_PUT)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write an object only if there is none; of several writers exactly one gets True.
+        """Write an object only if the key is free; of several writers with different data exactly one gets True.
 
         Args:
-            key: Where.
-            data: Contents, small enough for one request.
+            data: The contents, small enough for one request.
 
         Returns:
-            False where an object with other contents was there first.
+            False if the key holds an object with other contents already.
         """
         try:
             if self.is_local:
@@ -337,12 +336,12 @@ class Store:
         except OSError as error:
             if not was_refused(error):
                 raise
-            # A retried request can be refused because its first try had won: then the contents are ours.
+            # A retried request is refused if its first try succeeded unnoticed. Then the contents are ours.
             return self.read(key) == data
         return True
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; those already gone are passed over."""
+        """Delete objects; keys without an object are ignored."""
         if self.is_local:
             delete_files(Path(self.url), (check_key(key) for key in keys))
             return
@@ -359,26 +358,23 @@ class Store:
         try:
             wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
             answer = self.fs.call_s3("delete_objects", Bucket=bucket, Delete=wanted)
-        except PermissionError:  # some servers ask for the whole bucket before they delete several objects at once
+        except PermissionError:  # some servers require access to the whole bucket for deleting several objects at once
             for key in keys:
                 self.fs.call_s3("delete_object", Bucket=bucket, Key=key)
             return
         if errors := answer.get("Errors"):
-            kind = PermissionError if errors[0].get("Code") == "AccessDenied" else OSError
+            kind = PermissionError if errors[0].get("Code") == "AccessDenied" else StoreError
             raise kind(f"{len(errors)} object(s) could not be deleted, such as {errors[0].get('Key')}: {errors[0].get('Code')}")
 
 
 def open_store(url: str | None = None) -> Store:
-    """Open a store.
+    """Open a store; nothing is read or written yet.
 
     Args:
-        url: Any fsspec URL or local folder. Default: the variable CEM_ASSETS_ROOT, else `./.cem_assets/store`.
-
-    Returns:
-        The store; nothing is read or written yet.
+        url: Any fsspec URL or local folder. None takes the variable CEM_ASSETS_ROOT, else `./.cem_assets/store`.
 
     Raises:
-        DataError: The URL names no bucket or folder, or holds credentials.
+        DataError: The URL names no bucket, or holds credentials.
     """
     text = url or environment.text(environment.ROOT)
     if text.startswith("file://"):

@@ -1,4 +1,4 @@
-"""Names of releases."""
+"""Names of release versions: which are allowed, and which comes next."""
 
 import re
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ VERSION_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}", re.ASCII)
 
 
 def check_version(version: str) -> None:
-    """Refuse a version that cannot be a folder's name.
+    """Check that a version can be the name of a folder.
 
     Raises:
-        DataError: Says what is allowed.
+        DataError: It cannot; the error says what is allowed.
     """
     if not VERSION_PATTERN.fullmatch(version) or ".." in version:
         raise DataError(
@@ -21,6 +21,6 @@ def check_version(version: str) -> None:
 
 
 def next_version(taken: Sequence[str]) -> str:
-    """Return the next version of the form v1, v2, ...; other names are passed over."""
+    """Return the next version of the form v1, v2, ...; versions with other names are ignored."""
     numbers = [int(name[1:]) for name in taken if re.fullmatch(r"v[0-9]{1,9}", name)]
     return f"v{max(numbers, default=0) + 1}"

@@ -1,9 +1,8 @@
-"""MLflow: the only file that imports it, and only when something is logged (it takes seconds).
+"""Logging to MLflow. This is the only module that imports MLflow, and only when something is logged, because it takes seconds.
 
-Tracking never decides the fate of data: weights are committed first, and a tracking server that is down
-costs a warning, not the run. Here are `log_run`, for one finished run, and `TrackingServer`, which writes
-single events. Long trainings do not call the latter but log to `cem_assets.tracking.runs`, which keeps events in
-the store until they are written.
+Data never depend on tracking: weights are committed first, and if MLflow is down, a warning is logged and the run continues.
+`log_run` logs one finished run, and `TrackingServer` writes single events. Long trainings use `cem_assets.tracking.runs`, which
+keeps events in the store until `TrackingServer` has written them.
 """
 
 import logging
@@ -24,12 +23,12 @@ from cem_assets.store.store import check_key
 logger = logging.getLogger(__name__)
 
 KEY_TAG = "cem_assets.key"
-"""Tag by which a tracked run is found again."""
+"""The tag of an MLflow run by which a tracked run is found again."""
 _METRICS_AT_ONCE = 1000
 _VALUES_AT_ONCE = 100
-"""Parameters or tags MLflow takes in one batch."""
+"""MLflow accepts so many parameters or tags in one batch."""
 _MAX_VALUE = 6000
-"""Characters MLflow takes for the value of a parameter."""
+"""MLflow accepts so many characters in the value of a parameter."""
 _PROBE_S = 5.0
 _REFUSALS = {
     "ALREADY_EXISTS",
@@ -43,12 +42,13 @@ _REFUSALS = {
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 }
-"""MLflow's error codes that blame what was sent. Wrong credentials and unknown endpoints blame the set-up: they may pass."""
+"""MLflow's error codes for requests that it will never accept. Errors of the set-up, such as wrong credentials and unknown
+endpoints, are not among them, because they may pass."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One value of a curve: name, value, step."""
+    """One value of a curve."""
 
     key: str
     value: float
@@ -57,11 +57,11 @@ class Metric:
 
 @dataclass(frozen=True)
 class RunLink:
-    """Where a logged run can be looked at.
+    """A link to a logged run.
 
     Attributes:
-        run_id: MLflow's.
-        url: Address in the MLflow UI, or the tracking URI where there is no server.
+        run_id: The id of the run in MLflow.
+        url: The address in the MLflow UI, or the tracking URI if there is no server.
     """
 
     run_id: str
@@ -73,13 +73,13 @@ class TrackingEvent:
     """Something that happened in a tracked run.
 
     Attributes:
-        key: Identifies the run for ever.
-        experiment: MLflow experiment of the run.
-        run_name: Shown in the list of runs.
+        key: The hexadecimal digest that identifies the run for ever.
+        experiment: The MLflow experiment of the run.
+        run_name: The name in MLflow's list of runs.
         kind: `open`, `metrics`, `tags`, `artifact`, `model`, `alias` or `finish`.
-        time_ms: When, in milliseconds since 1970.
-        body: What, by kind; see `TrackingServer`.
-        data: Contents of an artifact.
+        time_ms: The time of the event in milliseconds since 1970.
+        body: The contents of the event, which depend on its kind; see `TrackingServer`.
+        data: The contents of an artifact.
     """
 
     key: str
@@ -112,15 +112,14 @@ def log_run(
     """Log one finished run.
 
     Args:
-        experiment: MLflow experiment, made where it does not exist.
-        run_name: Shown in the list of runs.
-        parameters: Flat values.
+        experiment: The MLflow experiment, which is made if it does not exist.
+        run_name: The name in MLflow's list of runs.
+        parameters: Values that are logged as text.
         metrics: Curves and final values, in any order.
-        artifacts: Files by name, such as pictures and JSON.
-        tags: Such as the manifest's digest.
+        artifacts: The contents of files by name, such as pictures and JSON.
 
     Returns:
-        The link to it; None where MLflow could not be reached, which is logged as a warning.
+        A link to the run. If MLflow could not be reached, a warning is logged and None is returned.
     """
     _set_client_up()
     uri = tracking_uri()
@@ -145,7 +144,7 @@ def log_run(
             client.log_batch(run_id, metrics=points[start : start + _METRICS_AT_ONCE])
         _log_artifacts(client, run_id, artifacts)
         client.set_terminated(run_id)
-    except Exception as error:  # noqa: BLE001  MLflow raises its own and every transport's errors; none may cost a committed result
+    except Exception as error:  # noqa: BLE001  MLflow raises errors of many libraries; none may lose a committed result
         logger.warning(
             "MLflow at %s could not be written (%s: %s); the data is committed, only its tracking is missing. Check %s and "
             "materialize the asset again to log it.",
@@ -159,13 +158,14 @@ def log_run(
 
 
 class TrackingServer:
-    """MLflow as the outbox sees it: every event names its run by key, and writing one twice is the same as once.
+    """MLflow for the outbox: every event names its run by key, and writing an event twice has the same effect as once.
 
-    Bodies by kind: `open` has `parameters` and `tags` (text by name); `metrics` has `points` (name, value, step;
-    values that are no finite numbers as text); `tags` has `tags`; `artifact` has `name`; `model` has `name`,
-    `folder`, `tags` (with `digest`) and `description`; `alias` has `name`, `digest`, `alias`, `group`; `finish` has `status`.
+    The fields of an event's body follow from its kind. `open` has `parameters` and `tags` (texts by name). `metrics` has
+    `points` of (name, value, step), where values that are not finite are texts. `tags` has `tags`, and `artifact` has `name`.
+    `model` has `name`, `folder`, `tags` (with `digest`) and `description`. `alias` has `name`, `digest`, `alias` and `group`,
+    and `finish` has `status`.
 
-    Not for several threads at once. MLflow's SQL stores drop a metric that is there already (same run, name, step,
+    Only one thread may use it at a time. MLflow's SQL stores ignore a metric that exists already (same run, name, step,
     timestamp and value); its old file store does not.
     """
 
@@ -175,24 +175,24 @@ class TrackingServer:
         self._links: dict[str, RunLink] = {}
 
     def write(self, event: TrackingEvent) -> RunLink:
-        """Write one event; return its run, which is made where MLflow has none with this key.
+        """Write one event and return its run, which is made if MLflow has none with this key.
 
         Raises:
-            ConnectionError: MLflow cannot be reached or used at the moment. Try again later.
-            DataError: MLflow refused this event.
+            ConnectionError: MLflow cannot be reached or used at the moment; a later attempt may succeed.
+            DataError: MLflow will never accept this event.
         """
         link = self._links.get(event.key) or self.find(event.key, event.experiment)
         try:
             link = self._links[event.key] = link or self._new_run(event)
             _WRITERS[event.kind](self._client, link.run_id, event)
-        except Exception as error:  # noqa: BLE001  MLflow raises its own and every transport's errors
-            self._links.pop(event.key, None)  # the run may have been deleted; next time it is looked for
-            kind = ValueError if _is_refusal(error) else ConnectionError
+        except Exception as error:  # noqa: BLE001  MLflow raises errors of many libraries
+            self._links.pop(event.key, None)  # the run may have been deleted, so the next event searches it again
+            kind = DataError if _is_refusal(error) else ConnectionError
             raise kind(self._described(error)) from None
         return link
 
     def find(self, key: str, experiment: str) -> RunLink | None:
-        """Find the run of a key without making one.
+        """Find the run of a key; return None if there is none.
 
         Raises:
             ConnectionError: MLflow cannot be reached or used at the moment.
@@ -200,14 +200,14 @@ class TrackingServer:
         try:
             self._connect()
             found = self._client.get_experiment_by_name(experiment)
-            # Of several, made by processes that did not know of each other, everyone takes the oldest.
+            # Processes that did not know of each other may have made several runs; then all use the oldest.
             runs = found and self._client.search_runs(
                 [found.experiment_id],
                 f"tags.`{KEY_TAG}` = '{key}'",
                 max_results=1,
                 order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
             )
-        except Exception as error:  # noqa: BLE001  whatever is wrong with a question that is always right lies with MLflow
+        except Exception as error:  # noqa: BLE001  the query is always valid, so every error means trouble with MLflow
             raise ConnectionError(self._described(error)) from None
         return _link(self._uri, found.experiment_id, str(runs[0].info.run_id)) if runs else None
 
@@ -238,9 +238,9 @@ def _write_opening(client: Any, run_id: str, event: TrackingEvent) -> None:
     run = client.get_run(run_id)
     known = run.data.params
     parameters = {str(name): str(value)[:_MAX_VALUE] for name, value in event.body["parameters"].items()}
-    # MLflow never lets a parameter change: what a resumed run changed becomes a tag, which the next change replaces.
-    told = {f"param.{name}": value for name, value in parameters.items() if name in known}
-    changed = {tag: value for tag, value in told.items() if run.data.tags.get(tag, known[tag[6:]]) != value}
+    # MLflow does not let parameters change. A parameter that a resumed run changed becomes a tag, which may change again.
+    resumed = {f"param.{name}": value for name, value in parameters.items() if name in known}
+    changed = {tag: value for tag, value in resumed.items() if run.data.tags.get(tag, known[tag[6:]]) != value}
     new = [Param(name, value) for name, value in parameters.items() if name not in known]
     if run.info.status != "RUNNING":
         client.update_run(run_id, status="RUNNING")
@@ -291,7 +291,7 @@ def _write_alias(client: Any, run_id: str, event: TrackingEvent) -> None:
     name, digest, alias, group = (event.body[key] for key in ("name", "digest", "alias", "group"))
     if (number := _version_of(client, name, digest)) is None:
         raise DataError(f"model {name!r} has no version whose tag 'digest' is {digest!r}; register it first")
-    client.set_registered_model_alias(name, alias, number)  # the new one first: at no time is there none
+    client.set_registered_model_alias(name, alias, number)  # the new one is set first, so that there always is one
     client.set_registered_model_tag(name, alias, group)
     for other in {model.name for model in _every(client.search_registered_models, f"tags.`{alias}` = '{group}'")} - {name}:
         client.delete_registered_model_alias(other, alias)
@@ -324,22 +324,22 @@ _WRITERS = {
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Tell an event that MLflow will never take from trouble with MLflow."""
+    """Tell whether MLflow will never accept an event; other errors mean trouble with MLflow, which may pass."""
     code = getattr(error, "error_code", None)
     if code is not None:
         return str(code) in _REFUSALS
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:  # artifacts go through plain HTTP
+    if status is not None:  # artifacts are sent over plain HTTP
         return status in (400, 404, 413, 414, 422)
-    # Our own complaints about an event that is not as it should be; those of transports are OSErrors too.
+    # Errors about a wrong event, from our code or MLflow's. Some transports raise ValueErrors that are OSErrors as well.
     return isinstance(error, ValueError | KeyError | TypeError) and not isinstance(error, OSError)
 
 
 def _require_answer(uri: str) -> None:
-    """Ask a server for a sign of life: its client would retry, log every try and take seconds to import.
+    """Check that a server answers. MLflow's client would retry, log every attempt, and take seconds to import.
 
     Raises:
-        ConnectionError: Nothing answers there, or a proxy says so.
+        ConnectionError: Nothing answers at the address, or a proxy reports that the server is down.
     """
     if not uri.startswith(("http://", "https://")):
         return
@@ -352,14 +352,14 @@ def _require_answer(uri: str) -> None:
                 raise ConnectionError(f"HTTP status {error.code}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        if not isinstance(reason, ssl.SSLError):  # certificates are the client's business: it has settings for them
+        if not isinstance(reason, ssl.SSLError):  # MLflow's client checks certificates, with its own settings
             raise ConnectionError(_without_secret(str(reason), uri)) from None
 
 
 def _set_client_up() -> None:
-    # The client prints the address of a run that ends, with the password.
+    # Without this the client prints the address of each finished run, including the password.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    # One retry only: by default the client keeps a dead server company for minutes.
+    # One retry is enough; by default the client retries for minutes while a server is down.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -390,7 +390,7 @@ def _log_artifacts(client: Any, run_id: str, artifacts: Mapping[str, bytes]) -> 
 
 
 def _without_secret(text: str, uri: str) -> str:
-    """Cut the user and password of a tracking URI out of a message that quotes it."""
+    """Remove the user and password of a tracking URI from a message that quotes it."""
     user = urlsplit(uri).netloc.rpartition("@")[0]
     return text.replace(f"{user}@", "") if user else text
 

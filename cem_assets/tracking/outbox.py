@@ -1,13 +1,14 @@
-"""The outbox of tracking: events of runs, in the store until MLflow has them.
+"""The outbox of tracking: events of runs stay in the store until MLflow has them.
 
-One object per event under `tracking/outbox/<key>/`, numbered in order, an artifact's bytes beside it. Entries are
-deleted when MLflow has them: delivery is at least once, and every event can be written twice. One process at a time
-delivers a key, under a lease in `tracking/senders/<key>/`, so that the newer of two tags or states wins; where a lease
-lapses under a process that sleeps, or clocks are more than a minute apart, two may deliver at once, which can cost no
-more than that. What MLflow refuses goes to `tracking/refused/<key>/` with the reason, out of the way of what follows.
+`tracking/outbox/<key>/` has one object for each event, numbered in order, and the bytes of artifacts beside them. An entry is
+deleted when MLflow has it. So every event is delivered at least once, and may be delivered twice, which does no harm.
 
-What fills the outbox is `cem_assets.tracking.runs`; what an event does to MLflow is
-`cem_assets.tracking.mlflow.TrackingServer`.
+One process at a time delivers the entries of a key. It holds a lease in `tracking/senders/<key>/`, so that the newer of two
+tags or states is written last. If a process sleeps until its lease expires, or clocks differ by more than a minute, two may
+deliver at once; then an older tag or state may be written last, and nothing else can go wrong. Entries that MLflow refuses are
+moved to `tracking/refused/<key>/` with the reason, so that they do not block later ones.
+
+`cem_assets.tracking.runs` fills the outbox, and `cem_assets.tracking.mlflow.TrackingServer` writes events to MLflow.
 """
 
 import hashlib
@@ -36,7 +37,8 @@ _MAX_REFUSALS = 3
 _REFUSAL_PAUSE_S = 0.5
 _LEASE_S, _RENEW_S = 60.0, 10.0
 _ORPHAN_S = 86400.0
-"""Bytes without an entry are of a process killed between the two writes; younger ones may get theirs yet."""
+"""Bytes without an entry come from a process that was killed between the two writes. Only those older than this are deleted,
+because the entry of younger ones may still be written."""
 _KEY = re.compile(r"[0-9a-f]{8,128}")
 _ENTRY = re.compile(r"[0-9]+\.json")
 _ATTACHED = re.compile(r"[0-9]+\.[0-9a-f]{16}\.bin")
@@ -44,12 +46,12 @@ _ATTACHED = re.compile(r"[0-9]+\.[0-9a-f]{16}\.bin")
 
 @dataclass(frozen=True)
 class Drained:
-    """What emptying the outbox came to.
+    """The result of emptying the outbox.
 
     Attributes:
-        num_delivered: Entries MLflow has now; refused ones are not among them.
-        num_left: Entries that still wait, among them those of running processes that deliver their own.
-        trouble: Why MLflow took no more; empty where it did not fail.
+        num_delivered: The number of entries that MLflow has now, without the refused ones.
+        num_left: The number of entries that still wait, including those that running processes deliver themselves.
+        trouble: Why delivery stopped; empty if MLflow did not fail.
     """
 
     num_delivered: int
@@ -58,11 +60,11 @@ class Drained:
 
 
 class Lease:
-    """The right to deliver a key's entries: the newest object of a folder, held by renewing it.
+    """The right to deliver a key's entries. It is the newest object of a folder, and must be renewed to be kept.
 
     Args:
-        key: Of the run.
-        role: A `run` takes the lease of an earlier process of the same run when it first asks; a `drain` waits.
+        key: The key of the run.
+        role: A `run` takes over the lease of an earlier process of the same run at once; a `drain` waits until it expires.
     """
 
     def __init__(self, store: Store, key: str, role: Literal["run", "drain"]) -> None:
@@ -71,7 +73,7 @@ class Lease:
         self._object, self._renewed, self._is_first = "", -math.inf, True
 
     def hold(self) -> bool:
-        """Take or renew the lease; False where somebody else has it."""
+        """Take or renew the lease; return False if another process has it."""
         now = time.monotonic()
         if self._object and now - self._renewed < _RENEW_S:
             return True
@@ -79,7 +81,7 @@ class Lease:
         last = listed[-1] if listed else ""
         holder = self._holder(last) if last else b""
         if holder == self._content and last == self._object and now - self._renewed < _LEASE_S / 2:
-            self._store.put(self._object, self._content)  # nobody takes over a lease this young
+            self._store.put(self._object, self._content)  # no other process takes over a lease that is so young
         else:
             if last and not self._is_free(last, holder):
                 self._object = ""
@@ -96,51 +98,50 @@ class Lease:
     def _holder(self, last: str) -> bytes:
         try:
             return self._store.read(last)
-        except FileNotFoundError:  # given back or taken over this moment
+        except FileNotFoundError:  # another process has just released it or taken it over
             return b""
 
     def _is_free(self, last: str, holder: bytes) -> bool:
         found = self._store.stat(last)
         if not holder or found is None:
-            return False  # the next try sees who has it
-        # Who opens a run anew is its process from now on: the one before has been killed or is about to be.
+            return False  # the next attempt finds out which process has it
+        # The process that opens a run anew replaces the one before, which has been killed or is about to be.
         is_predecessor = self._role == "run" and self._is_first and holder.startswith(b"run ")
         return holder == self._content or is_predecessor or time.time() - found.modified > _LEASE_S
 
     def release(self) -> None:
-        """Give it back; fine where it is not held."""
+        """Release the lease; do nothing if it is not held."""
         if self._object:
             self._store.delete([self._object])
             self._object = ""
 
 
 def check_run_key(key: str) -> str:
-    """Return the key of a run unchanged, or raise ValueError where it is no hex digest."""
+    """Return the key of a run unchanged, after checking that it is a hexadecimal digest."""
     if not _KEY.fullmatch(key):
-        raise DataError(f"key {key!r} of a tracked run is not allowed; expected a hex digest of 8 to 128 digits")
+        raise ValueError(f"key {key!r} of a tracked run is not allowed; expected a hex digest of 8 to 128 digits")
     return key
 
 
 def next_number(store: Store, key: str) -> int:
-    """Return a number for the next entry, behind all that wait.
+    """Return a number for the next entry, greater than those of all waiting entries.
 
-    Numbers are milliseconds at least, so that none comes back after the outbox was empty: a process that was
-    about to delete a delivered entry must not delete a new one.
+    Numbers are at least the time in milliseconds, so that no number is used again after the outbox was empty. Otherwise a
+    process that is about to delete a delivered entry might delete a new one.
     """
     names = [name for folder in (OUTBOX, REFUSED) for name in store.children(f"{folder}/{key}") if _ENTRY.fullmatch(name)]
     return max([int(time.time() * 1000), *(int(name.split(".")[0]) + 1 for name in names)])
 
 
 def append_entry(store: Store, key: str, number: int, event: TrackingEvent) -> int:
-    """Write an event into the outbox, whole once this returns.
+    """Write an event into the outbox.
 
     Args:
-        key: Of the run.
-        number: Wanted; the next free one is taken.
-        event: What happened.
+        key: The key of the run.
+        number: The wanted number of the entry; if it is taken, the next free one is used.
 
     Returns:
-        The number behind it.
+        The number behind that of the entry.
     """
     folder = f"{OUTBOX}/{key}"
     record: dict[str, Any] = {
@@ -156,7 +157,7 @@ def append_entry(store: Store, key: str, number: int, event: TrackingEvent) -> i
             store.put(f"{folder}/{record['data']}", event.data)
         try:
             is_written = store.create(f"{folder}/{number:015d}.json", json.dumps(record, allow_nan=False).encode())
-        except FileNotFoundError:  # another entry stood there and was delivered this moment
+        except FileNotFoundError:  # the number was taken by an entry that has been delivered at this moment
             is_written = False
         number += 1
         if is_written:
@@ -169,15 +170,14 @@ def waiting_entries(store: Store, key: str) -> list[str]:
 
 
 def deliver_entry(store: Store, server: TrackingServer, entry: str, pause: Callable[[float], object]) -> RunLink | None:
-    """Deliver one entry and delete it, or move it aside where MLflow keeps refusing it.
+    """Deliver one entry and delete it, or move it aside if MLflow refuses it repeatedly.
 
     Args:
-        server: MLflow.
-        entry: Key of the object.
-        pause: Waits for some seconds between refusals.
+        entry: The key of the entry's object.
+        pause: Called with the number of seconds to wait after a refusal.
 
     Returns:
-        The run; None where the entry was refused or somebody else had delivered it.
+        The run, or None if the entry was refused or another process had delivered it.
 
     Raises:
         ConnectionError: MLflow is down.
@@ -197,9 +197,10 @@ def deliver_entry(store: Store, server: TrackingServer, entry: str, pause: Calla
                 if not _ATTACHED.fullmatch(record["data"]):
                     raise DataError(f"its bytes have the odd name {record['data']!r}")
                 attached = f"{folder}/{record['data']}"
+            fields = (record["experiment"], record["run_name"], record["kind"], record["time_ms"], record["body"])
             data = store.read(attached) if attached else b""
         except FileNotFoundError:
-            if store.stat(entry) is None:  # delivered by somebody else meanwhile
+            if store.stat(entry) is None:  # another process has delivered it meanwhile
                 return None
             reason = f"its bytes {attached} are gone"
             continue
@@ -207,14 +208,13 @@ def deliver_entry(store: Store, server: TrackingServer, entry: str, pause: Calla
             reason = f"it is damaged: {error}"
             continue
         try:
-            fields = (record["experiment"], record["run_name"], record["kind"], record["time_ms"], record["body"])
             link = server.write(TrackingEvent(key, *fields, data))
             break
-        except (ValueError, KeyError) as error:
+        except DataError as error:
             reason = str(error)
     if link is None:
         _set_aside(store, entry, text, attached, reason)
-    # The entry goes first: bytes without an entry do no harm, an entry without its bytes would be refused.
+    # The entry is deleted first: bytes without an entry do no harm, but an entry without its bytes would be refused.
     store.delete([entry])
     if attached:
         store.delete([attached])
@@ -232,15 +232,15 @@ def _set_aside(store: Store, entry: str, text: bytes, attached: str, reason: str
 
 
 def drain_outbox(store: Store, budget_s: float = 30.0) -> Drained:
-    """Write to MLflow what killed and finished processes left; for a sensor.
+    """Write to MLflow what killed and finished processes left in the outbox; a sensor calls this.
 
-    One listing where nothing waits. Keys whose own process delivers are passed over.
+    If nothing waits, this takes one listing. Keys whose own process delivers them are left alone.
 
     Args:
-        budget_s: No entry is begun later than this.
+        budget_s: After so many seconds no further entry is begun.
 
     Returns:
-        What it came to; MLflow being down is told there, not raised.
+        The result, which also says whether MLflow is down; that raises no error.
     """
     deadline = time.monotonic() + budget_s
     keys = [key for key in store.children(OUTBOX) if _KEY.fullmatch(key)]

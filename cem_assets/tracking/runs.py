@@ -1,9 +1,9 @@
-"""Tracking of long trainings that waits for nothing and loses nothing.
+"""Tracking of long trainings, which never wait for MLflow and lose no events.
 
-`open_tracked_run` gives a training something to log to. Every call writes an entry to the store and returns; a
-thread writes the entries to MLflow. What a killed process or a day without MLflow leaves is written by the same
-run when it is resumed, or by `cem_assets.tracking.outbox.drain_outbox`, whose module says how entries lie in the store.
-A run that is logged once, when it is over, is `cem_assets.tracking.mlflow.log_run`'s.
+A training logs to the run that `open_tracked_run` returns. Every call writes an entry to the store and returns; a thread sends
+the entries to MLflow. Entries that are left after a killed process or a day without MLflow are sent by the same run when it is
+resumed, or by `cem_assets.tracking.outbox.drain_outbox`. That module describes the entries in the store.
+`cem_assets.tracking.mlflow.log_run` is for runs that are logged once, at their end.
 """
 
 import logging
@@ -16,7 +16,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from cem_assets.errors import DataError
 from cem_assets.store.store import Store, check_key
 from cem_assets.tracking.mlflow import KEY_TAG, Metric, RunLink, TrackingEvent, TrackingServer
 from cem_assets.tracking.outbox import OUTBOX, Lease, append_entry, check_run_key, deliver_entry, next_number, waiting_entries
@@ -32,11 +31,11 @@ _NAME_PART = re.compile(r"[\w.+=@, -]+")
 
 
 class TrackedRun:
-    """A training run in MLflow, whichever process and machine continues it; see `open_tracked_run`.
+    """A training run in MLflow, which several processes and machines may continue in turn; see `open_tracked_run`.
 
-    Calls write to the store and return; they raise only what the store raises, and ValueError for what could
-    never be delivered. Usable from several threads. As a context manager it finishes the run when that was
-    not done (FAILED after an exception, KILLED after an interruption) and closes it.
+    Calls write to the store and return. They raise the errors of the store, and a ValueError for events that MLflow could never
+    accept. Several threads may use it. As a context manager it finishes the run if that was not done (as FAILED after an
+    exception, KILLED after an interruption) and closes it.
     """
 
     def __init__(self, store: Store, key: str, experiment: str, run_name: str) -> None:
@@ -52,7 +51,7 @@ class TrackedRun:
         self._sender = threading.Thread(target=self._send, name=f"tracking-{key[:8]}", daemon=True)
 
     def log_metrics(self, metrics: Sequence[Metric]) -> None:
-        """Log points of curves, now; values may be infinite or no number."""
+        """Log points of curves with the current time; values may be infinite or NaN."""
         points = [
             (point.key, float(point.value) if math.isfinite(point.value) else str(float(point.value)), int(point.step))
             for point in metrics
@@ -61,72 +60,64 @@ class TrackedRun:
             self._append("metrics", {"points": points[start : start + _POINTS_AT_ONCE]})
 
     def log_artifact(self, name: str, data: bytes) -> None:
-        """Log a file; one of the same name is replaced.
-
-        Raises:
-            DataError: The name, such as `views/epoch_001.png`, leaves the run's folder or has odd characters.
-        """
+        """Log a file, such as `views/epoch_001.png`; a file of the same name is replaced."""
         self._append("artifact", {"name": _checked_name(name)}, data)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags; those of the same name are replaced."""
+        """Set tags; tags of the same name are replaced."""
         self._append("tags", {"tags": _checked_tags(tags)})
 
     def register_model(self, name: str, folder: str, tags: Mapping[str, str], description: str) -> None:
-        """Make a version of a registered model out of artifacts logged before.
+        """Make a version of a registered model from artifacts that were logged before.
 
         Args:
-            name: Registered model, made where it is missing.
-            folder: Folder of the artifacts in the run.
-            tags: Of the version; `digest` says which weights, and a version with the same digest is not made twice.
-            description: Of the version.
-
-        Raises:
-            DataError: A digest is missing, or a name is not allowed.
+            name: The registered model, which is made if it does not exist.
+            folder: The folder of the artifacts in the run.
+            tags: Tags of the version. Its `digest` is that of the weights; there is one version for each digest.
+            description: The description of the version.
         """
         if not tags.get("digest"):
-            raise DataError(f"model {name!r} has no tag 'digest'; expected the digest of its weights, by which it is made once")
+            raise ValueError(
+                f"model {name!r} has no tag 'digest'; expected the digest of its weights, by which it is made once"
+            )
         if not re.fullmatch(r"[\w. -]+", name):
-            raise DataError(f"model name {name!r} is not allowed; expected letters, digits, '_', '.', '-' and blanks")
+            raise ValueError(f"model name {name!r} is not allowed; expected letters, digits, '_', '.', '-' and blanks")
         body = {"name": name, "folder": _checked_name(folder), "tags": _checked_tags(tags), "description": description}
         self._append("model", body)
 
     def set_alias(self, name: str, digest: str, alias: str, group: str) -> None:
-        """Give a version of a registered model an alias, and take it from every other model of the group.
+        """Give a version of a registered model an alias, and remove the alias from every other model of the group.
 
         Args:
-            name: Registered model.
-            digest: Tag of its version; `register_model` comes first.
-            alias: Such as `champion`; also the tag by which the group is told on models.
-            group: One version in it has the alias.
-
-        Raises:
-            DataError: The alias or the group has odd characters.
+            name: The registered model.
+            digest: The `digest` of the version, which `register_model` made before.
+            alias: Such as `champion`. It is also the name of the tag that holds a model's group.
+            group: A set of models of which one version has the alias.
         """
         for what, text in (("alias", alias), ("group", group)):
             if not re.fullmatch(r"[A-Za-z][\w-]*", text, re.ASCII):
-                raise DataError(f"{what} {text!r} is not allowed; expected letters, digits, '_' and '-', a letter first")
+                raise ValueError(f"{what} {text!r} is not allowed; expected letters, digits, '_' and '-', a letter first")
         self._append("alias", {"name": name, "digest": digest, "alias": alias, "group": group})
 
     def finish(self, status: Status) -> None:
-        """Tell how the run ended; opening the key again sets it running again."""
+        """Set how the run ended; opening the key again sets it back to running."""
         if status not in ("FINISHED", "FAILED", "KILLED"):
-            raise DataError(f"status {status!r} is unknown; expected FINISHED, FAILED or KILLED")
+            raise ValueError(f"status {status!r} is unknown; expected FINISHED, FAILED or KILLED")
         self._append("finish", {"status": status})
         self._is_finished = True
 
     def link(self, wait_s: float = 5.0) -> RunLink | None:
-        """Return where the run can be looked at; None where MLflow was not reached within the wait."""
+        """Return a link to the run, or None if MLflow was not reached within `wait_s`."""
         self._linked.wait(wait_s)
         return self._link
 
     def close(self, wait_s: float = 10.0) -> None:
-        """Stop delivering, after waiting for what still waits; the rest is for `drain_outbox`. Closing twice is fine."""
+        """Stop delivering after at most `wait_s`; `drain_outbox` delivers the rest. Closing twice does no harm."""
         self._deadline = time.monotonic() + wait_s
         self._closing.set()
         self._wake.set()
         if self._sender.is_alive():
-            self._sender.join(wait_s + _FIRST_PAUSE_S)  # what it needs to notice and to give the lease back
+            self._sender.join(wait_s + _FIRST_PAUSE_S)  # the thread needs this time to notice, and to release the lease
         if left := len(waiting_entries(self._store, self._key)):
             logger.warning("%d entries for MLflow wait in %s; drain_outbox delivers them.", left, f"{OUTBOX}/{self._key}")
 
@@ -143,7 +134,7 @@ class TrackedRun:
         except Exception:
             if error is None:
                 raise
-            # What ended the run matters more than that its end could not be told.
+            # The error that ended the run matters more than the one about logging its end.
             logger.warning("the end of tracked run %s could not be written to the store", self._key, exc_info=True)
 
     def _append(self, kind: str, body: Mapping[str, Any], data: bytes = b"") -> None:
@@ -154,14 +145,14 @@ class TrackedRun:
         self._wake.set()
 
     def _send(self) -> None:
-        """Deliver until closed; whatever goes wrong is told once per outage and tried again."""
+        """Deliver entries until the run is closed; trouble is logged once for each outage, and delivery is tried again."""
         pause_s, is_down = _FIRST_PAUSE_S, False
         while True:
             self._wake.clear()
             trouble, is_done = "", False
             try:
                 is_done = self._deliver()
-            except Exception as error:  # noqa: BLE001  MLflow's, the store's and every transport's errors; training goes on
+            except Exception as error:  # noqa: BLE001  no error of MLflow, the store or the network may stop the training
                 trouble = str(error) if isinstance(error, ConnectionError) else f"{type(error).__name__}: {error}"
             if trouble and not is_down:
                 logger.warning(
@@ -175,23 +166,23 @@ class TrackedRun:
             if is_done:
                 pause_s = _FIRST_PAUSE_S
                 self._wake.wait()
-            elif self._closing.is_set():  # short tries while somebody waits for them
+            elif self._closing.is_set():  # `close` waits, so attempts follow each other quickly
                 time.sleep(max(0.0, min(_FIRST_PAUSE_S, self._deadline - time.monotonic())))
             else:
                 self._closing.wait(pause_s if trouble else _BUSY_PAUSE_S)
                 pause_s = min(2 * pause_s, _MAX_PAUSE_S) if trouble else _FIRST_PAUSE_S
-        with suppress(Exception):  # it lapses by itself
+        with suppress(Exception):  # a lease that cannot be released expires by itself
             self._lease.release()
 
     def _deliver(self) -> bool:
-        """Deliver what waits; return whether that was all."""
+        """Deliver the waiting entries; return whether all were delivered."""
         self._server = self._server or TrackingServer()
         while entries := waiting_entries(self._store, self._key):
             for entry in entries:
                 if time.monotonic() > self._deadline or not self._lease.hold():
                     return False
                 self._found(deliver_entry(self._store, self._server, entry, self._closing.wait))
-        if self._link is None and not self._closing.is_set():  # somebody else delivered the first entries
+        if self._link is None and not self._closing.is_set():  # another process has delivered the first entries
             self._found(self._server.find(self._key, self._experiment))
         return True
 
@@ -209,29 +200,28 @@ def open_tracked_run(
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> TrackedRun:
-    """Open a run that is tracked while it goes on, or go on with one.
+    """Open a run that is tracked while it goes on, or continue one.
 
-    MLflow need not be up. The same key always continues the same MLflow run, found by the tag `cem_assets.key`,
-    with its state back to RUNNING. MLflow refuses other values for known parameters: a parameter that changed on
-    resuming keeps its first value there, and the new one is told by the tag `param.<name>`.
+    MLflow may be down meanwhile. The same key always continues the same MLflow run, which is found by the tag `cem_assets.key`
+    and set back to RUNNING. MLflow refuses new values for known parameters. A parameter that changed when the run was resumed
+    keeps its first value there, and the tag `param.<name>` has the new one.
 
     Args:
-        store: Where entries wait.
-        key: Hex digest of the training run.
-        experiment: MLflow experiment, made where it does not exist.
-        run_name: Shown in the list of runs; kept from the first opening.
-        parameters: Flat values, logged as text.
-        tags: Set anew at every opening.
+        store: The store that holds the outbox.
+        key: A hexadecimal digest that identifies the training run.
+        experiment: The MLflow experiment, which is made if it does not exist.
+        run_name: The name in MLflow's list of runs; that of the first opening is kept.
+        parameters: Values that are logged as text.
+        tags: Tags that are set again at every opening.
 
     Returns:
         The run, whose thread is delivering already.
 
     Raises:
-        DataError: The key is no hex digest, the experiment has no name, or a tag is reserved.
         OSError: The store cannot be written.
     """
     if not experiment.strip():
-        raise DataError(
+        raise ValueError(
             f"experiment {experiment!r} of tracked run {key} has no name; expected one such as 'pretraining/mocov2'"
         )
     body = {"parameters": {str(name): str(value) for name, value in parameters.items()}, "tags": _checked_tags(tags)}
@@ -244,11 +234,11 @@ def open_tracked_run(
 def _checked_name(name: str) -> str:
     for part in check_key(name).split("/"):
         if not _NAME_PART.fullmatch(part):
-            raise DataError(f"artifact name {name!r} is not allowed; expected letters, digits and '_.+=@,- ' between '/'")
+            raise ValueError(f"artifact name {name!r} is not allowed; expected letters, digits and '_.+=@,- ' between '/'")
     return name
 
 
 def _checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
     if KEY_TAG in tags:
-        raise DataError(f"tag {KEY_TAG!r} is how the run is found again; expected other names")
+        raise ValueError(f"tag {KEY_TAG!r} is how the run is found again; expected other names")
     return {str(name): str(value) for name, value in tags.items()}

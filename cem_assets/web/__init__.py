@@ -1,7 +1,6 @@
-"""Local web pages: so far the one on which people label patches.
+"""Local web pages: one on which people label patches, and one on which they explore a store.
 
-`labelling` answers the page's requests, `serving` opens the port, `patch_source` finds the patches and their
-pixels, `next_patches` orders them; the page itself is in `static`. What is answered is kept by
-`cem_assets.cem.classifier.answers`. Pictures of assets for Dagster's own pages are drawn in
-`cem_assets.imaging.gallery`.
+`labelling` and `explorer` answer the requests of their pages, and `serving` opens the port. For labelling, `patch_source` finds
+the patches and their pixels, and `next_patches` orders them. The pages themselves are in `static`. Answers are kept by
+`cem_assets.cem.classifier.answers`. Pictures for Dagster's own pages are drawn in `cem_assets.imaging.gallery`.
 """

@@ -1,8 +1,8 @@
-"""Where DuckDB finds a table's columns on the local disk, whatever store the table lies in.
+"""Keeps columns of tables on the local disk, so that DuckDB can query tables of any store.
 
-Tables without pixels of a local store are read where they are. Of all others (shards with pixels, whose row groups
-are small; every table in S3) the columns without pixels are copied once into one Parquet file, named by a digest of
-what the table is made of, so a copy is never stale. The least recently used copies go when the folder grows too large.
+Tables without pixels in a local store are read in place. Of all other tables (shards with pixels, whose row groups are small,
+and every table in S3) the columns without pixels are copied once into one Parquet file. Its name is a digest of the table's
+objects, so a copy is never stale. When the folder grows too large, the least recently used copies are removed.
 """
 
 import hashlib
@@ -28,17 +28,16 @@ DEFAULT_BYTES = 4 << 30
 _GLOB = set("*?[]{}")
 _FEW_VALUES = ("partition", "dataset", "volume", "label", "category", "source", "licence", "reason")
 _IN_USE_SECONDS = 600
-"""A copy used so lately may be open in a query of this or another explorer."""
+"""A copy that was used within this time is kept, because a query of this or another explorer may have it open."""
 
 
 @dataclass(frozen=True)
 class TableContent:
-    """One committed table: some Parquet objects of equal columns.
+    """One committed table: Parquet objects with equal columns.
 
     Attributes:
-        partition: Dataset or label key it belongs to.
-        folder: Content folder.
-        objects: In order.
+        partition: The dataset or label key that the table belongs to.
+        folder: Folder of the store in which the objects are.
         has_pixels: Whether there is an `image` column.
     """
 
@@ -49,7 +48,7 @@ class TableContent:
 
     @property
     def key(self) -> str:
-        """32 hex digits that name this table and no other."""
+        """32 hex digits that identify this table."""
         digest = hashlib.sha256(f"{self.partition}\t{self.folder}\n".encode())
         for item in self.objects:
             digest.update(f"{item.name}\t{item.num_bytes}\t{item.sha256}\n".encode())
@@ -62,7 +61,7 @@ def main_table(manifest: Manifest, has_pixels: bool) -> TableContent:
 
 
 def side_table(manifest: Manifest, name: str) -> TableContent:
-    """Return a table that lies beside the main one, such as `_duplicates`; it may have no objects."""
+    """Return a table beside the main one, such as `_duplicates`; it may have no objects."""
     objects = (item for item in manifest.objects if item.name.startswith(f"{name}/") and item.name.endswith(".parquet"))
     return TableContent(manifest.inputs.partition, manifest.folder, tuple(objects), False)
 
@@ -71,8 +70,8 @@ class ColumnCache:
     """Local files with the columns of tables; safe to use from several threads and processes.
 
     Args:
-        folder: Where copies go; made here, readable by its owner only.
-        max_bytes: Of all copies together. A table larger than that is still copied, alone.
+        folder: Folder of the copies; it is made readable by its owner only.
+        max_bytes: Limit of all copies together. A table larger than that is still copied, alone.
     """
 
     def __init__(self, store: Store, folder: Path, max_bytes: int = DEFAULT_BYTES) -> None:
@@ -84,16 +83,16 @@ class ColumnCache:
         self.num_rows_copied = 0
 
     def is_in_place(self, content: TableContent) -> bool:
-        """Tell whether a table is read where it lies; DuckDB would take `*` or `?` in a path for a pattern."""
+        """Tell whether a table can be read in place; DuckDB would take a `*` or `?` in its path for a pattern."""
         return self._store.is_local and not content.has_pixels and not _GLOB & set(self._store.url)
 
     def files(self, content: TableContent) -> list[str]:
         """Return local Parquet files with a table's columns, in order.
 
-        Copies have the columns `partition`, `part` (number of the object) and `row_group` besides.
+        Copies also have the columns `partition`, `part` (number of the object) and `row_group`.
 
         Raises:
-            FileNotFoundError: The store lost an object.
+            FileNotFoundError: An object of the table is gone from the store.
         """
         if self.is_in_place(content):
             return [self._store.url_of(f"{content.folder}/{item.name}") for item in content.objects]
@@ -119,7 +118,7 @@ class ColumnCache:
                     known = [name for name in _FEW_VALUES if name in table.schema.names]
                     writer = pq.ParquetWriter(staged, table.schema, compression="zstd", use_dictionary=known)
                 writer.write_table(table)
-            if writer is None:  # no rows, which has columns all the same
+            if writer is None:  # a table without rows still has columns
                 empty = self._pieces(content, is_schema_wanted=True)
                 pq.write_table(next(empty), staged)
             else:
@@ -145,7 +144,7 @@ class ColumnCache:
                     yield table
 
     def _evict(self, newest: Path) -> None:
-        """Remove copies, the least recently used first, until the rest fits."""
+        """Remove copies, the least recently used first, until the others fit."""
         found = []
         for path in self.folder.glob("*.parquet"):
             with suppress(FileNotFoundError):

@@ -1,9 +1,8 @@
-"""The address of a labelling page that may stand in public: it leads those in who have opened the page before.
+"""A public address that leads to the labelling page whoever has opened the page before.
 
-Asset metadata must hold no secret, but the page's own address does. So metadata link to a door on a port that is
-always the same; it knows no token. A browser that has opened the page with its token remembers where that was (the
-page's script writes it down, `static/label.js`) and is led there; any other one is told what to type. The links
-are those of `cem_assets.cem.page_links`.
+Asset metadata must hold no secret, but the address of the page does. Metadata therefore link to this door, which has a fixed
+port and knows no token. A browser that has opened the page with its token remembers the address (`static/label.js` stores it)
+and is sent there; any other browser is shown the command to type. The links are made by `cem_assets.cem.page_links`.
 """
 
 import html
@@ -37,7 +36,7 @@ _FILES = {"door.js": "text/javascript", "label.css": "text/css"}
 
 
 def is_door(path: str) -> bool:
-    """Tell whether a path is the door's, which needs no token and gives nothing away."""
+    """Tell whether a path belongs to the door, which needs no token and reveals nothing."""
     return path.startswith("/door/")
 
 

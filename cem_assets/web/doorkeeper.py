@@ -1,4 +1,4 @@
-"""Whom our local pages listen to: who knows the token, asks this host by its own name, and comes from the page itself.
+"""Guards our local pages: requests need the token, this host's own name, and the page's own origin.
 
 The pages are `cem_assets.web.labelling` and `cem_assets.web.explorer`.
 """
@@ -20,17 +20,16 @@ HEADERS = {
 
 
 class Doorkeeper:
-    """Refuses whoever lacks the token, comes from another origin, or reached us under another host's name.
+    """Refuses requests that lack the token, come from another origin, or use another host's name.
 
     The host is checked because a name that an attacker's server resolves to 127.0.0.1 makes this server look like
     the attacker's origin (DNS rebinding); any port will do, so that the page can be reached through a tunnel.
 
     Args:
-        app: What is guarded.
         token: Secret first part of every path.
-        command: What prints a valid address, for the refusal.
-        guests: Origin by token of its own: what lies under that token may be asked by that origin, too.
-        is_public: Tells of a path whether it needs no token; it is then only read, and still under our own names alone.
+        command: The command that prints a valid address; it is named in the refusal.
+        guests: Further tokens, each with an origin that may also request what lies under its token.
+        is_public: Tells whether a path needs no token. Such a path can only be read, and only under our own host names.
     """
 
     def __init__(

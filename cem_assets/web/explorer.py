@@ -1,8 +1,11 @@
-"""The explorer's application: what it shows of a store, and to whom.
+"""The explorer's application, which shows a store and only reads it.
 
-It only reads. Everything lies under a secret first part of the path (`cem_assets.web.doorkeeper`); volumes lie under
-another secret, which may be given to a neuroglancer, under whose origin they may be read and nothing else. The page is
-`static/explore.html`; how it is put together is told in `docs/explorer.md`.
+All paths begin with a secret (`cem_assets.web.doorkeeper`). Paths of volumes begin with another secret, which may be given to
+a neuroglancer, whose origin may then read volumes and nothing else. The page is `static/explore.html`; `docs/explorer.md`
+explains how it works.
+
+A request that cannot be answered because of what it asks for gets a status of 400 or 404, and trouble with the store 503. Any
+other error is a bug: it gets 500, and the server logs it with its traceback.
 """
 
 import logging
@@ -22,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from cem_assets.errors import DataError
+from cem_assets.errors import DataError, UnknownNameError
 from cem_assets.store.store import Store, check_key
 from cem_assets.web.column_cache import DEFAULT_BYTES, ColumnCache
 from cem_assets.web.doorkeeper import Doorkeeper
@@ -47,7 +50,7 @@ _FOR_A_WHILE = {"cache-control": "private, max-age=600"}
 
 
 class PictureWish(BaseModel):
-    """A picture: of a row of a stage, with the version of the table the page saw (`v`)."""
+    """A request for the picture of a row of a stage; `v` is the version of the table that the page saw."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,7 +65,7 @@ class PictureWish(BaseModel):
 
 
 class ItemWish(BaseModel):
-    """One patch or crop."""
+    """A request for the facts of one patch or crop."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,7 +76,7 @@ class ItemWish(BaseModel):
 
 
 class SliceWish(BaseModel):
-    """A window of a slice of a volume around (y, x) of its plane."""
+    """A request for a window of a slice of a volume around (y, x) of its plane."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,13 +89,12 @@ class SliceWish(BaseModel):
 
 
 class Explorer:
-    """What the pages of one store ask.
+    """Answers the questions of the pages of one store.
 
     Args:
-        store: Which.
         cache: Folder for the columns of tables that cannot be queried in place.
-        cache_bytes: Of that folder.
-        links: Ways to open volumes elsewhere; None makes those that need no server.
+        cache_bytes: Size of that folder.
+        links: Makes links that open volumes elsewhere; None makes those that need no server.
     """
 
     def __init__(self, store: Store, cache: Path, cache_bytes: int = DEFAULT_BYTES, links: VolumeLinks | None = None) -> None:
@@ -108,11 +110,11 @@ class Explorer:
         return told | {"stages": STAGES, "has_column": HAS_COLUMN, "has_fate": HAS_FATE}
 
     def picture(self, wish: PictureWish) -> tuple[bytes, bool]:
-        """Return a picture, and whether its address names it for good.
+        """Return a picture, and whether its address always means this picture.
 
         Raises:
             FileNotFoundError: The stage holds nothing of that partition.
-            KeyError, ValueError: There is no such patch or crop.
+            DataError: There is no such patch or crop.
         """
         (table,) = self.catalogue.tables(wish.stage, wish.version, wish.partition)
         encode = self.pictures.exact if wish.exact else self.pictures.thumbnail
@@ -123,7 +125,7 @@ class Explorer:
             place = (pixels.manifest_digest, wish.name)
             return encode(place, lambda: self.pictures.of_volume(pixels, wish.name)), is_for_good
         if wish.part is None or wish.row_group is None:
-            raise DataError("a picture of this stage is found by part and row_group; give both.")
+            raise DataError("pictures of this stage are found by part and row_group; give both.")
         part, group = wish.part, wish.row_group
         column = "filename" if wish.stage in CYTO_STAGES else "name"
         shown = encode(
@@ -151,7 +153,7 @@ class Explorer:
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:
-    """Read a header `Range: bytes=...` of one span; None where there is none that can be met."""
+    """Read a header `Range: bytes=...` of one span; None where the header has no span that can be satisfied."""
     unit, _, span = header.partition("=")
     first, dash, last = span.partition("-")
     if unit.strip() != "bytes" or not dash or "," in span or not (first or last).isascii() or not (first or last).isdigit():
@@ -166,7 +168,6 @@ def explorer_app(explorer: Explorer, token: str, volume_token: str = "", origin:
     """Make the application of one session.
 
     Args:
-        explorer: What is explored.
         token: Secret first part of every path of the page.
         volume_token: Secret first part of the paths of volumes; empty serves none.
         origin: The other origin that may read volumes.
@@ -201,7 +202,7 @@ def explorer_app(explorer: Explorer, token: str, volume_token: str = "", origin:
     def labels(request: Request) -> Response:
         selection = selected(request)
         if not selection.is_cyto:
-            raise DataError(f"labels are those of crops; the stage {selection.stage} has none.")
+            raise DataError(f"labels belong to crops; the stage {selection.stage} has none.")
         return JSONResponse({"labels": explorer.questions.labels(selection)})
 
     def patch(request: Request) -> Response:
@@ -236,7 +237,7 @@ def explorer_app(explorer: Explorer, token: str, volume_token: str = "", origin:
         return Response(data, media_type="application/octet-stream", headers=headers)
 
     def allow(request: Request) -> Response:
-        del request  # the doorkeeper has looked at its origin, and says to the browser which one may ask
+        del request  # the doorkeeper has checked the origin, and tells the browser which origin may send requests
         more = {"access-control-allow-methods": "GET, HEAD", "access-control-allow-headers": "range"}
         return Response(status_code=204, headers=more | {"access-control-allow-private-network": "true"})
 
@@ -246,8 +247,7 @@ def explorer_app(explorer: Explorer, token: str, volume_token: str = "", origin:
 
     async def absent(request: Request, error: Exception) -> Response:
         del request
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        return PlainTextResponse(str(message)[:500], 404)
+        return PlainTextResponse(str(error)[:500], 404)
 
     async def failed(request: Request, error: Exception) -> Response:
         logger.warning("%s: %s", request.url.path.rsplit("/", 1)[-1], error)
@@ -272,7 +272,7 @@ def explorer_app(explorer: Explorer, token: str, volume_token: str = "", origin:
         routes=routes,
         middleware=[Middleware(Doorkeeper, token=token, command="cem-assets explore", guests=guests)],
         exception_handlers={
-            ValidationError: wrong, ValueError: wrong, KeyError: absent, FileNotFoundError: absent,
+            ValidationError: wrong, DataError: wrong, UnknownNameError: absent, FileNotFoundError: absent,
             OSError: failed, duckdb.Error: failed,
         },
         lifespan=lifespan,

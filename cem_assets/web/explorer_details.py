@@ -1,9 +1,10 @@
-"""Everything the store knows of one patch or crop: place, duplicates, score, releases, licence, ways to open it."""
+"""Collects what the store knows about one patch or crop: place, duplicates, score, releases, licence and ways to open it."""
 
 from typing import Any
 
-from cem_assets.cem.patches.patchify import PLANE_NAMES, PatchPlace, parse_patch_name
+from cem_assets.cem.patch_grid import PLANE_NAMES, PatchPlace, parse_patch_name
 from cem_assets.cem.patches.pixels import DatasetPixels
+from cem_assets.errors import UnknownNameError
 from cem_assets.store.assets import CLASSIFIER, SCORES
 from cem_assets.store.manifests import Manifest
 from cem_assets.web.column_cache import TableContent
@@ -13,19 +14,18 @@ from cem_assets.web.explorer_tables import CEM_STAGES, Catalogue
 from cem_assets.web.volume_links import VolumeLinks
 
 MAX_MEMBERS = 200
-"""Duplicates that are listed of one exemplar."""
+"""Largest number of duplicates of an exemplar that are listed."""
 _FACTS = ("licence", "citation", "organism", "tissue", "technique", "source_url", "kind", "voxel_size_nm", "pixel_size_nm")
 _CROP_HIDDEN = frozenset({"partition", "part", "row_group", "dhash"})
 
 
 class Details:
-    """Looks single patches and crops up.
+    """Looks up single patches and crops.
 
     Args:
-        catalogue: What there is.
-        questions: Asks its tables.
-        pictures: Opens its volumes.
-        links: Makes ways to open them elsewhere.
+        questions: Queries the tables of the catalogue.
+        pictures: Opens the volumes of the catalogue.
+        links: Makes links that open volumes elsewhere.
     """
 
     def __init__(self, catalogue: Catalogue, questions: Questions, pictures: Pictures, links: VolumeLinks) -> None:
@@ -35,7 +35,7 @@ class Details:
         """Describe a patch.
 
         Args:
-            stage: Where it was seen; one of the EM stages.
+            stage: The EM stage at which the page shows it.
 
         Raises:
             FileNotFoundError: The stage holds no such patch.
@@ -160,13 +160,13 @@ class Details:
         return found[0]["reason"] if found else "not among its patches"
 
     def _facts(self, stage: str, version: str, dataset: str) -> dict[str, Any]:
-        """Return what the curator says: of a release, what was said when it was made."""
+        """Return the curator's description; for a release, as it was when the release was made."""
         if stage == "release":
             contents = self._catalogue.release(version).details["contents"]
             said: dict[str, Any] = next(item["description"] for item in contents if item["dataset"] == dataset)
         else:
             manifest = self._catalogue.manifest(stage, dataset)
-            assert stage in CEM_STAGES and manifest is not None  # its table was read a moment ago
+            assert stage in CEM_STAGES and manifest is not None  # its table has just been read
             said = manifest.details["description"]
         return {name: said.get(name) for name in _FACTS}
 
@@ -179,17 +179,20 @@ class Details:
         try:
             pixels = self._pictures.data_of(dataset)
             return self.volume(pixels, place.volume, place)
-        except (FileNotFoundError, KeyError):  # swept away, or standardized anew without it: the patch is shown all the same
+        except (FileNotFoundError, UnknownNameError):  # swept, or standardized again without it; the patch is still shown
             return None
 
     def volume(self, pixels: DatasetPixels, name: str, place: PatchPlace | None) -> dict[str, Any]:
         """Describe a volume or a 2D image, with ways to open it.
 
         Raises:
-            KeyError: There is none of that name.
+            UnknownNameError: There is no volume or image of that name.
         """
         if pixels.images is not None:
-            height, width = pixels.images.sizes()[name]
+            sizes = pixels.images.sizes()
+            if name not in sizes:
+                raise UnknownNameError(f"dataset {pixels.dataset!r} has no image {name!r:.200}.")
+            height, width = sizes[name]
             size = pixels.description.pixel_size_nm
             return {"name": name, "shape": [1, height, width], "step_nm": [None, *size] if size else None, "links": None}
         volume = pixels.volume(name)

@@ -1,8 +1,8 @@
 """Pixels for the explorer: patches and crops of any stage, and slices of volumes, as small JPEG or exact PNG.
 
-Rows of tables with pixels are found by object and row group, which are read once and kept a while; all other patches are
-cut from the standardized volume their name points to, one brick at a time. What a page asks for is checked against what
-is there before anything is read.
+Rows of tables with pixels are found by object and row group, which are read once and kept in memory for a while. All other
+patches are cut from the standardized volume that their name points to, one brick at a time. Every request is checked against
+what the store holds before anything is read.
 """
 
 import io
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from cem_assets.cem.patches.patchify import PATCH_SIDE_PX, PatchPlace, parse_patch_name
+from cem_assets.cem.patch_grid import PATCH_SIDE_PX, PatchPlace, parse_patch_name
 from cem_assets.cem.patches.pixels import DatasetPixels, open_pixels
 from cem_assets.cem.volumes.bricks import group_by_brick
 from cem_assets.cem.volumes.ome_zarr import StoredVolume, open_volume_array
@@ -34,7 +34,7 @@ THUMBNAIL_PX = 224
 MAX_SLICE_PX = 1120
 """Side of the largest window of a slice: five patches."""
 MAX_CELL_BYTES = 64 << 20
-"""Of one encoded picture in a shard; crops of microscopy images may be large."""
+"""Size of one encoded picture in a shard; crops of microscopy images may be large."""
 _JPEG_QUALITY = 88
 _ENCODED_BYTES = 96 << 20
 _BRICK_BYTES = 192 << 20
@@ -43,7 +43,7 @@ _Value = TypeVar("_Value")
 
 
 class _Kept(Generic[_Value]):
-    """The last values used, as many as fit; each is made once, however many threads want it."""
+    """Keeps the most recently used values, as many as fit; a value is made once, even if several threads ask for it."""
 
     def __init__(self, max_bytes: int, size_of: Callable[[_Value], int]) -> None:
         self._max_bytes, self._size_of = max_bytes, size_of
@@ -53,7 +53,7 @@ class _Kept(Generic[_Value]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
-        """Return a value, made now if it is not there."""
+        """Return a value; it is made now if it is not kept."""
         with self._lock:
             making = self._making.setdefault(key, threading.Lock())
         with making:
@@ -83,7 +83,7 @@ class SliceView:
         index: Slice along the axis.
         y0, x0: Corner of the window in the plane, px.
         plane: (height, width) of the whole plane.
-        num_slices: Along the axis.
+        num_slices: Number of slices along the axis.
     """
 
     pixels: NDArray[np.uint8]
@@ -95,11 +95,7 @@ class SliceView:
 
 
 class Pictures:
-    """Pictures of everything that can be explored; safe to use from several threads.
-
-    Args:
-        catalogue: What there is.
-    """
+    """Pictures of everything that can be explored; safe to use from several threads."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
@@ -109,7 +105,7 @@ class Pictures:
         self._pixels: _Kept[DatasetPixels] = _Kept(32, lambda _: 1)
 
     def thumbnail(self, key: Hashable, load: Callable[[], NDArray[np.uint8]]) -> bytes:
-        """Return a picture as JPEG with sides up to 224 px; `key` names it for good."""
+        """Return a picture as JPEG with sides up to 224 px; `key` always means this picture."""
         return self._encoded.get((key, "thumbnail"), lambda: _small_jpeg(load()))
 
     def exact(self, key: Hashable, load: Callable[[], NDArray[np.uint8]]) -> bytes:
@@ -120,15 +116,14 @@ class Pictures:
         """Return a picture of a table with pixels.
 
         Args:
-            table: Which.
             part: Number of the object.
             group: Number of the row group in it.
             name: Value of `column` in its row.
             column: "name" of patches, "filename" of crops.
 
         Raises:
-            KeyError: There is no such row there.
-            DataError: The cell is larger than a picture can be, or damaged.
+            UnknownNameError: The row group has no such row.
+            DataError: The cell is damaged, or larger than a picture can be.
         """
         if not 0 <= part < len(table.objects):
             raise UnknownNameError(f"{table.folder} has no part {part}.")
@@ -148,10 +143,10 @@ class Pictures:
         return {row[column]: row["image"]["bytes"] for row in rows}
 
     def data_of(self, dataset: str, volumes_digest: str = "") -> DatasetPixels:
-        """Open the standardized data of a dataset: that of a digest, else the current one.
+        """Open the standardized data of a dataset: the one with the digest, or the current one where the digest is empty.
 
         Raises:
-            FileNotFoundError: There is none (any more).
+            FileNotFoundError: There is none, or it was swept.
         """
         current = self._catalogue.volumes_manifest(dataset)
         wanted = volumes_digest or (current.digest if current else "")
@@ -168,8 +163,8 @@ class Pictures:
         """Cut a patch from the standardized data, by its name alone.
 
         Raises:
-            DataError: The name is none of a patch, or it lies outside the volume.
-            KeyError: There is no such volume or image.
+            DataError: The name is not the name of a patch, or the patch lies outside the volume.
+            UnknownNameError: There is no such volume or image.
         """
         place = parse_patch_name(name)
         if pixels.images is not None:
@@ -198,8 +193,8 @@ class Pictures:
             centre: (row, column) in the plane, px.
 
         Raises:
-            KeyError: There is no such volume.
-            DataError: The slice lies outside it.
+            UnknownNameError: There is no such volume or image.
+            DataError: The slice lies outside the volume.
         """
         if pixels.images is not None:
             image = pixels.images.read(volume)
@@ -222,7 +217,7 @@ def check_inside(place: PatchPlace, shape: tuple[int, ...], is_image: bool) -> N
     """Refuse a place that no patch of a volume (z, y, x), or of an image (1, height, width), can have.
 
     Raises:
-        DataError: It is empty, larger than a patch, or reaches outside.
+        DataError: The place is empty, larger than a patch, or extends beyond the volume.
     """
     sides = (place.y1 - place.y0, place.x1 - place.x0)
     is_inside = all(0 <= span.start < span.stop <= side for span, side in zip(place.box(), shape, strict=True))

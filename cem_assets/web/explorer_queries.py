@@ -1,8 +1,8 @@
-"""Questions to the tables of a store, as DuckDB answers them.
+"""Queries the tables of a store with DuckDB.
 
-Whatever a page sends is checked by `Selection` and reaches SQL as a bound parameter; the text of every query is put
-together of the literal pieces below. The connection may open files of the store's folder and of the column cache, no
-others, and cannot be told otherwise.
+Everything that a page sends is checked by `Selection` and reaches SQL as a bound parameter; the text of every query is put
+together from the literal pieces below. The connection can open files in the store's folder and in the column cache and no
+others, and this setting is locked.
 """
 
 import threading
@@ -31,21 +31,21 @@ _Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
 class Selection(BaseModel):
-    """Which rows of which stage, in which order: the state of a page, as its address holds it.
+    """The rows that a page shows and their order; the address of the page holds it.
 
     Attributes:
         stage: One of `cem_assets.web.explorer_tables.STAGES`.
-        version: Of a release.
+        version: Version of a release.
         partition: Dataset or key of a label; empty for all.
-        text: Occurs in the name (of crops: in any of their texts); capitals count only where there are some.
-        volume, axis, index_from, index_to: Where patches lie.
+        text: Text to find in the name of a patch, or in any text of a crop. Case matters only where the text has capitals.
+        volume, axis, index_from, index_to: Place of the patches.
         score_from, score_to: Bounds of the informative probability, both inclusive.
         duplicates_from, duplicates_to: Bounds of the number of patches an exemplar stands for besides itself.
-        fate: What became of the patches.
-        category, source, licence, split, scale_from, scale_to: Of crops.
+        fate: Whether patches were kept, or why they were dropped.
+        category, source, licence, split, scale_from, scale_to: Conditions on crops.
         sort: A key of `PATCH_SORTS` or `CROP_SORTS`.
-        seed: Of the order "random".
-        offset, limit: Which of the rows are shown.
+        seed: Seed of the order "random".
+        offset, limit: First row and number of rows that are shown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -139,18 +139,17 @@ HAS_FATE = ("raw", "deduplicated", "scores")
 
 @dataclass(frozen=True)
 class _Source:
-    """Rows to ask: the text behind FROM, and what is bound in it."""
+    """A source of rows: the SQL text after FROM, and the values bound in it."""
 
     sql: str
     parameters: tuple[Any, ...]
 
 
 class Questions:
-    """Answers about the rows of a store; safe to use from several threads.
+    """Answers queries about the rows of a store; safe to use from several threads.
 
     Args:
-        catalogue: What there is.
-        num_threads: Of DuckDB; None takes all cores.
+        num_threads: Number of threads of DuckDB; None takes all cores.
     """
 
     def __init__(self, catalogue: Catalogue, num_threads: int | None = None) -> None:
@@ -168,14 +167,14 @@ class Questions:
         self._lock = threading.Lock()
 
     def ask(self, sql: str, parameters: Sequence[Any]) -> list[dict[str, Any]]:
-        """Run one query; rows as dictionaries."""
+        """Run one query and return its rows as dictionaries."""
         with self._connection.cursor() as cursor:
             found = cursor.execute(sql, list(parameters))
             names = [column[0] for column in found.description]
             return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
     def rows(self, selection: Selection) -> list[dict[str, Any]]:
-        """Return the rows of a page, each with `fate` (and `exemplar`, `distance` of a duplicate) where that is known.
+        """Return the rows of a page, each with its `fate` (and the `exemplar` and `distance` of a duplicate) where it is known.
 
         Raises:
             DataError: A filter or an order does not apply to the stage.
@@ -204,7 +203,7 @@ class Questions:
         return found
 
     def count(self, selection: Selection) -> int:
-        """Count the rows of a selection, on whatever page."""
+        """Count the rows of a selection on all of its pages."""
         tables = self._tables(selection)
 
         def find() -> int:
@@ -260,7 +259,7 @@ class Questions:
         return answer
 
     def find(self, tables: Sequence[TableContent], condition: Mapping[str, Any], limit: int = 1) -> list[dict[str, Any]]:
-        """Return rows whose columns (literal names of ours) have given values."""
+        """Return rows by the values of some columns; the names of the columns must be literals of our code."""
         files = self._catalogue.files(tables)
         if not files:
             return []

@@ -1,7 +1,7 @@
-"""What a store holds that can be explored: stages, their tables, and what became of the patches of each.
+"""Finds the tables of a store that can be explored, by stage, and the fates of the patches of each stage.
 
-Manifests never change, so each is read once; which of them is current is looked up again every few seconds. Questions
-to the tables are asked by `cem_assets.web.explorer_queries`.
+Manifests never change, so each is read once; which of them is current is looked up again after 20 seconds.
+`cem_assets.web.explorer_queries` queries the tables.
 """
 
 import itertools
@@ -39,11 +39,10 @@ _Kept = TypeVar("_Kept")
 
 @dataclass(frozen=True)
 class Fates:
-    """What became of the patches of one dataset, as far as later stages say.
+    """The fates of the patches of one dataset, as far as later stages show them.
 
     Attributes:
-        dataset: Its name.
-        duplicates: Dropped patches with their exemplars; None where the stage holds none any more, or nothing is known.
+        duplicates: Dropped patches with their exemplars; None where the stage holds no duplicates or nothing is known.
         dropped: Patches that were not kept, with the reason; None where nothing was filtered yet.
         is_decided: Whether a patch in neither table was kept.
     """
@@ -58,7 +57,7 @@ class Catalogue:
     """The tables of a store; safe to use from several threads.
 
     Args:
-        cache: For the columns of tables that cannot be queried in place.
+        cache: Keeps the columns of tables that cannot be queried in place.
     """
 
     def __init__(self, store: Store, cache: ColumnCache) -> None:
@@ -125,7 +124,7 @@ class Catalogue:
         """Return a release.
 
         Raises:
-            FileNotFoundError: There is none of that version.
+            FileNotFoundError: There is no such version.
         """
         return _of_version(self.releases(), version, "release")
 
@@ -163,13 +162,13 @@ class Catalogue:
         return chosen
 
     def files(self, tables: Sequence[TableContent]) -> list[str]:
-        """Return the local Parquet files of tables, in order; what has to be copied first is copied side by side."""
+        """Return the local Parquet files of tables, in order; those that must be copied are copied in parallel."""
         return [path for paths in self._pool.map(self.cache.files, tables) for path in paths]
 
     def fates(self, stage: str, dataset: str) -> Fates:
-        """Say what is known of the patches of a dataset at a stage before `filtered`.
+        """Return what is known about the patches of a dataset at a stage before `filtered`.
 
-        A later table counts only if it was made from this very one.
+        A later table counts only if it was made from exactly this one.
         """
         chain = list(CEM_STAGES)
         duplicates, dropped = None, None

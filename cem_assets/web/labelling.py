@@ -1,7 +1,10 @@
-"""The labelling page's application: what it serves, what it takes, and whom it listens to.
+"""The labelling page's application.
 
-Everything lies under a secret first part of the path; without it, or from a page of another origin, a request
-is refused. Opening the port is `cem_assets.web.serving`; the page is `static/label.html`.
+All paths begin with a secret; requests without it, and requests from pages of another origin, are refused.
+`cem_assets.web.serving` opens the port; the page is `static/label.html`.
+
+Trouble with the store, and files of the store that cannot be read, give a status of 503, after which the page tries again. An
+error that is neither that nor a wrong request is a bug: it gets 500, and the server logs it with its traceback.
 """
 
 import asyncio
@@ -31,7 +34,7 @@ from cem_assets.cem.classifier.answers import (
     current_labels,
     write_label_table,
 )
-from cem_assets.cem.filter.params import MIN_LABELLED
+from cem_assets.cem.classifier.params import MIN_LABELLED
 from cem_assets.errors import DataError
 from cem_assets.store.store import Store
 from cem_assets.web.door import door_routes, is_door
@@ -44,13 +47,13 @@ logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 1 << 18
 MAX_ANSWERS = 100
 MAX_AHEAD_MS = 24 * 3600 * 1000
-"""An answer dated further ahead would outlast every correction of it."""
+"""An answer dated further in the future than this is refused, because no correction could replace it."""
 SEED = 1227
 STATIC = {"label.html": "text/html", "label.css": "text/css", "label.js": "text/javascript", "answers.js": "text/javascript"}
 
 
 class NextRequest(BaseModel):
-    """A page asks for patches: for whom, how many, and which it has already."""
+    """A page's request for patches: the annotator, how many, and the names of those that it holds already."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,15 +63,14 @@ class NextRequest(BaseModel):
 
 
 class LabellingSession:
-    """What one dataset's labelling knows: its patches, their pictures and everybody's answers.
+    """The labelling session of one dataset: its patches, their pictures and the answers of all annotators.
 
     Args:
-        dataset: What is labelled.
-        order: Which patches come first.
-        seed: Of the random order.
+        order: Whether the patches of which the classifier is least sure come first, or random ones.
+        seed: Seed of the random order.
 
     Raises:
-        FileNotFoundError: There are no patches.
+        FileNotFoundError: The dataset has no patches to label.
         DataError: Label events in the store cannot be read.
     """
 
@@ -81,7 +83,7 @@ class LabellingSession:
         self.log.refresh()
 
     def describe(self, annotator: str) -> dict[str, Any]:
-        """Say what a page must know at its start; `annotator` is the one proposed."""
+        """Return what a page needs to know when it starts; `annotator` is the proposed name."""
         return {
             "dataset": self.dataset,
             "store": hashlib.sha256(self.store.url.encode()).hexdigest()[:12],
@@ -95,20 +97,20 @@ class LabellingSession:
         }
 
     def next(self, request: NextRequest) -> dict[str, Any]:
-        """Choose patches for a page, never one its annotator has answered, in this session or another."""
+        """Choose patches for a page, none of which its annotator has answered in this or another session."""
         self.log.refresh()
         answered = {name for annotator, name in current_labels(self.log.events()) if annotator == request.annotator}
         names = next_patches(self.names, answered, set(request.held), request.num)
         return {"patches": names, "classifier": self.candidates.classifier}
 
     def take(self, answers: list[Any]) -> dict[str, Any]:
-        """Keep answers, each on its own; what is named as accepted lies in the store.
+        """Store answers one by one; those listed as accepted are in the store.
 
         Args:
             answers: JSON of `LabelEvent`s without their dataset.
 
         Returns:
-            "accepted", ids; and "refused", ids with the reason, which sending them again would not change.
+            "accepted" lists event ids; "refused" lists event ids with the reason. Sending refused answers again does not help.
 
         Raises:
             OSError: The store cannot be written; sending again may help.
@@ -121,18 +123,18 @@ class LabellingSession:
                     raise DataError(f"an answer is a JSON object; found {type(answer).__name__}")
                 event = LabelEvent.model_validate({**answer, "dataset": self.dataset})
                 if event.name not in self.pictures:
-                    raise DataError(f"patch {event.name!r} is none of those of {self.dataset} that are labelled here")
+                    raise DataError(f"patch {event.name!r} is not among the patches of {self.dataset} that are labelled here")
                 if event.answered_ms > time.time() * 1000 + MAX_AHEAD_MS:
                     raise DataError("the answer is dated more than a day ahead; set the clock of the browser's machine")
                 self.log.append(event)
-            except ValueError as error:
+            except (DataError, ValidationError) as error:
                 refused.append({"event_id": event_id, "reason": str(error)[:500]})
             else:
                 accepted.append(event.event_id)
         return {"accepted": accepted, "refused": refused}
 
     def progress(self) -> dict[str, Any]:
-        """Count what everybody has answered, and how far they agree."""
+        """Count the answers of each annotator, and measure how far they agree."""
         self.log.refresh()
         labels = {place: str(event.label) for place, event in current_labels(self.log.events()).items()}
         counts: dict[str, dict[str, int]] = {}
@@ -170,10 +172,9 @@ def labelling_app(
     """Make the application of one session.
 
     Args:
-        session: What is labelled.
         token: Secret first part of every path.
-        annotator: Proposed to whoever opens the page.
-        on_end: Takes what there is to say when the session has ended and its label table is written.
+        annotator: Name that is proposed to whoever opens the page.
+        on_end: Takes the closing message when the session has ended and its label table is written.
 
     Returns:
         The application; when it shuts down it writes the label table.
@@ -195,7 +196,7 @@ def labelling_app(
         name = request.query_params.get("name", "")
         if name not in session.pictures:
             raise HTTPException(404, "no such patch")
-        # The address holds the version of the table, so equal addresses have equal pixels for good.
+        # The address holds the version of the table, so equal addresses always have equal pixels.
         headers = {"cache-control": "private, max-age=604800, immutable"}
         return Response(session.pictures.png(name), media_type="image/png", headers=headers)
 
@@ -221,7 +222,7 @@ def labelling_app(
         yield
         try:
             written = await run_in_threadpool(write_label_table, session.store, session.dataset)
-        except (ValueError, OSError) as error:
+        except (DataError, OSError) as error:
             on_end([f"the label table was not written: {error} The answers themselves are kept."])
         else:
             on_end(written.lines() if written else ["nothing was labelled"])
@@ -248,6 +249,6 @@ def labelling_app(
     return Starlette(
         routes=routes,
         middleware=[Middleware(Doorkeeper, token=token, command="cem-assets label", is_public=is_door)],
-        exception_handlers={ValidationError: unreadable, OSError: failed, ValueError: failed},
+        exception_handlers={ValidationError: unreadable, OSError: failed, DataError: failed},
         lifespan=lifespan,
     )

@@ -1,6 +1,6 @@
-"""Which patches are asked about next: the ones the classifier is least sure of, or any.
+"""Chooses the patches to label next: those of which the classifier is least sure, or random ones.
 
-Pure. Where the patches come from is `cem_assets.web.patch_source`.
+The patches come from `cem_assets.web.patch_source`.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.cem.patches.dedup import visiting_order
-from cem_assets.errors import DataError
 
 
 class Order(StrEnum):
@@ -26,23 +25,22 @@ def order_patches(
     """Order patches for labelling; the order of the rows does not matter.
 
     Args:
-        names: Distinct names.
         probabilities: float32 (n,), of being informative; None where nothing was scored.
-        order: By |p - 0.5|, smallest first and ties at random; or at random.
-        seed: Of the keyed hash of the names that stands for chance.
+        order: Either by |p - 0.5|, smallest first with ties at random, or at random.
+        seed: Key of the hash of the names that makes the random order.
 
     Returns:
         int64 (n,): rows in order.
 
     Raises:
-        DataError: The order needs probabilities, and there are none, or not one for each name.
+        ValueError: The order needs probabilities, and there are none, or not one for each name.
     """
     chance = visiting_order(names, seed)
     if order == Order.random:
         return chance
     if probabilities is None or len(probabilities) != len(names):
         found = "none" if probabilities is None else str(len(probabilities))
-        raise DataError(f"order {order} needs a probability for each of {len(names)} patches; found {found}. Use random.")
+        raise ValueError(f"order {order} needs a probability for each of {len(names)} patches; found {found}.")
     distance = np.abs(probabilities.astype(np.float64) - 0.5)
     # A stable sort of the rows in random order leaves ties in that order.
     return np.asarray(chance[np.argsort(distance[chance], kind="stable")], dtype=np.int64)
@@ -53,12 +51,12 @@ def next_patches(ordered: Iterable[str], answered: Collection[str], held: Collec
 
     Args:
         ordered: Names in order.
-        answered: Names this annotator has labelled or skipped.
-        held: Names the asking page has already.
-        num: How many at most.
+        answered: Names that this annotator has labelled or skipped.
+        held: Names that the page has already.
+        num: Largest number of patches.
 
     Returns:
-        The first of the others, in order.
+        The first of the remaining names, in order.
     """
     found: list[str] = []
     for name in ordered:

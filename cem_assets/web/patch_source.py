@@ -1,7 +1,7 @@
 """The patches of a dataset that can be labelled, in the order they are shown, and their pixels as PNG.
 
-Scored patches first of all; deduplicated ones where there is no classifier yet, which is when labels are
-needed most; filtered ones where the store holds nothing else. Scoring is `cem_assets.cem.filter.stage`.
+Scored patches are preferred. Deduplicated ones are taken where there is no classifier yet, which is when labels are needed
+most, and filtered ones where the store holds nothing else. Patches are scored by `cem_assets.cem.filter.stage`.
 """
 
 import logging
@@ -28,22 +28,22 @@ from cem_assets.web.next_patches import Order, order_patches
 logger = logging.getLogger(__name__)
 
 MAX_CANDIDATES = 100_000
-"""Patches kept in memory, the first in order: more than anybody labels."""
+"""Number of patches, the first in order, that are kept in memory; it is more than anybody labels."""
 MAX_CELL_BYTES = 1 << 20
-"""Of a patch's picture in a shard: 224 x 224 px take 50 kB."""
+"""Size of a patch's picture in a shard; 224 x 224 px take 50 kB."""
 _CACHED_BYTES = 64 << 20
 _ROW = [name for name, _ in PATCH_FIELDS]
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What can be labelled.
+    """The patches that can be labelled.
 
     Attributes:
-        manifest: Of the table the patches are from.
-        order: The order they are in; random where uncertainty was wished and nothing was scored.
+        manifest: Manifest of the table that the patches are from.
+        order: Their order; it is random where uncertainty was requested and nothing was scored.
         rows: `PATCH_FIELDS` columns of the first `MAX_CANDIDATES`, in order.
-        num_patches: Patches of the table.
+        num_patches: Number of patches in the table.
         classifier: Digest of the classifier that scored them; empty where none did.
     """
 
@@ -58,8 +58,7 @@ def find_candidates(store: Store, dataset: str, order: Order, seed: int) -> Cand
     """Read the patches of a dataset and order them.
 
     Args:
-        order: How.
-        seed: Of the random order, and of ties.
+        seed: Seed of the random order, and of ties.
 
     Raises:
         FileNotFoundError: The dataset has no deduplicated, scored or filtered patches.
@@ -93,21 +92,17 @@ def find_candidates(store: Store, dataset: str, order: Order, seed: int) -> Cand
 
 
 class PatchPictures:
-    """Pictures of candidates as PNG, the last ones kept in memory; safe to use from several threads.
-
-    Args:
-        dataset: Whose.
-        candidates: Which.
+    """Makes PNG pictures of candidates and keeps the most recent ones in memory; safe to use from several threads.
 
     Raises:
-        FileNotFoundError: The standardized data they are cut from was swept away.
+        FileNotFoundError: The standardized data from which the patches are cut were swept.
     """
 
     def __init__(self, store: Store, dataset: str, candidates: Candidates) -> None:
         self._store, self._rows, self._manifest = store, candidates.rows, candidates.manifest
         self._row_of = {name: row for row, name in enumerate(candidates.rows["name"].to_pylist())}
         is_filtered = candidates.manifest.inputs.asset == FILTERED
-        self._job = None if is_filtered else PixelJob(pixels_behind(store, dataset, candidates.manifest))
+        self._job = None if is_filtered else PixelJob(pixels_behind(store, candidates.manifest))
         self._groups: dict[str, tuple[str, int]] = self._index_shards() if is_filtered else {}
         self._last: tuple[tuple[str, int], dict[str, bytes]] | None = None
         self._cached: OrderedDict[str, bytes] = OrderedDict()
@@ -121,11 +116,11 @@ class PatchPictures:
         """Return a patch's picture.
 
         Raises:
-            KeyError: It is none of the candidates.
-            DataError: What the store holds is damaged, or larger than a patch can be.
-            FileNotFoundError: The store lost its pixels.
+            KeyError: The patch is not one of the candidates.
+            DataError: The picture in the store is damaged, or larger than a patch can be.
+            FileNotFoundError: The pixels are gone from the store.
         """
-        # One at a time: neighbouring requests want the same brick or row group, which is read once.
+        # One request at a time, because neighbouring requests want the same brick or row group, which is then read once.
         with self._lock:
             if name in self._cached:
                 self._cached.move_to_end(name)

@@ -1,7 +1,7 @@
-"""Opening the labelling page or the explorer: a port of this machine only, an address that stays the same, a server.
+"""Serves the labelling page and the explorer on a port of this machine only, at an address that stays the same.
 
-A server that was killed comes back at the same address, so that pages left open send what they still hold, and links to
-them stay. The applications themselves are `cem_assets.web.labelling` and `cem_assets.web.explorer`.
+A server that was killed comes back at the same address, so that open pages can send the answers that they still hold and links
+keep working. The applications themselves are `cem_assets.web.labelling` and `cem_assets.web.explorer`.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
 
 @dataclass(frozen=True)
 class Address:
-    """Where a page is served: the port, and the secret part of its path."""
+    """The address of a page: the port, and the secret part of its path."""
 
     port: int
     token: str
@@ -50,12 +50,12 @@ class Address:
 
 
 def address_file(folder: Path, store: Store, dataset: str) -> Path:
-    """Return where the address of a dataset's page is remembered, readable by its owner only."""
+    """Return the file that remembers the address of a dataset's page; only its owner can read it."""
     return folder / f"{hashlib.sha256(f'{store.url} {dataset}'.encode()).hexdigest()[:16]}.json"
 
 
 def remembered_address(path: Path) -> Address | None:
-    """Read a remembered address; None where there is none, or it cannot be trusted to be secret."""
+    """Read a remembered address; None where there is none, or where others could have read it."""
     try:
         if path.stat().st_mode & 0o077 or path.stat().st_size > 1024:
             return None
@@ -69,7 +69,7 @@ def remembered_address(path: Path) -> Address | None:
 
 
 def remember_address(path: Path, address: Address) -> None:
-    """Write an address down for the next start, readable by its owner only."""
+    """Remember an address for the next start, readable by its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     staged = path.with_suffix(f".{os.getpid()}")
     with open(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as handle:
@@ -107,17 +107,17 @@ def serve_labelling(
     """Serve the labelling page of a dataset until Ctrl-C; then, and at the start, write its label table.
 
     Args:
-        dataset: What is labelled.
-        annotator: Proposed to whoever opens the page; another name can be given there.
+        annotator: Name that is proposed to whoever opens the page; people can enter another one there.
         say: Takes lines for the person at the terminal; the address, which holds the secret, only once.
-        port: Of 127.0.0.1; 0 takes the one of the last session, else the one that links in metadata lead to, else any free one.
-        order: Which patches come first.
+        port: Port of 127.0.0.1; 0 takes the port of the last session, else the one in the links of asset metadata, else any
+            free one.
+        order: Whether the patches of which the classifier is least sure come first, or random ones.
         is_browser_opened: Whether to open the page in the default browser.
-        folder: Where addresses are remembered.
+        folder: Folder in which addresses are remembered.
 
     Raises:
         FileNotFoundError: The dataset has no patches.
-        ValueError: The annotator's name is not allowed, or label events cannot be read.
+        DataError: The annotator's name is not allowed, or label events cannot be read.
         OSError: The port is taken.
     """
     check_annotator(annotator)
@@ -149,16 +149,15 @@ def serve_explorer(
     """Serve the explorer of a store until Ctrl-C.
 
     Args:
-        store: Which.
         say: Takes lines for the person at the terminal; the address, which holds the secret, only once.
-        port: Of 127.0.0.1; 0 takes the one of the last session, else any free one.
+        port: Port of 127.0.0.1; 0 takes the port of the last session, else any free one.
         is_browser_opened: Whether to open the page in the default browser.
-        neuroglancer: Address of a neuroglancer that may read volumes through this port; empty lets none.
-        cache_bytes: Of local copies of columns.
-        folder: Where those and addresses are kept.
+        neuroglancer: Address of a neuroglancer that may read volumes through this port; empty allows none.
+        cache_bytes: Size of local copies of columns.
+        folder: Folder of those copies and of remembered addresses.
 
     Raises:
-        ValueError: `neuroglancer` is no address.
+        DataError: `neuroglancer` is not an address.
         OSError: The port is taken, or the folder cannot be written.
     """
     origin = check_origin(neuroglancer) if neuroglancer else ""
@@ -176,7 +175,7 @@ def serve_explorer(
 
 
 def _take_address(path: Path, port: int, say: Callable[[str], None], first_port: int = 0) -> tuple[Address, socket.socket]:
-    """Open the port of the last session, or `first_port`, or a free one; remember it with its secret for the next."""
+    """Open the port of the last session, else `first_port`, else a free one, and remember it with its secret."""
     known = remembered_address(path)
     try:
         listener = open_port(port or (known.port if known else first_port))
@@ -185,7 +184,7 @@ def _take_address(path: Path, port: int, say: Callable[[str], None], first_port:
             raise
         if known:
             say("the address of the last session is in use; this one has another")
-        known, listener = None, open_port(0)  # somebody is there, such as another session of the same page
+        known, listener = None, open_port(0)  # the port is in use, for example by another session of the same page
     address = Address(listener.getsockname()[1], known.token if known else secrets.token_urlsafe(32))
     if remembered_address(path) is None or known:
         try:

@@ -1,7 +1,7 @@
-"""Ways to open a stored volume elsewhere, at the place of a patch: napari, neuroglancer, Python.
+"""Makes links and lines that open a stored volume at the place of a patch: in napari, neuroglancer or Python.
 
-Lines for a shell or for Python are quoted, whatever a volume is called. Neuroglancer runs in the browser under an origin
-of its own, so it needs a URL it may read: an http(s) store, or the explorer's own port, which then lets that one origin
+Lines for a shell or for Python are quoted, so any name of a volume is safe. Neuroglancer runs in the browser under an origin
+of its own, so it needs a URL that it may read: an http(s) store, or the port of the explorer, which then lets that one origin
 read volumes and nothing else.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from cem_assets.cem.patches.patchify import PatchPlace
+from cem_assets.cem.patch_grid import PatchPlace
 from cem_assets.cem.volumes.ome_zarr import StoredVolume
 from cem_assets.errors import DataError
 
@@ -22,7 +22,7 @@ def check_origin(url: str) -> str:
     """Return the origin of a neuroglancer deployment.
 
     Raises:
-        DataError: It is no http(s) address.
+        DataError: It is not an http(s) address.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
@@ -37,7 +37,7 @@ class VolumeLinks:
     Attributes:
         store_url: The store.
         neuroglancer: Address of a neuroglancer; empty where volumes are not served to it.
-        served: Where this session serves volumes to it, ending in "/".
+        served: Address, ending in "/", at which this session serves volumes to neuroglancer.
     """
 
     store_url: str
@@ -45,11 +45,10 @@ class VolumeLinks:
     served: str = ""
 
     def of(self, dataset: str, volume: StoredVolume, place: PatchPlace | None) -> dict[str, Any]:
-        """Return how to open a volume.
+        """Return the ways to open a volume.
 
         Args:
-            volume: Which.
-            place: A patch to go to; None goes to the middle.
+            place: Patch to show; None shows the middle of the volume.
 
         Returns:
             "url" of the OME-Zarr group, "napari" (a shell line), "python" (lines), and "neuroglancer": a link or nothing.

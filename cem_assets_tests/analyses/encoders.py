@@ -11,19 +11,19 @@ NORMS = (0.5, 0.25)
 
 
 def random_resnet(in_channels: int = 1) -> nn.Module:
-    """Build a resnet18 with the random weights of one seed, in training mode as it is made."""
+    """Build a resnet18 with the random weights of one seed, in training mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         return build_encoder("resnet18", in_channels)
 
 
 def tiny_images(num: int, side_px: int = 32) -> np.ndarray:
-    """Return uint8 (num, side, side) with structure; no two are alike."""
+    """Draw distinct images with structure, uint8 (num, side, side)."""
     return np.stack([cells((side_px, side_px), seed) for seed in range(num)])
 
 
 class FourQuadrants(nn.Module):
-    """Gives the mean of each quadrant of an image: what it answers to is known without computing."""
+    """Returns the mean of each quadrant of an image, so that its results are known in advance."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a layer gives for images: maps, units, modes and devices."""
+"""The output of a layer for images: maps, units, modes and devices."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_an_unknown_layer_is_told_with_those_there_are() -> None:
 
 
 def test_a_layer_that_runs_twice_and_values_that_are_not_finite_are_refused() -> None:
-    # The ReLU of a residual block is one module, used twice.
+    # The ReLU of a residual block is one module that runs twice.
     with ActivationReader(random_resnet(), NORMS, "layer1.0.relu") as reader, pytest.raises(ValueError, match="ran 2 times"):
         reader.maps(pixels_of_images(tiny_images(1)))
     broken = random_resnet()

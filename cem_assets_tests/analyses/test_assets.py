@@ -1,4 +1,4 @@
-"""Analyses in Dagster and at the command line: materialized with figures, checked, set side by side, failures in words."""
+"""Analyses in Dagster and at the command line: figures, checks, comparisons, and failures in words."""
 
 import dagster as dg
 import numpy as np
@@ -17,7 +17,7 @@ from cem_assets_tests.pretraining.training_sets import put_filtered, textures
 
 @pytest.fixture(autouse=True)
 def _untracked(monkeypatch):
-    """MLflow has its test with the stages."""
+    """Switch MLflow off, because the tests of the stages cover it."""
     monkeypatch.setattr(analysis_results, "track", lambda *_: None)
     monkeypatch.setattr("cem_assets.analyses.comparisons.stage.track", lambda *_: None)
 

@@ -1,4 +1,4 @@
-"""Figures of analyses: readable, small, the same bytes for the same values."""
+"""Figures of analyses: they are readable and small, and equal values give equal bytes."""
 
 import io
 
@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cem_assets.analyses.figures import agreement_png, firing_rates_png, occlusion_png
+from cem_assets.analyses.invariance.figures import firing_rates_png
 from cem_assets.analyses.invariance.rates import FiringRates
 from cem_assets.analyses.invariance.transformations import TRANSFORMATIONS
+from cem_assets.analyses.occlusion.figures import occlusion_png
 from cem_assets.analyses.occlusion.maps import OcclusionMap
 from cem_assets.analyses.organelles.consensus import measure_consensus
 from cem_assets.analyses.organelles.correlation import measure_agreement
+from cem_assets.analyses.organelles.figures import agreement_png
 from cem_assets.imaging.gallery import MAX_BYTES
 
 

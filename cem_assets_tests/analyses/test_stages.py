@@ -1,4 +1,4 @@
-"""Analyses of weights on small real stores, local and S3: numbers by hand, real pictures, comparisons, MLflow, bad input."""
+"""Analyses of weights on small stores, local and S3: known numbers, real pictures, comparisons, MLflow and bad input."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def empty_mlflow(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def client(empty_mlflow, tmp_path, monkeypatch):
-    """A real MLflow of each test's own; making its database anew would take seconds."""
+    """Give each test an MLflow of its own from a copy, because making its database takes seconds."""
     import mlflow
 
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
@@ -57,7 +57,7 @@ def client(empty_mlflow, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Store:
-    """Two encoders, two datasets of textures and a release of both; to be copied, never written."""
+    """Make a store with two encoders, two datasets of textures and a release of both; tests copy it and never write to it."""
     store = open_store(str(tmp_path_factory.mktemp("made")))
     put_weights(store, "first", arch="efficientnet_b0")
     put_weights(store, "noise", method="random", seed=1, arch="efficientnet_b0")
@@ -85,7 +85,7 @@ def pictures(folder: Path, values: dict[str, np.ndarray]) -> str:
 
 
 def tiny_network(monkeypatch, module) -> None:
-    """Let a stage read the means of an image's quadrants, not normalised, in place of what the weights give."""
+    """Replace the encoder of a stage by one that returns the means of an image's quadrants, without normalisation."""
     monkeypatch.setattr(module, "build_weights", lambda *_: (FourQuadrants(), (0.0, 1.0)))
 
 
@@ -112,7 +112,7 @@ def test_all_analyses_repeat_themselves_and_are_set_side_by_side(sets, tmp_path)
         ours, other = (done[name][place].manifest for name in ("first", "noise"))
         assert ours.inputs.asset == asset and ours.inputs.partition.startswith("first/")
         assert ours.inputs.partition.split("/")[1] == other.inputs.partition.split("/")[1]
-        assert analyses_are_whole(store, asset, "first").passed
+        assert analyses_are_whole(store, "first", asset).passed
         _compared(store, analysis)
         for item in ours.find(".png"):
             assert store.size(f"{ours.folder}/{item.name}") <= 100_000
@@ -145,7 +145,7 @@ def _repeats_itself(store: Store, images: ImageParams, before: Manifest) -> None
     again = analyse_invariance(store, "first", images, ROTATED, "cpu")
     assert not again.is_new and again.manifest.digest == before.digest
     store.delete([f"{before.folder}/firing_rates.png"])
-    assert not analyses_are_whole(store, INVARIANCE, "first").passed
+    assert not analyses_are_whole(store, "first", INVARIANCE).passed
     repeated = analyse_invariance(store, "first", images, ROTATED, "cpu")
     assert repeated.is_new and repeated.manifest.digest == before.digest, "the same bytes again"
 
@@ -159,7 +159,7 @@ def _striped(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_firing_rates_of_a_tiny_network_by_hand(sets, tmp_path, monkeypatch):
     tiny_network(monkeypatch, analysis_invariance)
-    # Ten even images 10, 20, ... 100: three fire (80, 90, 100; threshold 75). Half as bright none does.
+    # Of ten even images 10, 20, ... 100 three fire (80, 90, 100; the threshold is 75). At half the brightness none does.
     folder = pictures(tmp_path / "even", {f"{n:02}.png": np.full((224, 224), 10 * n, np.uint8) for n in range(1, 11)})
     params = InvarianceParams(
         global_rate=0.3, strengths={"brightness": [0.5, 0.9, 1.0], "rotation": [90, 180], "contrast": [0]}
@@ -204,7 +204,7 @@ def test_distances_and_neighbours_of_a_tiny_network_by_hand(sets, tmp_path, monk
     params = FrechetParams(shrinkage="none", num_bootstrap=0)
     result = measure_datasets(sets, "first", ImageParams(folder=folder), params, "cpu")
     names, table = read_distances(sets, result.manifest)
-    # Means are 0.4 apart in each of four columns, covariances are equal: 4 x 0.4 ** 2.
+    # The means differ by 0.4 in each of four columns and the covariances are equal, which gives 4 x 0.4 ** 2.
     assert names == ["0", "102"] and np.allclose(table, [[0, 0.64], [0.64, 0]], atol=1e-4)
     folder = pictures(
         tmp_path / "sides",
@@ -241,7 +241,7 @@ def test_real_pictures_and_masks(sets, test_data):
     covered = analyse_occlusion(
         sets, "first", ImageParams(folder=str(folder / "occlusion"), num_images=2), OcclusionParams(stride_px=48), "cpu"
     )
-    assert covered.manifest.counts["images"] == 2 and analyses_are_whole(sets, OCCLUSION, "first").passed
+    assert covered.manifest.counts["images"] == 2 and analyses_are_whole(sets, "first", OCCLUSION).passed
 
 
 def test_mlflow_is_told_numbers_parameters_and_figures(sets, client):

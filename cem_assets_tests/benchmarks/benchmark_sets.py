@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from cem_assets.benchmarks.data.rows import SETTINGS, require_benchmark
 from cem_assets.benchmarks.data.stage import prepare_benchmark
+from cem_assets.benchmarks.rows import require_benchmark
+from cem_assets.catalog.benchmarks import SETTINGS
+from cem_assets.execution.stage import begin
 from cem_assets.pretraining.weights.export import EncoderWeights, weights_of
 from cem_assets.pretraining.weights.files import commit_weights
 from cem_assets.store.assets import WEIGHTS
-from cem_assets.store.commits import Commit
 from cem_assets.store.manifests import Inputs, Manifest
 from cem_assets.store.store import Store
 from cem_assets_tests.pretraining.published_weights import network
@@ -59,7 +60,7 @@ params = {{ num_neighbours = 3, metric = "euclidean", protocol = "train_and_test
 
 
 def disc(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A bright disc or ball in noise, with a darker ring about it: image and classes (2 for the ring), uint8."""
+    """Draw a bright disc or ball in noise, with a darker ring around it: image and classes (2 for the ring), uint8."""
     generator = np.random.default_rng(seed)
     places = np.stack(np.mgrid[tuple(slice(0, side) for side in shape)])
     centre = np.array([generator.uniform(0.35, 0.65) * side for side in shape]).reshape(-1, *(1 for _ in shape))
@@ -92,7 +93,7 @@ def prepare_all(store: Store, folder: Path) -> None:
 
 
 def cells(folder: Path, num: int = 6) -> None:
-    """Two classes that differ in the green channel: fine and coarse patterns."""
+    """Write images of two classes that differ in the green channel: fine and coarse patterns."""
     generator = np.random.default_rng(5)
     for split in ("train", "test1", "test2"):
         for label, period in (("fine", 4), ("coarse", 16)):
@@ -125,4 +126,4 @@ def put_weights(
     provenance = {"kind": "imported", "title": name}
     if release:
         provenance |= {"release": {"asset": release, "version": release.rsplit("/", 1)[-1], "digest": "ab" * 32, "subset": ""}}
-    return commit_weights(Commit(store, inputs), weights, method, provenance, "# Card\n")
+    return commit_weights(begin(store, inputs), weights, method, provenance, "# Card\n").manifest

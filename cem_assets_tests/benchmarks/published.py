@@ -1,4 +1,4 @@
-"""The published benchmarks made small: folders and file names as their archives have them, pixels of our own."""
+"""Small copies of the published benchmarks: folders and file names as in their archives, with made-up pixels."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 
 def lucchi_pp(folder: Path, size: tuple[int, int] = (60, 70)) -> None:
-    """Images mask0000.png, masks 0.png with three channels; padding of masks is not 0."""
+    """Write images named mask0000.png, and masks named 0.png with three channels whose padding is not 0."""
     for side, seed in (("Train", 0), ("Test", 10)):
         for n in range(3):
             save(folder / f"Lucchi++/{side}_In/mask{n:04}.png", texture(size, seed + n))
@@ -41,7 +41,7 @@ def lucchi_pp(folder: Path, size: tuple[int, int] = (60, 70)) -> None:
 
 
 def kasthuri_pp(folder: Path, size: tuple[int, int] = (300, 400)) -> None:
-    """Images and masks of one name; half of the first training image is padding."""
+    """Write images and masks of equal names; half of the first training image is padding."""
     for side, seed in (("Train", 20), ("Test", 30)):
         for n in range(2):
             image, mask = texture(size, seed + n), np.where(blobs(size, seed + n), 255, 3).astype(np.uint8)
@@ -52,7 +52,7 @@ def kasthuri_pp(folder: Path, size: tuple[int, int] = (300, 400)) -> None:
 
 
 def perez(folder: Path, name: str, size: tuple[int, int] = (50, 60)) -> None:
-    """All names have other prefixes before their number."""
+    """Write files whose names have different prefixes before their numbers."""
     organelle, seed = ORGANELLES[name], 40 + 4 * list(ORGANELLES).index(name)
     for images, masks, more in (("training_images", "training_labels", 0), ("test_images", "ground_truth", 2)):
         for n in range(2):
@@ -63,7 +63,7 @@ def perez(folder: Path, name: str, size: tuple[int, int] = (50, 60)) -> None:
 
 
 def guay(folder: Path, shape: tuple[int, int, int] = (5, 40, 50)) -> None:
-    """Signed 16-bit volumes, labels of 16 bits."""
+    """Write signed 16-bit volumes with 16-bit labels."""
     for number, name in enumerate(("train", "eval", "test")):
         image = texture(shape, 60 + number).astype(np.int16) * 90 - 9000
         labels = np.random.default_rng(60 + number).integers(0, 7, shape).astype(np.uint16)
@@ -73,7 +73,7 @@ def guay(folder: Path, shape: tuple[int, int, int] = (5, 40, 50)) -> None:
 
 
 def cremi(folder: Path, shape: tuple[int, int, int] = (20, 40, 48)) -> None:
-    """Three HDF5 files with raw, neuron ids and clefts; NO_CLEFT is background."""
+    """Write three HDF5 files with raw data, neuron ids and clefts; NO_CLEFT is background."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, sample in enumerate("ABC"):
         with h5py.File(folder / f"sample_{sample}_20160501.hdf", "w") as file:
@@ -85,9 +85,39 @@ def cremi(folder: Path, shape: tuple[int, int, int] = (20, 40, 48)) -> None:
 
 
 def urocell(folder: Path, shape: tuple[int, int, int] = (20, 70, 30)) -> None:
-    """Images of floats, binary maps of floats for lysosomes and mitochondria; instance maps lie beside them."""
+    """Write images and binary maps of lysosomes and mitochondria, all of floats, with instance maps beside them."""
     for number, name in enumerate(UROCELL):
         save(folder / f"data/{name}.nii.gz", texture(shape, 80 + number).astype(np.float32))
         save(folder / f"lyso/binary/{name}.nii.gz", blobs(shape, 80 + number, 0.1).astype(np.float32))
         save(folder / f"mito/binary/{name}.nii.gz", blobs(shape, 90 + number, 0.2).astype(np.float32))
         save(folder / f"mito/instance/{name}.nii.gz", np.ones(shape, np.int16))
+
+
+LJOSA = """
+[ljosa]
+task = "transfer"
+title = "Ljosa"
+licence = "BSD-3"
+citation = "Ljosa 2013"
+kind = "features"
+tables = ["ljosa_*.csv.gz"]
+feature_pattern = "^(Cells|Cytoplasm|Nuclei)_"
+has_controls = true
+controls = {compound = ["DMSO"]}
+params = {protocol = "treatments", metric = "correlation", normalisation = "controls", drops_unusable_features = true}
+
+[ljosa.columns]
+label = "{moa}"
+compound = "{Image_Metadata_Compound}"
+concentration = "{Image_Metadata_Concentration}"
+plate = "{Image_Metadata_Plate}"
+well = "{Image_Metadata_Well}"
+batch = "{Image_Metadata_Plate|^([^_]+)_}"
+[[ljosa.joins]]
+files = ["BBBC021_v1_image.csv.gz"]
+on = [["Image_Metadata_Plate", "Image_Metadata_Plate_DAPI"], ["Image_Metadata_Well", "Image_Metadata_Well_DAPI"]]
+[[ljosa.joins]]
+files = ["BBBC021_v1_moa.csv"]
+on = [["Image_Metadata_Compound", "compound"], ["Image_Metadata_Concentration", "concentration"]]
+"""
+"""The published features of BBBC021 (Ljosa et al. 2013) as a transfer benchmark."""

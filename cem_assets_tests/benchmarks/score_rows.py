@@ -1,4 +1,4 @@
-"""Score rows made up for tests of standings, promotion and the leaderboard."""
+"""Made-up score rows for tests of standings, promotion and the leaderboard."""
 
 from dataclasses import asdict
 
@@ -8,7 +8,7 @@ from cem_assets.benchmarks.scores.stored import ScoreRow
 
 
 def row(benchmark, weights, value, seed=0, **changes):
-    """One main row of a segmentation benchmark."""
+    """Make a main row of a segmentation benchmark."""
     known = {
         "weights_digest": f"{weights}-d1",
         "release": "",

@@ -5,13 +5,13 @@ import pytest
 
 from cem_assets import readers
 from cem_assets.benchmarks.automation import benchmarks_sensor
-from cem_assets.benchmarks.data.rows import known_benchmarks
+from cem_assets.benchmarks.rows import known_benchmarks
 from cem_assets.cli.benchmark_runs import Sweep, benchmark_lines, promote_weights, score_all
 from cem_assets.cli.main import main
 from cem_assets.cli.runs import failures, run_job
 from cem_assets.platform.partitions import benchmark_rows
 from cem_assets.platform.resources import StoreResource
-from cem_assets.pretraining.weights.stored import ROWS
+from cem_assets.pretraining.rows import ROWS
 from cem_assets.store.assets import BENCHMARK_SCORES, CONTAMINATION, LEADERBOARD, RELEASES, WEIGHTS
 from cem_assets.store.manifests import require_manifest
 from cem_assets.store.store import Store, open_store
@@ -41,7 +41,7 @@ def instance():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store with prepared benchmarks and two encoders; to be copied."""
+    """A store with prepared benchmarks and two encoders, which tests copy."""
     store = open_store(str(tmp_path_factory.mktemp("prepared")))
     prepare_all(store, tmp_path_factory.mktemp("files"))
     put_weights(store, "first")

@@ -1,11 +1,12 @@
-"""The shipped catalogue of benchmarks, and what is said of a wrong one."""
+"""The catalogue of benchmarks of this package, and the errors for a wrong one."""
 
 import pytest
 
 from cem_assets.benchmarks.data.preparation import step_problems
-from cem_assets.benchmarks.data.rows import SETTINGS, known_benchmarks, require_benchmark
+from cem_assets.benchmarks.rows import known_benchmarks, require_benchmark
 from cem_assets.benchmarks.segmentation.params import EvaluationRule, SegmentationParams
 from cem_assets.catalog.benchmarks import (
+    SETTINGS,
     USER_LAYOUT,
     SegmentationBenchmark,
     TransferBenchmark,

@@ -1,4 +1,4 @@
-"""`dataset.toml`: what is taken, and that every problem is told at once, in words."""
+"""`dataset.toml`: what is accepted, and that one error names all problems."""
 
 import pytest
 

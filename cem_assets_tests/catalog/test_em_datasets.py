@@ -1,4 +1,4 @@
-"""The table of EM datasets: what is in it, and that a broken row is told in words."""
+"""The table of EM datasets: its contents, and the errors for broken rows."""
 
 import csv
 from dataclasses import replace
@@ -102,7 +102,7 @@ def test_a_broken_row_is_told_with_its_line(change: dict[str, str], message: str
 
 
 def test_all_problems_are_told_at_once_and_a_name_must_be_unique():
-    with pytest.raises(ValueError, match=r"2 problem\(s\)(?s:.*)name is there twice"):
+    with pytest.raises(ValueError, match=r"2 problem\(s\)(?s:.*)another row has the same name"):
         parsed(GOOD, GOOD, {**GOOD, "name": "c", "scale": "x"})
     with pytest.raises(ValueError, match="has columns"):
         parse_em_datasets("name,enabled\n", lambda name: "")

@@ -1,4 +1,4 @@
-"""The chain without Dagster, as a function and as a program that can be killed.
+"""The chain without Dagster, as a function, and as a program that can be killed.
 
 python -m cem_assets_tests.cem.chain ROOT DATASET STAGE...
 """
@@ -7,8 +7,9 @@ import os
 import time
 from pathlib import Path
 
+from cem_assets.cem.classifier.params import ClassifierParams, ScoreParams
 from cem_assets.cem.classifier.stage import ClassifierSource, Origin, make_classifier
-from cem_assets.cem.filter.params import ClassifierParams, FilterParams, ScoreParams
+from cem_assets.cem.filter.params import FilterParams
 from cem_assets.cem.filter.stage import keep_informative, score_patches
 from cem_assets.cem.patches.dedup import DedupParams
 from cem_assets.cem.patches.stage import PatchifyParams, choose_exemplars, cut_and_hash
@@ -48,11 +49,11 @@ def import_classifier(store: Store, weights: Path) -> StageResult:
 
 
 def report_chain(url: str, dataset: str, stages: tuple[str, ...], report: Path, environment: dict[str, str]) -> None:
-    """Run stages in a process of their own; append a line "stage digest seconds" to a file after each."""
+    """Run stages in a separate process, and append a line "stage digest seconds" to a file after each."""
     import torch
 
-    os.environ.update(environment)  # the server this process was forked from may be older than a store's keys
-    torch.set_num_threads(2)  # network outputs are compared byte for byte, so never a matter of luck
+    os.environ.update(environment)  # the fork server of this process may have started before the store's keys were set
+    torch.set_num_threads(2)  # a fixed number, because network outputs are compared byte for byte
     store = open_store(url)
     report.write_text("began\n")
     for name in stages:

@@ -1,4 +1,4 @@
-"""What runs by itself: sensors and schedules, ticked by hand; what they ask for is run in this process."""
+"""Sensors and schedules: tests tick them by hand, and run what they request in this process."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def local_platform(local_store: Store):
 
 
 def copied(curated: Store, store: Store) -> Store:
-    """Copy `curated`, uploads older than what was made from them, with the settings it was made with."""
+    """Copy `curated` and the settings that it was made with. The uploads are older than everything made from them."""
     copy_store(curated, store)
     for item in store.walk("inbox"):
         os.utime(store.url_of(item.key), (0, 0))
@@ -76,7 +76,7 @@ def test_what_arrives_is_taken_in_once(platform, weights):
     assert len(readers.read_patches("one", "filtered", store.url)) > 0
     for sensor in (inbox_sensor, reconciliation_sensor):
         assert platform.tick(sensor).run_requests == []
-    time.sleep(1.1)  # the S3 server keeps times in whole seconds
+    time.sleep(1.1)  # the S3 server records times in whole seconds
     volume_dataset(store, "one")
     assert list(platform.tick_and_run(inbox_sensor)) == ["one"], "uploaded again, so looked at again"
     assert platform.num_commits("one") == ONCE, "but the files are the same"
@@ -168,7 +168,7 @@ def test_a_run_whose_process_died_is_repaired_and_one_under_way_is_left_alone(lo
     )  # fmt: skip
     tick = local_platform.tick(reconciliation_sensor)
     assert tick.run_requests == [] and "a run is under way" in tick.skip_reason.skip_message
-    instance.report_run_failed(run)  # as run monitoring does when its process is gone
+    instance.report_run_failed(run)  # as run monitoring does when the process of a run is gone
     local_platform.tick_and_run(reconciliation_sensor)
     assert local_platform.num_commits("cells")[DEDUPLICATED] == 1
     assert local_platform.tick(reconciliation_sensor).run_requests == []
@@ -226,7 +226,7 @@ def test_looks_that_take_several_ticks_begin_again_when_they_are_through(local_p
     store = copied(curated, local_platform.store)
     monkeypatch.setattr("cem_assets.cem.automation.TICK_SECONDS", -1)
     assert [local_platform.tick(reconciliation_sensor).run_requests for _ in range(6)] == [[]] * 6
-    store.delete([current_manifest(store, FILTERED, "cells").key])  # the first of three
+    store.delete([current_manifest(store, FILTERED, "cells").key])  # the first of three datasets
     asked = [request for _ in range(4) for request in local_platform.tick(reconciliation_sensor).run_requests]
     assert [request.partition_key for request in asked] == ["cells"], "one dataset a tick, and one that finds the end"
     store.put(f"inbox/cells/{DESCRIPTION}", store.read(f"inbox/cells/{DESCRIPTION}"))
@@ -281,7 +281,7 @@ def test_a_release_is_made_only_when_something_changed(local_platform, curated):
     assert isinstance(evaluate(release_schedule, local_platform), dg.RunRequest)
     make_release(local_platform)
     skipped = evaluate(release_schedule, local_platform)
-    assert isinstance(skipped, dg.SkipReason) and "holds all that is filtered" in skipped.skip_message
+    assert isinstance(skipped, dg.SkipReason) and "has all filtered patches as they are now" in skipped.skip_message
     store.delete([current_manifest(store, FILTERED, "twin").key])
     assert isinstance(evaluate(release_schedule, local_platform), dg.RunRequest)
 
@@ -312,7 +312,7 @@ def test_a_partition_that_lands_while_a_release_is_made_is_in_the_next_one(local
 
 @pytest.fixture
 def served_catalogue(tmp_path: Path, monkeypatch):
-    """Five enabled rows and one that is not, served over HTTP on loopback; the third has a wrong checksum."""
+    """Five enabled rows and one disabled row, served over HTTP on the loopback interface; the third has a wrong checksum."""
     folder = tmp_path / "served"
     folder.mkdir()
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
@@ -396,7 +396,7 @@ def test_enabled_rows_of_microscopy_sources_are_fetched_too(local_platform, tmp_
 
 
 def test_what_the_catalogue_says_can_be_fetched_is_checked_byte_for_byte():
-    """An enabled row needs a registry; a registry names digests, https addresses and plain paths."""
+    """An enabled row needs a registry, which has digests, https URLs and plain paths."""
     for row in microscopy.microscopy_sources().values():
         assert row.downloads or not row.is_enabled
         for sha256, address, path in row.downloads:

@@ -1,4 +1,4 @@
-"""Checks pass on what the stages write, and fail on every kind of damage they are there for."""
+"""Checks pass on what the stages write, and fail on every kind of damage that they are meant to find."""
 
 import io
 
@@ -18,23 +18,27 @@ from cem_assets.store.store import Store
 from cem_assets_tests.cem.chain import run_chain
 from cem_assets_tests.datasets import nrrd_bytes, put_in_inbox
 
-ALL = (
-    cem_checks.raw_counts_add_up, cem_checks.patches_lie_inside, cem_checks.blank_fraction, cem_checks.exemplars_are_distinct,
-    cem_checks.duplicates_have_exemplars, cem_checks.scores_are_probabilities, cem_checks.filtered_counts_add_up,
-)  # fmt: skip
+CHECKS = {
+    RAW: (cem_checks.raw_counts_add_up, cem_checks.patches_lie_inside, cem_checks.blank_fraction),
+    DEDUPLICATED: (cem_checks.exemplars_are_distinct, cem_checks.duplicates_have_exemplars),
+    SCORES: (cem_checks.scores_are_probabilities,),
+    FILTERED: (cem_checks.filtered_counts_add_up,),
+}
 
 
 @pytest.mark.parametrize("dataset", ["cells", "pictures"])
 def test_everything_holds_for_what_the_stages_wrote(curated: Store, dataset):
-    for check in ALL:
-        outcome = check(curated, dataset)
-        assert outcome.passed, (check.__name__, outcome)
+    for asset, checks in CHECKS.items():
+        manifest = require_manifest(curated, asset, dataset)
+        for check in checks:
+            outcome = check(curated, manifest)
+            assert outcome.passed, (check.__name__, outcome)
     for asset in (VOLUMES, RAW, DEDUPLICATED, SCORES, FILTERED):
         assert common_checks.objects_match_manifest(curated, asset, dataset).passed
 
 
 def test_objects_of_large_partitions_are_hashed_in_part(curated_local: Store, monkeypatch):
-    monkeypatch.setattr(cem_checks, "HASHED_BYTES", 100)
+    monkeypatch.setattr(common_checks, "HASHED_BYTES", 100)
     outcome = common_checks.objects_match_manifest(curated_local, VOLUMES, "cells")
     assert outcome.passed and 0 < outcome.facts["hashed"] < outcome.facts["objects"]
 
@@ -89,13 +93,13 @@ def replaced(table: pa.Table, column: str, row: int, value) -> pa.Table:
 )
 def test_patches_outside_or_misnamed(curated_local: Store, column, value, message):
     rewrite(curated_local, RAW, RAW_SCHEMA, lambda table: replaced(table, column, 3, value))
-    outcome = cem_checks.patches_lie_inside(curated_local, "cells")
+    outcome = cem_checks.patches_lie_inside(curated_local, require_manifest(curated_local, RAW, "cells"))
     assert not outcome.passed and message in outcome.description
 
 
 def test_lost_raw_patches(curated_local: Store):
     rewrite(curated_local, RAW, RAW_SCHEMA, lambda table: table.slice(1))
-    outcome = cem_checks.raw_counts_add_up(curated_local, "cells")
+    outcome = cem_checks.raw_counts_add_up(curated_local, require_manifest(curated_local, RAW, "cells"))
     assert not outcome.passed and "440 patches in 439 rows and 0 rejected; the sizes say 440" in outcome.description
 
 
@@ -104,13 +108,13 @@ def test_two_exemplars_within_the_distance(curated_local: Store):
         return replaced(table, "dhash", 7, int(table["dhash"][2].as_py()) ^ 0b111)
 
     rewrite(curated_local, DEDUPLICATED, DEDUPLICATED_SCHEMA, near)
-    outcome = cem_checks.exemplars_are_distinct(curated_local, "cells")
+    outcome = cem_checks.exemplars_are_distinct(curated_local, require_manifest(curated_local, DEDUPLICATED, "cells"))
     assert not outcome.passed and "exemplars 2 and 7 are 3 bits apart; expected more than 12" in outcome.description
 
 
 def test_many_exemplars_are_compared_in_part(curated: Store, monkeypatch):
     monkeypatch.setattr(cem_checks, "MAX_COMPARED", 5)
-    outcome = cem_checks.exemplars_are_distinct(curated, "cells")
+    outcome = cem_checks.exemplars_are_distinct(curated, require_manifest(curated, DEDUPLICATED, "cells"))
     assert outcome.passed and outcome.facts["compared"] == 5
 
 
@@ -121,13 +125,15 @@ def test_a_lost_exemplar_leaves_orphans(curated_local: Store):
         DEDUPLICATED_SCHEMA,
         lambda t: t.filter(pc.less(t["num_duplicates"], pc.max(t["num_duplicates"]))),
     )
-    assert not cem_checks.duplicates_have_exemplars(curated_local, "cells").passed
+    assert not cem_checks.duplicates_have_exemplars(
+        curated_local, require_manifest(curated_local, DEDUPLICATED, "cells")
+    ).passed
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, float("nan")])
 def test_scores_that_are_no_probabilities(curated_local: Store, value):
     rewrite(curated_local, SCORES, SCORES_SCHEMA, lambda table: replaced(table, "informative", 0, value))
-    outcome = cem_checks.scores_are_probabilities(curated_local, "cells")
+    outcome = cem_checks.scores_are_probabilities(curated_local, require_manifest(curated_local, SCORES, "cells"))
     assert not outcome.passed and "1 of them no probabilities" in outcome.description
 
 
@@ -138,5 +144,5 @@ def test_mostly_padding_is_worth_a_look(local_store: Store):
     voxels[:, :, :60] = np.random.default_rng(0).integers(0, 255, (70, 224, 60))
     put_in_inbox(local_store, "d", {"v.nrrd": nrrd_bytes(voxels)})
     run_chain(local_store, "d", until="raw")
-    outcome = cem_checks.blank_fraction(local_store, "d")
+    outcome = cem_checks.blank_fraction(local_store, require_manifest(local_store, RAW, "d"))
     assert not outcome.passed and "80% of volume 'v' has one gray value" in outcome.description

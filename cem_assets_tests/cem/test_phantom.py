@@ -1,4 +1,4 @@
-"""The phantom: seeded, and with the truth it claims."""
+"""The phantom: the same for the same seed, with the ground truth that it claims."""
 
 import numpy as np
 

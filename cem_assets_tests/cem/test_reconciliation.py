@@ -1,4 +1,4 @@
-"""Reconciliation: exactly what is missing or stale, and nothing when all is well."""
+"""Reconciliation finds exactly what is missing or stale, and nothing if everything is up to date."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ ARRIVAL = Arrival("d", "f", modified=100.0)
 
 
 def compute(state: DatasetState, assets: tuple[str, ...], settings: Settings, classifier: str | None, tag: str) -> DatasetState:
-    """Do some work as the stages would: every manifest names the digests it was made from."""
+    """Change a state as the stages would: every manifest names the digests that it was made from."""
     committed = dict(state.committed)
     for asset in assets:
         before = CHAIN[CHAIN.index(asset) - 1] if asset != VOLUMES else None

@@ -1,18 +1,20 @@
-"""Small microscopy sources for tests, put into a store's inbox, and the chain from there to crops without Dagster.
+"""Small microscopy sources for tests in the inbox of a store, and the chain from there to a release without Dagster.
 
-A plate is a table of wells and one drawn picture for each site and channel; single pictures come from
-`cem_assets_tests.datasets.cells`. A larger source with real faults is `cem_assets.cytoimagenet.phantom.screens`.
+A plate is a table of wells and one drawn picture for each site and channel; `cem_assets_tests.datasets.cells` draws single
+pictures. `cem_assets.cytoimagenet.phantom.screens` has larger sources with faults.
 """
 
 import io
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import pytest
 import tifffile
 import tomlkit
 from PIL import Image
@@ -26,6 +28,7 @@ from cem_assets.cytoimagenet.sources.stage import standardize_source
 from cem_assets.cytoimagenet.tables import read_frame
 from cem_assets.execution.local import Engine, LocalEngine
 from cem_assets.store.assets import CROPS, LABEL_TABLE
+from cem_assets.store.commits import ContentFolder
 from cem_assets.store.manifests import Manifest, require_manifest
 from cem_assets.store.store import Store
 from cem_assets_tests.datasets import cells
@@ -61,17 +64,17 @@ pattern = '(?P<image>.+)\.(?i:tiff?|png|jpe?g|bmp|gif|c01)$'
 [columns]
 organism = { value = "human" }
 """
-"""Every image file is an image of its own; all of them show "human"."""
+"""A recipe in which every image file is an image of its own, with the organism "human"."""
 
 
 def facts_of(name: str, **facts: str) -> str:
-    """Write the head of a `source.toml`."""
+    """Write the first lines of a `source.toml`."""
     known = {"name": name, "title": f"The source {name}", "licence": "CC0-1.0", "citation": "Test et al. 2026", **facts}
     return "".join(f"{key} = {tomlkit.item(value).as_string()}\n" for key, value in known.items())
 
 
 def put_source(store: Store, name: str, files: Mapping[str, bytes | Path], sections: str, **facts: str) -> str:
-    """Put a source into a store's inbox, `source.toml` last."""
+    """Put a source into the inbox of a store; its `source.toml` comes last."""
     for path, data in files.items():
         store.put(f"inbox/{name}/{path}", data)
     store.put(f"inbox/{name}/source.toml", (facts_of(name, **facts) + sections).encode())
@@ -79,7 +82,7 @@ def put_source(store: Store, name: str, files: Mapping[str, bytes | Path], secti
 
 
 def put_shipped(store: Store, recipe: str, files: Mapping[str, bytes | Path], **facts: str) -> str:
-    """Put a source with a recipe we ship into the inbox, under the recipe's name."""
+    """Put a source with one of the shipped recipes into the inbox, under the recipe's name."""
     for path, data in files.items():
         store.put(f"inbox/{recipe}/{path}", data)
     keys = {"name": recipe, "recipe": recipe, **facts}
@@ -100,7 +103,7 @@ def jpeg(pixels: np.ndarray, quality: int = 85) -> bytes:
 
 
 def tiff(*planes: np.ndarray, **options: object) -> bytes:
-    """Write planes as pages of one TIFF."""
+    """Write planes as the pages of one TIFF file."""
     sink = io.BytesIO()
     with tifffile.TiffWriter(sink, **{key: options.pop(key) for key in ("byteorder",) if key in options}) as writer:
         for plane in planes:
@@ -121,15 +124,16 @@ def plate(
     more: Mapping[str, bytes] | None = None,
     **facts: str,
 ) -> str:
-    """Put a plate into the inbox: a compound for each well.
+    """Put a plate with a compound in each well into the inbox.
 
     Args:
-        name: Of the source.
+        name: Name of the source.
         wells: Compound by well, such as {"A01": "taxol"}.
-        sites, channels, shape: Pictures of a well, and their size in px.
-        cell_type: Of the plate.
-        seed: Of its pictures, which depend on well, site and channel besides.
-        order: Wells in the order of the table's lines, joined by blanks; empty keeps that of `wells`.
+        sites: Number of sites in each well.
+        channels: Number of pictures of each site.
+        shape: Height and width of a picture in px.
+        seed: Seed of the pictures, which also depend on well, site and channel.
+        order: The wells in the order of the table's lines, separated by blanks; empty keeps the order of `wells`.
         more: Further files, which replace pictures of the same name.
         facts: Further keys of `source.toml`.
     """
@@ -156,20 +160,25 @@ def rows_of(store: Store, source: str) -> pd.DataFrame:
 
 
 def label(store: Store, params: LabelTableParams = LABELS) -> dict[str, LabelEntry]:
-    """Make the label table; return its labels by name."""
+    """Make the label table, and return its labels by name."""
     manifest = make_label_table(store, params).manifest
     return {entry.label: entry for entry in label_entries(store, manifest).values()}
 
 
 def crop(store: Store, params: CropStageParams = CROPPING, engine: Engine | None = None) -> dict[str, Manifest]:
-    """Make the crops of every label, in this process unless told otherwise; return manifests by label."""
+    """Make the crops of every label, in this process if no engine is given, and return the manifests by label."""
     chosen = engine or LocalEngine(1)
     entries = label_entries(store, require_manifest(store, LABEL_TABLE))
     return {entry.label: make_crops(store, key, params, engine=chosen).manifest for key, entry in entries.items()}
 
 
+def keys_of(store: Store) -> dict[str, str]:
+    """Read the partition keys of the labels in the label table, by label."""
+    return {entry.label: key for key, entry in label_entries(store, require_manifest(store, LABEL_TABLE)).items()}
+
+
 def images_of(store: Store, manifest: Manifest) -> pd.DataFrame:
-    """Read the images of a label: all columns, pixels decoded in `pixels`."""
+    """Read all columns of a label's images, with decoded pixels in the column `pixels`."""
     tables = [pq.read_table(io.BytesIO(store.read(f"{manifest.folder}/{item.name}"))) for item in manifest.find(".parquet")]
     frame = pd.concat([table.to_pandas() for table in tables], ignore_index=True)
     frame["pixels"] = [np.asarray(Image.open(io.BytesIO(cell["bytes"]))) for cell in frame["image"]]
@@ -187,7 +196,7 @@ def crops_of(store: Store, label_name: str) -> Manifest:
 
 
 def quarantined(store: Store, source: str) -> dict | None:
-    """Read the report of a source in quarantine; None where there is none."""
+    """Read the report of a source in quarantine; None if there is no report."""
     key = f"quarantine/{source}/report.json"
     return None if store.size(key) is None else json.loads(store.read(key))
 
@@ -196,7 +205,7 @@ WELLS = {"A01": "dmso", "A02": "dmso", "B01": "taxol", "B02": "taxol", "C01": ""
 
 
 def chain(store: Store) -> Manifest:
-    """Take two plates from the inbox to a release."""
+    """Make two plates and everything from their metadata to a release."""
     plate(store, "one", WELLS, channels=2)
     plate(store, "two", dict(list(WELLS.items())[:4]), seed=1, cell_type="hela", licence="CC BY 4.0", citation="Others 2025")
     take_in(store, "one", "two")
@@ -207,6 +216,26 @@ def chain(store: Store) -> Manifest:
 
 
 def copy_of(source: Store, target: Store) -> Store:
-    """Copy a local store into another one, times and all."""
+    """Copy a local store into another one, and keep the times of files."""
     shutil.copytree(source.url, target.url, dirs_exist_ok=True)
     return target
+
+
+@contextmanager
+def killed_after(num_writes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Interrupt what runs here, as if the process were killed, at the first write to a store after `num_writes` writes."""
+    write, create, calls = ContentFolder.write, Store.create, []
+
+    def dies(real):
+        def step(self, *args):
+            calls.append(args[0])
+            if len(calls) > num_writes:
+                raise KeyboardInterrupt
+            return real(self, *args)
+
+        return step
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ContentFolder, "write", dies(write))
+        patched.setattr(Store, "create", dies(create))
+        yield

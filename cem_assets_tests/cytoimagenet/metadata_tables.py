@@ -5,7 +5,7 @@ import pandas as pd
 
 
 def small_table(num: int, seed: int) -> pd.DataFrame:
-    """Few values, so that labels compete for rows; cells with several values and missing ones."""
+    """Make a table with few values, so that labels compete for rows; some cells have several values, and some are missing."""
     rng = np.random.default_rng(seed)
 
     def cells(values: list[str], several: float = 0.0) -> list[str]:
@@ -31,7 +31,7 @@ def small_table(num: int, seed: int) -> pd.DataFrame:
 
 
 def large_table(num: int, seed: int) -> pd.DataFrame:
-    """Shares and cardinalities as in the 2.7 million rows of CytoImageNet: few big sources, thousands of compounds."""
+    """Make a table with the shares and cardinalities of CytoImageNet's 2.7 million rows: few big sources, many compounds."""
     rng = np.random.default_rng(seed)
     source = rng.zipf(1.3, num) % 40
     organisms = np.array(["human"] * 32 + ["mouse"] * 3 + ["yeast"] * 4 + ["nematode"])

@@ -1,4 +1,4 @@
-"""CytoImageNet by itself: from a source in the inbox to a release, tick by tick, and what is repaired."""
+"""CytoImageNet's automation makes a release from a source in the inbox, tick by tick, and repairs what is damaged."""
 
 from datetime import UTC, datetime
 
@@ -45,7 +45,7 @@ def lineup(tmp_path_factory):
 
 
 def tick_and_run(platform: Platform) -> list[tuple[str, str | None]]:
-    """Tick, run what was asked for; return job and partition of each request."""
+    """Tick once, run what was requested, and return job and partition of each request."""
     asked = platform.tick(cytoimagenet_sensor).run_requests
     for request in asked:
         platform.run(request)
@@ -53,7 +53,7 @@ def tick_and_run(platform: Platform) -> list[tuple[str, str | None]]:
 
 
 def settle(platform: Platform) -> list[list[tuple[str, str | None]]]:
-    """Tick until nothing is asked for."""
+    """Tick until nothing is requested."""
     ticks = []
     while asked := tick_and_run(platform):
         ticks.append(asked)

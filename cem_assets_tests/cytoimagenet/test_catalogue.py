@@ -1,4 +1,4 @@
-"""The shipped catalogue: rows, recipes and terms; patterns against documented file names; recipes on the real tables."""
+"""The shipped catalogue: rows, recipes and terms, patterns on documented file names, and recipes on the real tables."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from cem_assets.formats.tables.metadata import read_metadata_table
 DOCS = Path(__file__).parents[2] / "docs/microscopy_sources.md"
 NAMES = sorted(microscopy_sources())
 
-# The 40 sources of CytoImageNet's list, by what their links say.
+# The 40 sources in CytoImageNet's list, named by their links.
 SEED = {
     "Broad Bioimage Benchmark Collection": (
         "bbbc005 bbbc006 bbbc010 bbbc011 bbbc012 bbbc013 bbbc014 bbbc015 bbbc017 bbbc020 bbbc022 bbbc025 bbbc026 bbbc038 "
@@ -39,7 +39,7 @@ SEED = {
 }
 MORE = {"idr0013", "idr0035", "idr0036", "jump_cp", "bbbc021"}
 
-# Source, path as documented or seen, groups it must give.
+# Source, documented or observed path, and the groups that the pattern must find.
 EXAMPLES = [
     ("bbbc005", "BBBC005_v1_images/SIMCEPImages_A14_C57_F1_s21_w1.TIF", {"well": "A14", "blur": "1", "channel": "1"}),
     (
@@ -186,7 +186,7 @@ EXAMPLES = [
     ("rec_rxrx19b", "rxrx19b/images/HUVEC-1/Plate1/AA02_s1_w3.png", {"well": "AA02", "site": "1", "channel": "3"}),
     ("rec_rxrx2", "rxrx2/images/HUVEC-1/Plate1/AA02_s2_w6.png", {"experiment": "HUVEC-1", "channel": "6"}),
 ]
-# Files beside the images that must not be taken for them.
+# Files beside the images, which the patterns must not match.
 NOT_IMAGES = [
     ("bbbc005", "BBBC005_v1_ground_truth/SIMCEPImages_A14_C57_F1_s21_w1.TIF"),
     ("bbbc010", "BBBC010_v1_foreground/A01_binary.png"),
@@ -276,7 +276,7 @@ def test_an_unknown_recipe_is_refused_with_those_there_are():
 
 
 def test_indices_are_named_as_the_published_ones():
-    """As in `bbbc041-14631`: the short name is the key."""
+    """The short name is the key, as in `bbbc041-14631`."""
     assert {row.name: row.dir_name for row in microscopy_sources().values()} == {name: name for name in NAMES}
 
 
@@ -305,12 +305,12 @@ def test_patterns_leave_masks_and_merged_pictures_out(name, path):
 def test_every_pattern_with_channels_has_an_example():
     shown = {name for name, *_ in EXAMPLES}
     lacking = {name for name in NAMES if (images := recipe_of(name).images) and images.pattern and name not in shown}
-    assert lacking == {"bbbc011", "bbbc012"}  # no name of theirs is documented
+    assert lacking == {"bbbc011", "bbbc012"}  # the names of their files are not documented
 
 
 @pytest.mark.parametrize("name", sorted({name for name, *_ in EXAMPLES}))
 def test_patterns_do_not_stall_on_long_paths(name):
-    """Paths come from whoever fills the inbox; 1,000 characters are about what stores allow."""
+    """Anybody can put files into the inbox; stores allow paths of about 1,000 characters."""
     pattern = image_pattern(name)
     example = next(path for other, path, _ in EXAMPLES if other == name)
     start = time.process_time()
@@ -466,7 +466,7 @@ def test_idr0013_on_its_own_tables(test_data):
     assert set(found.rows["cell_visible"]) == {"nucleus"}
     assert counts(found.rows["sirna"])["s21911"] == (kept["siRNA Identifier"] == "s21911").sum()
     assert counts(found.rows["gene"])["incenp targeted"] == (kept["Gene Symbol"] == "INCENP").sum()
-    # Told by the results' own columns, without the recipe.
+    # The columns of the results tell it without the recipe.
     seen = results[results["Plate_Well"].isin(kept["Plate_Well"])]
     assert counts(found.rows["phenotype"])["polylobed"] == (seen["Phenotype 7"] == "polylobed (automatic)").sum()
     assert len(counts(found.rows["phenotype"])) == 9

@@ -1,4 +1,4 @@
-"""Checks of CytoImageNet pass on what the stages write, and fail on every kind of damage they are there for."""
+"""The checks of CytoImageNet pass on what the stages write, and fail on every kind of damage that they look for."""
 
 import io
 from collections.abc import Callable
@@ -26,24 +26,8 @@ from cem_assets.store.assets import CROPS, LABEL_TABLE, SOURCE_METADATA
 from cem_assets.store.commits import Commit
 from cem_assets.store.manifests import Manifest, current_manifest, require_manifest
 from cem_assets.store.parquet import parquet_bytes
-from cem_assets.store.store import Store, open_store
-from cem_assets_tests.cytoimagenet.example_sources import chain, copy_of, crop, plate, take_in
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = open_store(str(tmp_path_factory.mktemp("done")))
-    chain(store)
-    return store
-
-
-@pytest.fixture
-def settled(done: Store, local_store: Store) -> Store:
-    return copy_of(done, local_store)
-
-
-def keys_of(store: Store) -> dict[str, str]:
-    return {entry.label: key for key, entry in label_entries(store, require_manifest(store, LABEL_TABLE)).items()}
+from cem_assets.store.store import Store
+from cem_assets_tests.cytoimagenet.example_sources import crop, keys_of, label, plate, take_in
 
 
 def recommit(store: Store, asset: str, partition: str, change: Callable[[str, bytes], bytes], **more) -> Manifest:
@@ -111,7 +95,7 @@ def test_metadata_that_breaks_the_schema_is_told(settled: Store, column, cell, m
 
 
 def relabel(store: Store, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    """Change the rows of the label table and keep its row groups."""
+    """Change the rows of the label table, but keep its row groups."""
     manifest = require_manifest(store, LABEL_TABLE)
     sizes = [entry.num_images for entry in label_entries(store, manifest).values()]
 
@@ -124,7 +108,7 @@ def relabel(store: Store, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Non
         groups = (to_arrow(frame.iloc[a:b], LABEL_TABLE_SCHEMA) for a, b in zip(starts, ends, strict=True))
         return parquet_bytes(groups, LABEL_TABLE_SCHEMA, 0)
 
-    # Read before the old objects go.
+    # The table is read here, before `recommit` deletes the old objects.
     data = changed(TABLE, b"")
     recommit(store, LABEL_TABLE, "", lambda name, old: data if name == TABLE else old)
 
@@ -141,7 +125,7 @@ def test_rows_that_do_not_hold_their_label_are_told(settled: Store):
     category = read_frame(settled, require_manifest(settled, LABEL_TABLE), TABLE)["category"][0]
     relabel(settled, with_cell(category, 0, "something else"))
     outcome = labels_obey_rules(settled)
-    assert not outcome.passed and "1 row(s) do not hold it" in outcome.description and outcome.facts["problems"] == 1
+    assert not outcome.passed and "1 row(s) do not have its value" in outcome.description and outcome.facts["problems"] == 1
 
 
 def test_images_chosen_twice_are_told(settled: Store):
@@ -190,13 +174,13 @@ def replaced(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
     ("change", "message"),
     [
         (lambda table: table.slice(1), "the manifest says"),
-        (lambda table: replaced(table, "x_max", 0, 9), "1 window(s) differ from their images"),
-        (lambda table: replaced(table, "height", 2, 9), "1 window(s) differ from their images"),
+        (lambda table: replaced(table, "x_max", 0, 9), "1 window(s) differ in size from their images"),
+        (lambda table: replaced(table, "height", 2, 9), "1 window(s) differ in size from their images"),
         (
             lambda table: replaced(table, "pixel_sha256", 1, table["pixel_sha256"][0].as_py()),
-            "1 image(s) have the pixels of another",
+            "1 image(s) have the pixels of another one",
         ),
-        (lambda table: replaced(table, "filename", 1, table["filename"][0].as_py()), "1 its name"),
+        (lambda table: replaced(table, "filename", 1, table["filename"][0].as_py()), "1 the name of another one"),
     ],
 )
 def test_crops_that_do_not_add_up_are_told(settled: Store, change, message):
@@ -209,15 +193,13 @@ def test_crops_lost_without_a_reason_are_told(settled: Store):
     counts = require_manifest(settled, CROPS, key).counts
     recrop(settled, lambda table: table, counts={"crops_cut": counts["crops_cut"] + 1})
     outcome = crops_add_up(settled, key)
-    assert not outcome.passed and f"the manifest says {counts['images']}, {counts['crops_cut'] + 1}" in outcome.description
+    assert not outcome.passed and f"the manifest says {counts['images']} and {counts['crops_cut'] + 1}" in outcome.description
 
 
 def test_crops_dropped_with_a_reason_add_up(settled: Store):
     settled.put("inbox/one/images/A01_s1_w1.png", b"no image any more")
     settled.delete(["inbox/one/images/A02_s1_w2.png"])
     take_in(settled, "one")
-    from cem_assets_tests.cytoimagenet.example_sources import label
-
     label(settled)
     manifests = crop(settled)
     assert any(manifest.counts["dropped"] for manifest in manifests.values())
@@ -243,7 +225,7 @@ def test_crops_of_a_source_called_like_a_test_set_are_told(settled: Store):
     sources = require_manifest(settled, CROPS, key).details["sources"]
     recrop(settled, lambda table: table, details={"sources": {**sources, "idr0035": next(iter(sources.values()))}})
     outcome = no_test_images(settled, key)
-    assert not outcome.passed and "images of test sets: idr0035" in outcome.description
+    assert not outcome.passed and "there are images of test sets: idr0035" in outcome.description
 
 
 # Releases
@@ -281,7 +263,8 @@ def test_a_release_whose_table_lacks_rows_is_told(settled: Store):
     recommit(settled, "cytoimagenet/releases", "v1", change)
     outcome = cyto_release_is_complete(settled)
     assert (
-        not outcome.passed and f"its table has {len(frame) - 2:,} rows, its labels {len(frame):,} images" in outcome.description
+        not outcome.passed
+        and f"its table has {len(frame) - 2:,} rows, and its labels {len(frame):,} images" in outcome.description
     )
 
 

@@ -1,4 +1,4 @@
-"""Reconciliation of CytoImageNet: exactly what is missing or stale, each with its reason, and nothing when all is well."""
+"""Reconciliation of CytoImageNet finds exactly what is missing or stale, with the reason, and nothing if all is current."""
 
 import json
 import time
@@ -24,36 +24,19 @@ from cem_assets.cytoimagenet.sources.inbox import SOURCE_TOML
 from cem_assets.inbox.datasets import arrival_of
 from cem_assets.store.assets import CODE_VERSIONS, CROPS, LABEL_TABLE, SOURCE_METADATA, TEST_IMAGES
 from cem_assets.store.manifests import committed_partitions, current_manifest, require_manifest
-from cem_assets.store.store import Store, open_store
-from cem_assets_tests.cytoimagenet.example_sources import CROPPING, LABELS, chain, copy_of, crop, label, plate, take_in
+from cem_assets.store.store import Store
+from cem_assets_tests.cytoimagenet.example_sources import CROPPING, LABELS, crop, keys_of, label, plate, take_in
 
 CURRENT = CytoSettings(LABELS, CROPPING)
-"""What `chain` was made with."""
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = open_store(str(tmp_path_factory.mktemp("done")))
-    chain(store)
-    return store
-
-
-@pytest.fixture
-def settled(done: Store, local_store: Store) -> Store:
-    """A store in which nothing is to be done."""
-    return copy_of(done, local_store)
+"""The settings that `chain` uses."""
 
 
 def needed(store: Store, settings: CytoSettings = CURRENT) -> dict[tuple[str, str], str]:
-    """List everything that is needed, with reasons, by asset and partition."""
+    """Return the reasons for everything that is needed, by asset and partition."""
     works = [source_work(store, name, arrival_of(store, name, SOURCE_TOML)) for name in store.folders("inbox")]
     works += [work_on_test_images(store), label_table_work(store, settings)]
     works += [work for _, work in crop_works(store, settings)]
     return {(work.asset, work.partition): work.reason for work in works if work is not None}
-
-
-def keys_of(store: Store) -> dict[str, str]:
-    return {entry.label: key for key, entry in label_entries(store, require_manifest(store, LABEL_TABLE)).items()}
 
 
 def test_nothing_is_needed_when_all_is_current(settled: Store):
@@ -103,10 +86,10 @@ def test_damaged_partitions_are_made_again(settled: Store, asset, partition, dam
     ]
     reasons = {(work.asset, work.partition): work.reason for work in works if work is not None}
     if (asset, damage) == (TEST_IMAGES, "manifest"):
-        assert reasons == {}  # it lists no source, and without test sources none is needed
+        assert reasons == {}  # there are no test sources, so nothing is needed
     else:
-        told = "its manifest is damaged" if damage == "manifest" else "objects are gone or changed"
-        assert reasons == {(asset, key): told}
+        reason = "its manifest is damaged" if damage == "manifest" else "objects are gone or changed"
+        assert reasons == {(asset, key): reason}
 
 
 def test_a_repair_settles_it(settled: Store):

@@ -2,10 +2,10 @@
 
 python -m cem_assets_tests.execution.ray_runs chain ROOT DATASET...   volumes, raw, scores and filtered through the cluster
 python -m cem_assets_tests.execution.ray_runs crops ROOT              every label of a store
-python -m cem_assets_tests.execution.ray_runs slow NUM SECONDS        NUM items that take so long; stalls after 8 s
-python -m cem_assets_tests.execution.ray_runs faults ROOT             what goes wrong, and how it is told
+python -m cem_assets_tests.execution.ray_runs slow NUM SECONDS        NUM items of SECONDS each; counts as stalled after 8 s
+python -m cem_assets_tests.execution.ray_runs faults ROOT             errors of several kinds, and their texts
 
-Lines "at DONE" as work goes on; the last line is JSON.
+It prints lines "at DONE" as work goes on, and JSON as the last line.
 """
 
 import json

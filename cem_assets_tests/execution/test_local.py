@@ -1,4 +1,4 @@
-"""The one seam for parallel work: order, laziness, errors, killed workers."""
+"""The local engines: order, laziness, errors, killed workers."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""The engine of a Ray cluster, on a real one of two nodes: the same bytes as the local engine, also when parts of it die."""
+"""The engine of a Ray cluster, on a real one of two nodes: the same bytes as by the local engine, even if parts of it die."""
 
 import importlib.util
 import json
@@ -20,12 +20,12 @@ from cem_assets_tests.datasets import image_dataset, volume_dataset
 from cem_assets_tests.services.ray_cluster import RayCluster, find_python
 
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def ray_cluster(s3: S3) -> Iterator[RayCluster]:
-    """Two nodes of one CPU, which have the keys of the S3 server from their environment; the head is never killed."""
+    """Two nodes of one CPU each, whose environment has the keys of the S3 server; the head is never killed."""
     python, reason = find_python()
     if python is None:
         pytest.skip(reason)
@@ -66,10 +66,10 @@ def chain_digests(store: Store, dataset: str) -> list[str]:
     return [result.manifest.digest for result in run_chain(store, dataset, "filtered", 0.0).values()]
 
 
-def test_results_errors_and_stalls_are_as_the_seam_says(ray_cluster: RayCluster):
+def test_results_errors_and_stalls_are_those_of_an_engine(ray_cluster: RayCluster):
     told = answer(start(ray_cluster, "faults", "memory://bucket/elsewhere"))
     assert told["before"] == [0, 1, 2, 3, 4] and told["error"] == ["ValueError", "five"]
-    assert told["taken"] <= 5  # two nodes of one CPU, two in flight for each, one taken out
+    assert told["taken"] <= 5  # two nodes of one CPU have two items each in flight, and one more was taken
     assert "finished none of 1 item(s) in 2 s" in told["stall"] and f"{OTHER}: 1 CPU(s)" in told["stall"]
     assert f"{OTHER}: cannot read the store" in told["store"] and f"{HEAD}: cannot read the store" in told["store"]
     assert "AWS_*" in told["store"]
@@ -85,13 +85,13 @@ def test_crops_are_those_of_the_local_engine(ray_cluster: RayCluster, local_stor
     assert there == {name: manifest.digest for name, manifest in crop(local_store).items()} and there
 
 
-@pytest.mark.soak  # minutes on two busy cores; the kills below take the same way on a folder
+@pytest.mark.soak  # takes minutes on two busy cores; the kills below test the same code on a folder
 def test_a_remote_store_gives_the_same_chain_whether_files_travel_or_not(
     ray_cluster: RayCluster, s3_store: Store, local_store: Store, weights: Path, tmp_path: Path
 ):
     for store in (s3_store, local_store):
         import_classifier(store, weights)
-        volume_dataset(store)  # its file is copied to this machine first, so the local engine makes its bricks
+        volume_dataset(store)  # its file is copied to this machine first, so the local engine processes its bricks
         image_dataset(store, tmp_path)  # each node copies the images it works on
     there = answer(start(ray_cluster, "chain", s3_store.url, "cells", "pictures"))
     assert there == {name: chain_digests(local_store, name) for name in ("cells", "pictures")}

@@ -1,1 +1,1 @@
-"""Tests of the room of the same name."""
+"""Tests of the whole flow from the inbox to releases and weights, as users run it."""

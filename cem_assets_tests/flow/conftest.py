@@ -1,4 +1,4 @@
-"""The platform as processes on real PostgreSQL and S3; one for all tests of a module, empty at first."""
+"""The platform as processes on real PostgreSQL and S3, one for all tests of a module and empty at first."""
 
 import shutil
 import tempfile
@@ -30,7 +30,7 @@ def database() -> Iterator[postgres.PostgresServer]:
 
 @pytest.fixture(scope="module")
 def platform(s3, database, weights, tmp_path_factory) -> Iterator[Stack]:
-    """An empty platform: nothing in the store, nothing in the database."""
+    """Start an empty platform, with nothing in the store and the database."""
     prefix = uuid.uuid4().hex[:12]
     stack = Stack(
         tmp_path_factory.mktemp("stack"),
@@ -56,13 +56,13 @@ def platform(s3, database, weights, tmp_path_factory) -> Iterator[Stack]:
 
 @pytest.fixture
 def platform_store(platform: Stack) -> Store:
-    """The store a living platform works on: its sensors take in what lies there."""
+    """Open the store of a running platform, whose sensors ingest what is put there."""
     return open_store(platform.environment["CEM_ASSETS_ROOT"])
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, weights) -> dict[str, str]:
-    """Digests of the chain run in peace on a local folder, by asset."""
+    """Return the digests, by asset, of an undisturbed chain on a local folder."""
     local = open_store(str(tmp_path_factory.mktemp("undisturbed")))
     import_classifier(local, weights)
     volume_dataset(local, "x", SHAPE)

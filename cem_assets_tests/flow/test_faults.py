@@ -1,4 +1,4 @@
-"""Faults of the store in the middle of the chain: the same bytes come out, or an error in words and nothing half-written."""
+"""Faults of the store in the middle of the chain give the same bytes, or an error in words and nothing half-written."""
 
 import json
 import os
@@ -23,7 +23,7 @@ SHAPE = (150, 240, 450)
 CHAIN = """
 import sys, torch
 from cem_assets.store.store import open_store
-from cem_assets_tests.stages.chain import run_chain
+from cem_assets_tests.cem.chain import run_chain
 torch.set_num_threads(2)
 store = open_store(sys.argv[1])
 run_chain(store, "cells", until="filtered", threshold=0.0)
@@ -101,7 +101,7 @@ def test_a_full_store_is_told_in_words_and_goes_on_when_there_is_room(tmp_path, 
         pytest.skip("a small file system to fill needs root and mount")
     disk = tmp_path / "small"
     disk.mkdir()
-    # 81 MiB of classifier weights and 16 MiB of voxels in the inbox leave room for some stages, not for all.
+    # With 81 MiB of classifier weights and 16 MiB of voxels in the inbox there is room for some stages, but not for all.
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=112m", "tmpfs", str(disk)], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode().strip()}")

@@ -1,4 +1,4 @@
-"""The command line: a folder goes in, a release comes out, and programs read it from the store."""
+"""The command line makes a release from a folder, and programs read it from the store."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from cem_assets_tests.datasets import cells, nrrd_bytes, toml
 
 
 def cem_assets(*words: str, cwd: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cem_assets.cli.main", *words]
+    command = [sys.executable, "-m", "cem_assets.cli", *words]
     done = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     if check:
         assert done.returncode == 0, done.stderr

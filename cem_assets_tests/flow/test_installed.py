@@ -1,4 +1,4 @@
-"""What is shipped: the wheel holds everything, and loads in the layout of the container image."""
+"""The wheel: it contains everything, and loads in the layout of the container image."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def image(wheel, tmp_path_factory) -> dict[str, str]:
-    """The folders of the container image: the installed wheel, the workspace, a Dagster home."""
+    """Make the folders of the container image: the installed wheel, the workspace and a Dagster home."""
     folder = tmp_path_factory.mktemp("image")
     site = folder / "site"
     with zipfile.ZipFile(wheel) as archive:

@@ -1,4 +1,4 @@
-"""Killed at any moment: the store stays readable, and running again gives the digests of an undisturbed run."""
+"""Runs that are killed at any moment: the store stays readable, and a new run gives the digests of an undisturbed one."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ SHAPE = (80, 240, 450)
 SOAK_SHAPE = (230, 450, 680)
 
 
-# Children are forked from a server that has imported torch already: most moments of a kill fall into the work.
+# Children are forked from a server that has imported torch already, so that most kills hit the work and not the imports.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "cem_assets_tests.cem.chain", "cem_assets.cem.classifier.network"])
 
@@ -51,7 +51,7 @@ def finish(child: Child) -> tuple[dict[str, str], dict[str, float]]:
 def undisturbed(
     tmp_path: Path, weights: Path, shape: tuple[int, int, int] = SHAPE
 ) -> tuple[Store, dict[str, str], dict[str, float]]:
-    """Run the chain once; return its store, digests, and the seconds each stage took."""
+    """Run the chain once; return its store, its digests, and the seconds of each stage."""
     store = open_store(str(tmp_path / "undisturbed"))
     volume_dataset(store, shape=shape)
     import_classifier(store, weights)
@@ -59,7 +59,7 @@ def undisturbed(
 
 
 def check_readable(store: Store) -> None:
-    """Whatever is committed is whole."""
+    """Check that everything that is committed is complete."""
     for asset in (*ASSETS.values(), "cem/patch_classifier"):
         partition = "" if asset == "cem/patch_classifier" else "cells"
         manifest = current_manifest(store, asset, partition)

@@ -1,4 +1,4 @@
-"""The platform as deployed: processes on real PostgreSQL and S3, looked at through a real browser."""
+"""The platform as deployed: processes on real PostgreSQL and S3, seen through a real browser."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def test_what_is_dropped_into_the_inbox_is_in_a_release_and_seen_in_the_browser(
 
 
 def test_no_secret_is_in_logs_metadata_tags_or_the_store(platform: Stack, platform_store: Store, database, s3):
-    """After a run that succeeded and one that failed, with the stack's own keys as what must not be found."""
+    """Look for the keys of the stack after one run that succeeded and one that failed; none may be found."""
     put_in_inbox(platform_store, "broken", {"v.nrrd": b"NRRD0004\nnot really"})
     failed = wait_for("the failing run", lambda: [run for run in platform.runs() if run["status"] == "FAILURE"], 120)
     assert failed[0]["tags"]["dagster/partition"] == "broken"
@@ -81,7 +81,7 @@ def test_no_secret_is_in_logs_metadata_tags_or_the_store(platform: Stack, platfo
 def test_a_cut_database_killed_parts_and_a_gateway_away_lose_nothing(
     platform: Stack, platform_store: Store, database, s3, undisturbed, weights
 ):
-    """The quick round of faults; `make soak` has the long one."""
+    """Run a short series of faults; `make soak` has the long one."""
     import_classifier(platform_store, weights)
     put_in_inbox(platform_store, "x", {"v.nrrd": nrrd_bytes(cells(SHAPE))}, toml("x"))
     wait_for("the run of x", lambda: any(is_run_of(run, "x") for run in platform.runs()), 60, 0.2)
@@ -100,7 +100,7 @@ def is_run_of(run: dict, dataset: str) -> bool:
 
 
 def check_whole(platform: Stack, platform_store: Store, dataset: str, undisturbed: dict[str, str], seconds: float) -> None:
-    """Wait until a dataset is filtered; it must be what an undisturbed run gives, committed once."""
+    """Wait until a dataset is filtered, and check that it equals an undisturbed run and was committed once."""
 
     def is_there() -> bool:
         try:
@@ -119,7 +119,7 @@ def check_whole(platform: Stack, platform_store: Store, dataset: str, undisturbe
 def test_each_part_may_be_killed_while_a_dataset_is_taken_in(
     platform: Stack, platform_store: Store, database, s3, undisturbed, weights
 ):
-    """One fault after another, each in the middle of a run of the same data."""
+    """Cause one fault after another, each in the middle of a run of the same data."""
     import_classifier(platform_store, weights)
     faults = {
         "database": database.restart,
@@ -130,7 +130,7 @@ def test_each_part_may_be_killed_while_a_dataset_is_taken_in(
     if s3.server is not None:
         faults["gateway"] = lambda: (s3.server.stop_gateway(), time.sleep(30), s3.server.start())
     for name, fault in faults.items():
-        # The same files under the same name: the digests must not depend on what went wrong on the way.
+        # The files and their name stay the same, because the digests must not depend on the faults.
         for asset in (*STAGES.values(), "inbox"):
             platform_store.delete([item.key for item in platform_store.walk(f"{asset}/x")])
         put_in_inbox(platform_store, "x", {"v.nrrd": nrrd_bytes(cells(SHAPE))}, toml("x"))

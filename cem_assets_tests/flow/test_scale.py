@@ -1,4 +1,4 @@
-"""Memory that does not grow with the data; run by `make soak`."""
+"""Memory does not grow with the data; `make soak` runs these tests."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 def write_volume(folder: Path, side: int) -> None:
-    """Write an isotropic volume slice by slice: blocks that drift, and noise."""
+    """Write an isotropic volume of drifting blocks and noise, slice by slice."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 200, (side // 16 + 1, side // 16 + 1), dtype=np.uint8)
@@ -31,10 +31,10 @@ def write_volume(folder: Path, side: int) -> None:
 PEAK = """
 import resource, sys
 from cem_assets.store.store import open_store
-from cem_assets_tests.stages.chain import run_chain
+from cem_assets_tests.cem.chain import run_chain
 if __name__ == "__main__":
     run_chain(open_store(sys.argv[1]), "d", until="deduplicated")
-    # Its own ru_maxrss begins with the peak of the process that started it.
+    # The ru_maxrss of a process begins with the peak of the process that started it.
     own = int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])
     print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) // 1024)
 """
@@ -59,7 +59,7 @@ def test_peak_memory_of_2_gib_is_within_100_mib_of_that_of_256_mib(tmp_path, mon
 
 
 def peak_kib() -> int:
-    """Largest memory of this process since the peak was last forgotten."""
+    """Return the largest memory of this process since the peak was last reset."""
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 
 
@@ -84,7 +84,7 @@ def test_a_million_hashes_are_deduplicated_in_bounded_memory():
 
 @pytest.mark.parametrize("kind", ["tiff", "nrrd"])
 def test_a_brick_of_a_large_file_costs_memory_for_the_brick_only(tmp_path, kind):
-    """A sparse file of 8 GiB: reading one brick must not bring in more than its own pages."""
+    """Read one brick of a sparse file of 8 GiB, which must load no more than the brick's own pages."""
     side = 2048
     path = tmp_path / ("a.nrrd" if kind == "nrrd" else "a.tif")
     if kind == "nrrd":

@@ -1,13 +1,12 @@
-"""Weights and scores on the platform as deployed: trained, stopped, resumed and scored through its own server and browser."""
+"""Weights on the platform as deployed: training, stopping, resuming and scoring through its server and a browser."""
 
 import dagster as dg
 import pytest
 
 from cem_assets import readers
-from cem_assets.pretraining.training.plan import make_plan
+from cem_assets.pretraining.plan import make_plan
+from cem_assets.pretraining.rows import ROWS, known_weights
 from cem_assets.pretraining.training.runs import read_status
-from cem_assets.pretraining.weights.rows import known_weights
-from cem_assets.pretraining.weights.stored import ROWS
 from cem_assets.store.assets import BENCHMARK_DATA, LEADERBOARD, WEIGHTS
 from cem_assets.store.manifests import current_manifest
 from cem_assets.store.store import Store
@@ -81,7 +80,7 @@ def test_weights_are_trained_stopped_resumed_and_scored(platform: Stack, platfor
     scored = launch(platform, "benchmark_scores", str(pair), "benchmarks/scores", {"device": "cpu", "num_threads": 1})
     wait_for("a score", lambda: status_of(platform, scored) in ("SUCCESS", "FAILURE"), 180)
     assert status_of(platform, scored) == "SUCCESS", failure_of(platform, scored)
-    # Asked for by the sensor, because a score is newer than the leaderboard.
+    # The sensor requested it, because a score is newer than the leaderboard.
     wait_for("a leaderboard", lambda: current_manifest(platform_store, LEADERBOARD) is not None, 120)
     assert "long_moco" in set(readers.read_leaderboard(platform_store.url)["weights"])
     assert current_manifest(platform_store, BENCHMARK_DATA, "discs") is not None

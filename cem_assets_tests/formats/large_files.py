@@ -1,4 +1,4 @@
-"""Files of every format that are larger than the memory they may take, written slice by slice."""
+"""Writes files of every format slice by slice, larger than the memory that reading them may take."""
 
 import gzip
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ Shape = tuple[int, int, int]
 
 
 def slices(shape: Shape) -> Iterator[np.ndarray]:
-    """Yield slices that differ from each other and shrink by less than half: blocks, and a little noise."""
+    """Yield slices of blocks and a little noise, which all differ and which compress by less than half."""
     generator = np.random.default_rng(0)
     block = generator.integers(0, 200, (shape[1] // 16 + 1, shape[2] // 16 + 1), dtype=np.uint8)
     plane = np.kron(block, np.ones((16, 16), np.uint8))[: shape[1], : shape[2]]
@@ -91,7 +91,7 @@ def write_packed_tiff(path: Path, shape: Shape) -> None:
 
 
 def write_one_page_tiff(path: Path, shape: Shape) -> None:
-    """Write one page with as many pixels as the volume would have, in tiles."""
+    """Write one tiled page with as many pixels as the volume has voxels."""
     height, width = shape[0] * 16, shape[1] * shape[2] // 16
     rows = slices((height // 256, 256, width))
     tiles = (row[:, x : x + 256] for row in rows for x in range(0, width, 256))

@@ -1,4 +1,4 @@
-"""Regions and binned volumes read like any other; cubes are drawn under a budget."""
+"""Regions and binned volumes are read like any other volume, and cubes are drawn within a budget."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from cem_assets_tests.datasets import cells, image_dataset, nrrd_bytes, put_in_i
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """Voxels in memory, and which of them are not there."""
+    """Voxels in memory, some of which count as missing."""
 
     voxels: np.ndarray
     mask: np.ndarray | None = None

@@ -1,4 +1,4 @@
-"""Files larger than the memory they may take are standardized within it, whatever their format."""
+"""Files of every format that are larger than the memory allowed for them are standardized within that memory."""
 
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are read from Linux's /proc"
 )
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import json, sys
@@ -25,7 +25,7 @@ from cem_assets.execution.local import LocalEngine
 from cem_assets.cem.volumes.stage import standardize_dataset
 from cem_assets.store.store import open_store
 def status(key):
-    # ru_maxrss begins with the peak of the process that started this one; this does not, and can be set back.
+    # ru_maxrss begins at the peak of the process that started this one. This value does not, and it can be reset.
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith(key))
 store = open_store(sys.argv[1])
@@ -43,7 +43,7 @@ print(json.dumps(grown))
 
 
 def peaks(folder: Path, names: list[str]) -> dict[str, list[int]]:
-    """Standardize datasets one after the other in a process of its own: MiB by which its peak has grown, and voxels."""
+    """Standardize datasets one after the other in a new process; return by how many MiB its peak grew, and the voxels."""
     put_in_inbox(open_store(str(folder)), "warm", {"v.nrrd": nrrd_bytes(cells((230, 300, 300)))}, toml("warm"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
     words = [sys.executable, "-c", SCRIPT, str(folder), *names]
@@ -66,7 +66,7 @@ def named(format_name: str) -> str:
 
 
 QUICK = ["MRC", "TIFF, tiled", "TIFF, one page", "HDF5", "Zarr", "AVI"]
-"""Those that are fast to write; the soak has all."""
+"""The formats that are fast to write; the soak test has all of them."""
 
 
 def test_files_of_64_mib_are_never_held_whole(tmp_path):
@@ -76,7 +76,7 @@ def test_files_of_64_mib_are_never_held_whole(tmp_path):
     found = peaks(tmp_path, [named(name) for name in QUICK])
     print(found)
     assert all(voxels > 0.9 * np.prod(shape) for _, voxels in found.values())
-    # Bricks take some 50 MiB; a file that is held whole beside them comes to 110 and more.
+    # Bricks take some 50 MiB. With a whole file in memory beside them it is 110 MiB and more.
     assert max(grown for grown, _ in found.values()) < 80, found
 
 

@@ -1,4 +1,4 @@
-"""Image files of light microscopy give back the planes that were recorded, and nothing where they are damaged."""
+"""Image files of light microscopy give the planes that were recorded; damaged ones are refused."""
 
 import io
 import struct
@@ -109,7 +109,7 @@ def test_real_images(test_data, name):
         stored = zlib.decompress(path.read_bytes()[4:])[52:]
         assert_planes(image, np.frombuffer(stored, "<u2").reshape(512, 512))
         return
-    if path.suffix.lower() in (".tif", ".png", ".jpg"):  # another decoder of the same values
+    if path.suffix.lower() in (".tif", ".png", ".jpg"):  # another decoder gives the same values
         other = np.asarray(Image.open(path)) if REAL[name][0] < 4 else tifffile.imread(path)
         if other.ndim == 3 and REAL[name][0] < 4:
             other = np.moveaxis(other, -1, 0)[: len(image.planes)]
@@ -145,7 +145,7 @@ def test_real_palettes_are_gray_and_keep_8_bits(test_data):
     for name, note in (("bbbc013_sbs/Channel1-01-A-01.tif", True), ("cellprofiler_examples/ExampleFly/01_POS002_D.TIF", True)):
         image = read(test_data / "fluorescence" / name)
         with tifffile.TiffFile(test_data / "fluorescence" / name) as tif:
-            assert_planes(image, tif.pages[0].asarray())  # the palettes are ramps: index and gray are the same
+            assert_planes(image, tif.pages[0].asarray())  # the palettes are ramps, in which the index is the gray value
         assert ("gray saved with a palette" in image.notes) is note
 
 
@@ -323,7 +323,7 @@ def test_colours_of_other_kinds_are_refused(tmp_path):
 
 
 def metamorph_stack(planes: np.ndarray, num_announced: int) -> bytes:
-    """A MetaMorph stack: one page that lists the strips of the first plane, and a UIC2 tag that counts planes."""
+    """Return a MetaMorph stack: one page that lists the strips of the first plane, and a UIC2 tag that counts the planes."""
     height, width = planes.shape[1:]
     tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1)]
     tags += [(273, 4, 1, 0), (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, height * width * 2), (33629, 5, num_announced, 0)]
@@ -513,7 +513,7 @@ def test_truncated_cellomics_files(tmp_path, keep):
 
 @pytest.fixture
 def good(tmp_path: Path) -> dict[str, Path]:
-    """A small valid file of every format."""
+    """Write a small valid file of every format."""
     folder = tmp_path / "good"
     folder.mkdir()
     data = pixels(shape=(64, 80))

@@ -1,4 +1,4 @@
-"""Voxels in plain order: any box, number type and order of axes, whichever way the file is read."""
+"""Voxels in plain order: every box, number type and order of axes is read right, by rows and by mapping."""
 
 import os
 

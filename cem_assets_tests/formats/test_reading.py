@@ -1,4 +1,4 @@
-"""Every format gives back the voxels that were written, in (z, y, x), whatever the variant."""
+"""Every variant of every format gives the voxels that were written, in (z, y, x)."""
 
 import bz2
 import gzip
@@ -223,7 +223,7 @@ def test_mrc_bytes_that_imod_marks_as_unsigned(tmp_path, scratch):
 @pytest.mark.parametrize("codes", [(1, 2, 3), (3, 1, 2), (2, 1, 3), (2, 3, 1)])
 def test_mrc_axis_orders(tmp_path, scratch, codes):
     data = voxels("int16", (5, 70, 90))  # z, y, x
-    # codes name the axis (1 x, 2 y, 3 z) of columns, rows, sections; sections are the slowest.
+    # The codes name the axis (1 is x, 2 is y, 3 is z) of columns, rows and sections; sections vary slowest.
     on_disk = data.transpose([{1: 2, 2: 1, 3: 0}[code] for code in reversed(codes)])
 
     def order(raw):
@@ -419,7 +419,7 @@ def test_one_of_several_arrays_by_name(local_store: Store):
 @pytest.mark.parametrize("sharded", [False, True])
 def test_absent_chunks_of_foreign_zarr_are_missing_not_zero(store: Store, tmp_path, sharded):
     data = voxels("uint16", (8, 32, 32), seed=1)
-    data[0, 0, 0] = 0  # a real zero is no gap
+    data[0, 0, 0] = 0  # a zero that was written is not missing
 
     def write(path):
         shards = (8, 32, 32) if sharded else None

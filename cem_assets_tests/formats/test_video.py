@@ -1,4 +1,4 @@
-"""Videos become stacks of frames; what cannot be one is refused in words."""
+"""Videos become stacks of frames; what cannot become one is refused with a reason."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +15,7 @@ from cem_assets.formats import open_file, video
 from cem_assets.store.store import Store
 from cem_assets_tests.datasets import cells, put_in_inbox, toml
 
-SHAPE = (6, 96, 130)  # rows that are padded in memory
+SHAPE = (6, 96, 130)  # the decoder pads rows of this width in memory
 
 
 def described(kind: str = "video") -> DatasetDescription:

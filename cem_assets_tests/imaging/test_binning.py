@@ -1,4 +1,4 @@
-"""Binning: which factors, and the mean of every block against its definition."""
+"""Binning: the choice of factors, and the mean of every block compared with its definition."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Candidates and draw of sparse sampling, against oracles written from the definition."""
+"""Candidates and draw of sparse sampling, compared with simple code written from the definition."""
 
 import math
 
@@ -24,7 +24,7 @@ def spans(boxes):
 
 
 def slow_candidates(reference, factor, shape, params, is_missing):
-    """Every cube of the grid, every reference voxel it touches, counted one by one."""
+    """Count every reference voxel that a cube touches, one by one, for every cube of the grid."""
     found = []
     cube = params.cube_px
     for z in range(0, shape[0], cube):

@@ -1,4 +1,4 @@
-"""The fast difference hash equals imagehash's, bit for bit, whatever the patch."""
+"""The fast difference hash equals that of imagehash bit for bit, for any patch."""
 
 import logging
 
@@ -16,7 +16,7 @@ sides = st.integers(1, 224)
 
 
 def patch(height: int, width: int, seed: int) -> np.ndarray:
-    """Noise, smooth ramps, steps, or nearly constant: what real patches and hostile ones look like."""
+    """Draw patches of noise, smooth ramps, steps or nearly constant values, as real and difficult patches have them."""
     generator = np.random.default_rng(seed)
     noise = generator.integers(0, 256, (height, width), dtype=np.uint8)
     match seed % 4:

@@ -1,4 +1,4 @@
-"""Pictures stay small enough for metadata, and are what they say."""
+"""Pictures stay small enough for metadata, and have the form they claim."""
 
 import io
 

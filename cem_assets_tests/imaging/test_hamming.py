@@ -1,4 +1,4 @@
-"""Greedy exemplars and pairs against loops written from the definition."""
+"""Greedy exemplars and pairs, compared with loops written from the definition."""
 
 import numpy as np
 import pytest
@@ -53,9 +53,9 @@ def test_exemplars_equal_the_definition_across_blocks(num):
 def adversarial() -> dict[str, np.ndarray]:
     generator = np.random.default_rng(8)
     near_zero = np.zeros(600, np.uint64)
-    for _ in range(14):  # around the distance of 12, and all in few buckets
+    for _ in range(14):  # distances around 12, and all hashes in few buckets
         near_zero ^= np.uint64(1) << generator.integers(0, 64, 600).astype(np.uint64)
-    chain = np.array([(1 << min(n, 64)) - 1 for n in range(600)], dtype=np.uint64)  # each next to its neighbours alone
+    chain = np.array([(1 << min(n, 64)) - 1 for n in range(600)], dtype=np.uint64)  # each is near its neighbours only
     return {
         "all equal": np.full(600, 7, np.uint64),
         "all distinct": generator.integers(0, 2**64, 600, dtype=np.uint64),
@@ -107,7 +107,7 @@ def test_lists_long_enough_for_buckets_equal_the_loop_over_exemplars(monkeypatch
 
 
 def test_too_many_hashes_are_refused():
-    one = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint64), (2**31,), (0,))  # takes no memory
+    one = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint64), (2**31,), (0,))  # this array takes no memory
     with pytest.raises(ValueError, match="expected fewer than 2,147,483,647"):
         greedy_exemplars(one, 12)
 

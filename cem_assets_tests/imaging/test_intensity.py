@@ -1,4 +1,4 @@
-"""Intensity policies: what becomes 0 and 255, and that it can be undone."""
+"""Intensity policies: which values become 0 and 255, and that the mapping can be undone."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Joining bucket with bucket against a loop over all pairs, and the cut into bands against what it promises."""
+"""Joining buckets, compared with a loop over all pairs; and the guarantee of the cut into bands."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,7 +25,7 @@ def changed(hashes: np.ndarray, flips: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_the_first_of_the_block_is_found_for_every_hash(num_bands, max_distance, num_threads):
     block = np.random.default_rng(1).integers(0, 2**64, 300, dtype=np.uint64)
-    block = np.concatenate([block, changed(block, 4, 2), block[:50]])  # several of the block are near the same hash
+    block = np.concatenate([block, changed(block, 4, 2), block[:50]])  # several hashes of the block are near the same hash
     hashes = np.concatenate([changed(block, flips, flips) for flips in range(0, 17, 2)])
     found = first_near(block, hashes, max_distance, bands(num_bands, max_distance), POOL, num_threads)
     is_near = np.bitwise_count(hashes[:, None] ^ block[None]) <= max_distance

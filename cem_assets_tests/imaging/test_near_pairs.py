@@ -1,4 +1,4 @@
-"""Near pairs between groups equal the definition, each with each, whatever the cut and the number of threads."""
+"""Near pairs between groups equal those of comparing all pairs, for any cut and any number of threads."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def by_definition(hashes, groups, max_distance):
 
 
 def crowded(num: int, seed: int = 0) -> np.ndarray:
-    """Hashes of few centres with some bits turned over: pairs at every distance, and buckets with many."""
+    """Draw hashes around few centres with some bits flipped: there are pairs at every distance, and full buckets."""
     generator = np.random.default_rng(seed)
     centres = generator.integers(0, 2**64, max(1, num // 12), dtype=np.uint64)
     hashes = generator.choice(centres, num)

@@ -1,4 +1,4 @@
-"""Counts of values beside numpy's."""
+"""Counts of values, compared with numpy's."""
 
 import numpy as np
 import pytest

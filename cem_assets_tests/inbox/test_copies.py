@@ -1,4 +1,4 @@
-"""Copies of sources in a bucket: the bytes that were hashed, within their room, and each fetched once."""
+"""Copies of files in a bucket: they are the bytes that were hashed, stay within their room, and are fetched only once."""
 
 import hashlib
 import os

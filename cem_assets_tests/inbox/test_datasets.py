@@ -1,4 +1,4 @@
-"""The inbox: complete datasets, safe names, digests that change when anything does."""
+"""The inbox: complete datasets, safe names, and digests that change with every file."""
 
 from pathlib import Path
 

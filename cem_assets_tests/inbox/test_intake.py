@@ -1,4 +1,6 @@
-"""Which files make which volume, stack or image, and what fits nowhere."""
+"""Which files make which volume, stack or image, and which cannot be used."""
+
+import errno
 
 import numpy as np
 import pytest
@@ -106,3 +108,21 @@ def test_stacks_and_images_are_told_apart_by_their_headers(tmp_path):
     (tmp_path / "broken.tif").write_bytes(b"II*\0garbage")
     answers = {path.name: holds_one_image(path, tmp_path, about) for path in tmp_path.iterdir() if path.is_file()}
     assert answers == {"stack.tif": False, "shaped.tif": False, "one.tif": True, "one.png": True, "broken.tif": True}
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"), [(KeyError("tag"), False), (MemoryError(), True), (OSError(errno.EIO, "disk"), True)]
+)
+def test_only_damage_of_the_file_itself_is_left_to_its_opener(tmp_path, monkeypatch, error, passes):
+    tifffile.imwrite(tmp_path / "one.tif", np.zeros((4, 5), np.uint8))
+
+    def broken(self: object) -> object:
+        raise error
+
+    monkeypatch.setattr(tifffile.TiffFile, "is_imagej", property(broken), raising=False)
+    about = dataset("one.tif").description
+    if passes:
+        with pytest.raises(type(error)):
+            holds_one_image(tmp_path / "one.tif", tmp_path, about)
+    else:
+        assert holds_one_image(tmp_path / "one.tif", tmp_path, about)

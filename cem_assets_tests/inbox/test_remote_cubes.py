@@ -1,4 +1,4 @@
-"""Sampling remote volumes into the inbox: budget, voxels, resumption, and what becomes of missing chunks."""
+"""Cubes of remote volumes go into the inbox: the budget, the voxels, interrupted runs, and missing chunks."""
 
 import json
 import math
@@ -21,11 +21,12 @@ from cem_assets import readers
 from cem_assets.catalog import EmDataset, RemoteSource
 from cem_assets.cem.patches.stage import PatchifyParams, cut_and_hash
 from cem_assets.cem.volumes.stage import standardize_dataset
+from cem_assets.errors import DataError
 from cem_assets.imaging.cube_choice import SamplingParams, candidate_cubes, order_cubes
 from cem_assets.inbox.datasets import read_inbox
 from cem_assets.inbox.remote_cubes import sample_dataset
 from cem_assets.operations.catalogue_intake import fetch_row
-from cem_assets.sources.volumes.objects import TransferLimits
+from cem_assets.sources.volumes.objects import RequestLimits
 from cem_assets.store.store import Store, open_store
 from cem_assets_tests.datasets import cells
 from cem_assets_tests.services.http_files import HttpFiles, serve_files
@@ -34,12 +35,12 @@ from cem_assets_tests.sources.volumes.remote_stores import halved, kind_of_forma
 SHAPE = (160, 200, 240)
 CUBE = 64
 FORMATS = ("ome-zarr", "zarr2", "zarr3-sharded", "n5", "precomputed", "precomputed-murmur")
-FAST = TransferLimits(backoff_seconds=0.001, requests_per_second=1e6, num_attempts=3, timeout_seconds=5)
+FAST = RequestLimits(backoff_seconds=0.001, requests_per_second=1e6, num_attempts=3, timeout_seconds=5)
 _ROI = re.compile(r"(?P<v>.+)-ROI-x(\d+)-(\d+)_y(\d+)-(\d+)_z(\d+)-(\d+)")
 
 
 def truth(dtype: str = "uint8") -> np.ndarray:
-    """Noise with an empty quarter: padding that no cube may be taken from."""
+    """Noise with an empty part, the padding, which no cube may be taken from."""
     voxels = textured(SHAPE, dtype)
     voxels[:, :, : 2 * CUBE] = 0
     return voxels
@@ -60,7 +61,7 @@ def _unspoiled(served: HttpFiles) -> None:
 
 
 def row(served: HttpFiles, name: str, cubes: float = 3.5, scale: int = 0, **changes: Any) -> EmDataset:
-    """A catalogue row whose budget is so many cubes of 64 (and as much again for bytes that noise cannot save)."""
+    """A catalogue row with a budget of so many cubes of 64 voxels."""
     remote = RemoteSource(f"{served.address}/{name}", kind_of_format(name), scale, True, CUBE, False, 0, cubes * CUBE**3 / 1e9)
     remote = replace(remote, **changes)
     return EmDataset("far", False, "volume", (10.0, 4.0, 4.0), "CC0-1.0", "Test et al. 2026", "", "", "", "", "", {}, remote)
@@ -89,7 +90,7 @@ def box_of(name: str) -> tuple[slice, slice, slice]:
 def test_cubes_are_the_volume_voxel_by_voxel_within_the_budget(
     served: HttpFiles, local_store: Store, tmp_path: Path, name: str, is_inverted: bool
 ):
-    # Chunks as large as cubes: what is downloaded is the cubes and the reference (1/64, without its empty part).
+    # Chunks are as large as cubes, so only the cubes and the reference (1/64 of the volume without padding) are downloaded.
     wanted = row(served, name, 8, is_inverted=is_inverted)
     ledger = sample_dataset(local_store, wanted, tmp_path, limits=FAST)
     expected = truth("uint16" if name == "n5" else "uint8")
@@ -196,7 +197,7 @@ def test_a_volume_with_nothing_to_take_is_refused_in_words(served: HttpFiles, lo
     with pytest.raises(ValueError, match="does not suffice for metadata and reference"):
         sample_dataset(local_store, row(served, "n5", 0.001), tmp_path, limits=FAST)
     served.fault = lambda path, count: 404 if path.startswith("n5/s0/") and "json" not in path else None
-    with pytest.raises(ValueError, match="(?s)no cube could be had.*chunk absent at source"):
+    with pytest.raises(ValueError, match="(?s)no cube could be taken.*chunk absent at source"):
         sample_dataset(local_store, row(served, "n5"), tmp_path, limits=FAST)
     served.fault = lambda path, count: 403 if path.startswith("n5/s0/") and "json" not in path else None
     with pytest.raises(PermissionError, match="refused"):
@@ -211,6 +212,13 @@ def test_another_dataset_or_sample_of_that_name_is_not_overwritten(served: HttpF
     sample_dataset(local_store, row(served, "n5"), tmp_path, limits=FAST)
     with pytest.raises(FileExistsError, match="another sample of 'far': invert differ"):
         sample_dataset(local_store, row(served, "n5", is_inverted=True), tmp_path, limits=FAST)
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b'{"plan": 3}', b'{"plan": {}}'])
+def test_a_damaged_ledger_is_refused_with_its_remedy(served: HttpFiles, local_store: Store, tmp_path: Path, text: bytes):
+    local_store.put("inbox/far/sampling.json", text)
+    with pytest.raises(DataError, match=r"inbox/far/sampling\.json is damaged: .* Remove inbox/far/\."):
+        sample_dataset(local_store, row(served, "n5"), tmp_path, limits=FAST)
 
 
 def test_a_volume_without_a_pyramid_is_judged_cube_by_cube(local_store: Store, tmp_path: Path):
@@ -251,18 +259,18 @@ import json, sys
 from pathlib import Path
 from cem_assets import readers
 from cem_assets.catalog import EmDataset, RemoteSource
-from cem_assets.sources.remote_objects import TransferLimits
+from cem_assets.sources.volumes.objects import RequestLimits
 from cem_assets.inbox.remote_cubes import sample_dataset
 from cem_assets.store.store import open_store
 address, name, root, scratch, gigabytes, cube = sys.argv[1:]
 kind = "ome-zarr" if name.startswith("ome-zarr") else name.partition("-")[0]
 def peak():
-    # Not ru_maxrss, which begins with the peak of the process that started this one.
+    # ru_maxrss would start at the peak of the process that started this one.
     return int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]) * 1024
 def run(dataset, size):
     remote = RemoteSource(f"{address}/{name}", kind, 0, True, int(cube), False, 0, size)
     row = EmDataset(dataset, False, "volume", (10.0, 4.0, 4.0), "CC0", "T", "", "", "", "", "", {}, remote)
-    return sample_dataset(open_store(root), row, Path(scratch), limits=TransferLimits(requests_per_second=1e6))
+    return sample_dataset(open_store(root), row, Path(scratch), limits=RequestLimits(requests_per_second=1e6))
 run("warm", float(gigabytes) / 8)
 before = peak()
 ledger = run("far", float(gigabytes))
@@ -272,7 +280,7 @@ print(json.dumps({"grown": peak() - before, "cube_bytes": ledger["cube_bytes"], 
 
 @contextmanager
 def served_from(where: str, folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]]]:
-    """Serve a folder by a plain HTTP server with ranges, or from the real S3 server; yield its address and variables."""
+    """Serve a folder by a plain HTTP server or the real S3 server; yield its address and the environment variables for it."""
     if where == "http":
         with serve_files(folder) as files:
             yield files.address, {}
@@ -291,7 +299,7 @@ def served_from(where: str, folder: Path, request: pytest.FixtureRequest) -> Ite
 def measure(
     tmp_path: Path, name: str, where: str, request: pytest.FixtureRequest, shape: tuple[int, int, int], gigabytes: float
 ) -> dict[str, int]:
-    """Sample in a process of its own, a little first, and tell by how much its memory grew for eight times as much."""
+    """Take a small sample in a new process, then one eight times as large, and return by how much its memory grew."""
     write_volume(tmp_path / "big", name, textured(shape), chunk=64, num_scales=3)
     with served_from(where, tmp_path / "big", request) as (address, variables):
         places = [address, name, str(tmp_path / "store"), str(tmp_path)]

@@ -1,4 +1,4 @@
-"""Alerts: who is told what, when a run fails or releases become too old."""
+"""Alerts: which notices are sent when a run fails or releases become too old."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from cem_assets_tests.datasets import put_in_inbox
 
 @pytest.fixture
 def told(monkeypatch):
-    """What would be delivered; the channels themselves are tried in test_notices."""
+    """Collect the notices instead of sending them; test_notices tries the channels themselves."""
     notices = []
     monkeypatch.setenv("CEM_ASSETS_ALERT_WEBHOOK", "http://127.0.0.1:9/")
     monkeypatch.setattr(alerts, "deliver", lambda subject, text, facts: notices.append((subject, text, dict(facts))) or [])

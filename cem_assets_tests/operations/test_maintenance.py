@@ -1,4 +1,4 @@
-"""Maintenance: what nothing names is swept, everything else stays readable."""
+"""Maintenance: what nothing names is deleted, and everything else can still be read."""
 
 import os
 import time
@@ -41,7 +41,7 @@ def test_old_content_goes_but_what_a_release_names_stays(curated_store: Store):
     make_release(store)
     released = current_manifest(store, FILTERED, "cells")
     keep_informative(store, "cells", FilterParams(threshold=0.5))
-    choose_exemplars(store, "twin", DedupParams(max_distance=3))  # what twin's scores were made from is still named
+    choose_exemplars(store, "twin", DedupParams(max_distance=3))  # still names what twin's scores were made from
     keep_informative(store, "twin", FilterParams(threshold=0.5))
     between = current_manifest(store, FILTERED, "twin")
     keep_informative(store, "twin", FilterParams(threshold=0.25))

@@ -1,4 +1,4 @@
-"""Notices: a webhook and an e-mail arrive at real receivers on loopback; one that is down does not keep back the other."""
+"""Notices by webhook and e-mail arrive at real receivers on loopback; a channel that is down does not stop the other."""
 
 import json
 import socket
@@ -78,4 +78,26 @@ def test_one_channel_that_is_down_is_told_without_its_address_and_keeps_nothing_
 def test_senseless_addresses_are_refused(monkeypatch, url):
     monkeypatch.setenv("CEM_ASSETS_ALERT_WEBHOOK", url)
     (problem,) = deliver("s", "t", {})
-    assert "webhook could not be delivered (ValueError)" in problem
+    assert "webhook could not be delivered (DataError)" in problem
+
+
+def test_a_server_that_does_not_speak_http_is_told_and_keeps_nothing_back(mailbox, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with listener.accept()[0] as connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"what is this?\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        monkeypatch.setenv("CEM_ASSETS_ALERT_WEBHOOK", f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        (problem,) = deliver("s", "t", {})
+        thread.join()
+    assert "webhook could not be delivered (BadStatusLine)" in problem and len(mailbox) == 1
+
+
+def test_a_mistake_of_our_own_is_not_told_as_trouble_of_the_channel(monkeypatch):
+    monkeypatch.setenv("CEM_ASSETS_ALERT_WEBHOOK", "http://127.0.0.1:9/")
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        deliver("s", "t", {"run": object()})

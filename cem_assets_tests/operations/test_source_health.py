@@ -1,4 +1,4 @@
-"""Rows of the catalogue from sources that die: mirrors go on serving, the trouble is recorded, licences are asked for."""
+"""Rows of the catalogue whose sources fail: mirrors serve their files, the trouble is recorded, licences must be accepted."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[UnreliableHttp]:
     monkeypatch.setenv(environment.ALLOW_PRIVATE_SOURCES.name, "yes")
-    monkeypatch.setattr("cem_assets.sources.files.transfer.DownloadLimits", lambda: DownloadLimits(10**7, 2, 0.01, 5.0))
+    monkeypatch.setattr("cem_assets.sources.files.download.DownloadLimits", lambda: DownloadLimits(10**7, 2, 0.01, 5.0))
     monkeypatch.setattr(listings, "_BACKOFF_S", 0.001)
     with serve_unreliably({"p/a%20b.tif": DATA, "m/a%20b.tif": DATA}) as server:
         yield server
@@ -116,7 +116,7 @@ def test_an_archive_that_is_gone_is_replaced_by_the_mirror_of_known_files(
     with pytest.raises(ConnectionError, match="could not be asked"):
         fetch_row(local_store, "far")
     served.answers.clear()
-    # The registry's sha256 goes before the archive's md5, which here is that of other contents.
+    # The registry's sha256 counts before the archive's md5, which is that of other contents here.
     use(monkeypatch, replace(row, base_url="", archive="zenodo", accession="7"))
     fetch_row(local_store, "far")
     assert source_health(local_store) == []

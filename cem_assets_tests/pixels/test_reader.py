@@ -1,4 +1,4 @@
-"""The training reader: right patches in the right order, a bounded cache that heals, clear errors."""
+"""The training reader: the right patches in the right order, a bounded cache that repairs itself, clear errors."""
 
 import errno
 import fcntl
@@ -38,7 +38,7 @@ GROUP_BYTES = GROUP * (PATCH_BYTES + 4) + pixel_cache.HEADER_BYTES
 
 
 def patches(num: int, seed: int) -> list[np.ndarray]:
-    """Patches whose first two pixels say which one they are."""
+    """Make patches whose first two pixels tell them apart."""
     generator = np.random.default_rng(seed)
     out = list(generator.integers(0, 256, (num, 224, 224), dtype=np.uint8))
     for n, patch in enumerate(out):
@@ -47,7 +47,7 @@ def patches(num: int, seed: int) -> list[np.ndarray]:
 
 
 def shard_bytes(dataset: str, images: list[np.ndarray], row_group: int = GROUP) -> bytes:
-    """Write a file as cem/filtered_patches has them."""
+    """Write a file like those of cem/filtered_patches."""
     num = len(images)
     place = np.tile(np.array([0, 0, 0, 224, 0, 224], np.int32), (num, 1))
     place[:, 1] = np.arange(num)
@@ -117,7 +117,7 @@ def test_rows_that_are_not_there_are_refused(local_store, keys, rows):
 
 
 def test_a_release_is_read_as_the_readers_read_it(curated_store, tmp_path):
-    """On a local folder and on the real S3 server, with the shards that real stages wrote."""
+    """Read shards that real stages wrote, on a local folder and on the real S3 server."""
     make_release(curated_store, "v1")
     release = readers.read_release("v1", curated_store.url)
     keys = [url.removeprefix(f"{curated_store.url}/") for url in release.shards]
@@ -174,7 +174,7 @@ def test_cells_of_other_writers_are_read_too(binary):
     whole = image_column([str(n) for n in range(6)], images)
     assert np.shares_memory(decode_cells(whole, "mirror"), np.frombuffer(whole.field("bytes").buffers()[2], np.uint8))
     forged = bytearray(cells[3])
-    forged[20] ^= 255  # as long as a whole patch, and none
+    forged[20] ^= 255  # as long as a whole patch, but not one
     with pytest.raises(ValueError, match="row 1"):
         decode_cells(pa.array([cells[5], bytes(forged)], binary), "mirror")
     structs = image_column([str(n) for n in range(6)], images)
@@ -183,7 +183,7 @@ def test_cells_of_other_writers_are_read_too(binary):
 
 
 def huge_png() -> bytes:
-    """A PNG of a few hundred bytes that claims 2**28 pixels."""
+    """Make a PNG of a few hundred bytes whose header claims 2**28 pixels."""
     data = bytearray(encoded(np.zeros((4, 4), np.uint8), "PNG"))
     data[16:24] = (1 << 14).to_bytes(4, "big") * 2
     import zlib
@@ -271,7 +271,7 @@ def test_batches_do_not_depend_on_threads(local_store, keys, made, cache, num_th
 
 
 class Watched:
-    """Counts the batches that are held: being read, or waiting."""
+    """Counts the batches in memory, which are being read or wait to be taken."""
 
     def __init__(self, source: TrainingSource, monkeypatch) -> None:
         self.num_begun = 0
@@ -332,13 +332,13 @@ def test_an_error_comes_where_its_batch_would(local_store, keys):
 
 
 def test_memory_is_bounded_by_the_batches_held(local_store, tmp_path):
-    """In a process of its own: 3,000 patches (150 MB) through a cache of 10 MB, four threads."""
+    """Read 3,000 patches (150 MB) through a cache of 10 MB with four threads, in a process of its own."""
     for part in range(4):
         local_store.put(f"{part}.parquet", shard_bytes("d", patches(250, part) * 3, 64))
     code = f"""
 import numpy as np
 from pathlib import Path
-from cem_assets.pretraining.sampling import epoch_order, share, streaming_order
+from cem_assets.pretraining.data.epochs import epoch_order, share, streaming_order
 from cem_assets.store.store import open_store
 from cem_assets.pixels.reader import BatchStream, TrainingSource
 def measure(cache):
@@ -386,7 +386,7 @@ def test_the_cache_keeps_its_bound(local_store, keys, made, tmp_path):
     for _ in range(30):
         rows = generator.integers(0, 100, 5)
         assert np.array_equal(source.read_rows(rows)[0], made[1][rows])
-        source.flush()  # the writer behind the reading removes files, too
+        source.flush()  # the background writer deletes files, too
         ours = [path for path in folder.iterdir() if path.name not in ("notes.txt", "0000.pixels")]
         assert sum(path.stat().st_size for path in ours) <= bound
     assert {"notes.txt", "0000.pixels"} <= {path.name for path in folder.iterdir()}
@@ -395,10 +395,10 @@ def test_the_cache_keeps_its_bound(local_store, keys, made, tmp_path):
 def test_what_was_used_last_stays_in_the_cache(local_store, keys, tmp_path, monkeypatch):
     monkeypatch.setattr(pixel_cache, "_TOUCH_SECONDS", 0.0)
     source = TrainingSource.open(local_store, keys, tmp_path / "cache", 3 * GROUP_BYTES)
-    for row in (0, 16, 0, 47, 0, 67, 0, 83, 0):  # the first group again and again, four others once
+    for row in (0, 16, 0, 47, 0, 67, 0, 83, 0):  # the first group several times, four others once
         source.read_rows(np.array([row]))
         source.flush()
-        time.sleep(0.02)  # file times have ticks
+        time.sleep(0.02)  # times of files have a coarse resolution
     decoded: list[int] = []
     monkeypatch.setattr(
         TrainingSource, "_decode", lambda _, number, group, num: decoded.append(number) or np.zeros((num, 224, 224), "u1")
@@ -455,7 +455,7 @@ def test_damaged_files_are_made_again(local_store, keys, made, tmp_path, caplog,
     for _ in range(2):
         assert np.array_equal(source.read_rows(np.arange(100))[0], made[1])
         source.flush()
-    is_noticed = not (is_open and kind in ("header", "table"))  # what it says was read before
+    is_noticed = not (is_open and kind in ("header", "table"))  # its checksums were read before
     assert caplog.text.count("is damaged") == is_noticed
     if is_noticed:
         assert [path.read_bytes() for path in cached_files(tmp_path / "cache")] == whole
@@ -575,20 +575,20 @@ def test_what_waits_to_be_written_is_read_from_memory_and_decoded_once(local_sto
 
 def test_a_second_user_of_the_folder_finds_what_the_first_has_decoded(local_store, keys, made, tmp_path, monkeypatch):
     first, second = (TrainingSource.open(local_store, keys, tmp_path / "cache") for _ in range(2))
-    first.read_rows(np.arange(100))  # and no waiting for it to be written
+    first.read_rows(np.arange(100))  # without waiting until it is written
     monkeypatch.setattr(TrainingSource, "_decode", lambda *_: pytest.fail("decoded again"))
     assert np.array_equal(second.read_rows(np.arange(100))[0], made[1])
 
 
 def test_a_batch_takes_other_groups_while_one_is_being_decoded(local_store, keys, made, cache, monkeypatch):
-    """Two batches want the same groups in the same order: with threads that waited, one would decode everything."""
+    """Two batches need the same groups in the same order; if threads waited for each other, one would decode everything."""
     source = TrainingSource.open(local_store, keys, cache)
     decode, by_thread, together = TrainingSource._decode, {}, threading.Barrier(2)
 
     def watched(*args) -> np.ndarray:
         by_thread.setdefault(threading.get_ident(), []).append(args[1:3])
         if len(by_thread[threading.get_ident()]) <= 3:
-            together.wait(60)  # passed only where both decode, each another group
+            together.wait(60)  # passed only if both decode, each a different group
         return decode(*args)
 
     monkeypatch.setattr(TrainingSource, "_decode", watched)
@@ -599,7 +599,7 @@ def test_a_batch_takes_other_groups_while_one_is_being_decoded(local_store, keys
 
 
 def test_processes_share_a_folder(local_store, keys, tmp_path):
-    """Four at once on a bound of three groups: the same pixels everywhere, and the bound holds in the end."""
+    """Four processes share a cache with room for three groups: all read the same pixels, and the bound holds in the end."""
     code = f"""
 import hashlib, numpy as np
 from pathlib import Path
@@ -690,14 +690,14 @@ def test_a_shard_that_is_damaged_later_is_named(local_store, keys, how):
 
 
 def test_lost_connections_are_the_stores_to_retry(s3, s3_store, made, monkeypatch, tmp_path):
-    """One request in ten fails: answered 503, or its connection cut."""
+    """One request in ten fails with status 503 or a closed connection."""
     keys = put(s3_store, made)
     with faulty_proxy(s3.endpoint, 0.1, 3) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         code = f"""
 import numpy as np
 from pathlib import Path
-from cem_assets.pretraining.sampling import share
+from cem_assets.pretraining.data.epochs import share
 from cem_assets.store.store import open_store
 from cem_assets.pixels.reader import BatchStream, TrainingSource
 out = []
@@ -706,7 +706,7 @@ for _ in range(3):
     out = [batch.images for batch in BatchStream(source, share(np.arange(100), batch_size=20), num_threads=4)]
 np.save({str(tmp_path / "out.npy")!r}, np.concatenate(out))
 """
-        # A process of its own: this one's filesystem knows the true endpoint.
+        # In a process of its own, because the file system of this one uses the real endpoint.
         found = subprocess.run(
             [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=Path(__file__).parents[2]
         )
@@ -716,7 +716,7 @@ np.save({str(tmp_path / "out.npy")!r}, np.concatenate(out))
 
 
 def test_reading_fetches_little_more_than_it_needs(s3_store, made, monkeypatch):
-    """s3fs would read 50 MB ahead of every row group."""
+    """s3fs would read 50 MB more for every row group."""
     keys = put(s3_store, made)
     source = TrainingSource.open(s3_store, keys, None, 1)
     fetched: list[int] = []

@@ -1,4 +1,4 @@
-"""Writing behind readers: bounded, in order, read back until it is written, and whole when the process ends."""
+"""Writing in the background: bounded, in order, readable until it is written, and complete when the process ends."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def test_the_bound_holds_and_what_waits_is_found(monkeypatch):
     may_write = threading.Event()
     behind = WriteBehind(lambda *_: may_write.wait(60), 35)
     assert [behind.put(str(n), numbered(n)) for n in range(5)] == [True, True, True, False, False]
-    assert behind.put("1", numbered(1))  # it waits already
+    assert behind.put("1", numbered(1))  # the array is waiting already
     found = behind.find("2")
     assert found is not None and found[0, 0] == 2 and behind.find("3") is None
     may_write.set()
@@ -45,7 +45,7 @@ def test_the_bound_holds_and_what_waits_is_found(monkeypatch):
 
 @pytest.mark.parametrize("reason", ["rest", "patience", "half full"])
 def test_it_is_written_without_a_flush(monkeypatch, reason):
-    """Each of the reasons alone, the others put out of reach."""
+    """Test each reason to write alone, with the others made impossible."""
     monkeypatch.setattr(write_behind, "REST_SECONDS", 0.01 if reason == "rest" else 60.0)
     monkeypatch.setattr(write_behind, "PATIENCE_SECONDS", 0.0 if reason == "patience" else 60.0)
     written = threading.Event()

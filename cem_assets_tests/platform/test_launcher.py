@@ -1,15 +1,13 @@
-"""The launcher tells dead runs from living ones."""
+"""The launcher distinguishes dead runs from living ones."""
 
 import time
 
 import dagster as dg
 import pytest
-from dagster._core.launcher import WorkerStatus
-from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from cem_assets.definitions import defs
 from cem_assets.platform import launcher
-from cem_assets.platform.launcher import WatchedRunLauncher
+from cem_assets.platform.launcher import GRPC_INFO_TAG, WatchedRunLauncher, WorkerStatus
 
 OVERRIDES = {"run_launcher": {"module": "cem_assets.platform.launcher", "class": "WatchedRunLauncher"}}
 NOWHERE = '{"host": "127.0.0.1", "port": 9}'
@@ -36,3 +34,8 @@ def test_a_run_its_server_knows_is_alive_however_silent(monkeypatch):
         later = time.time() + 10_000
         monkeypatch.setattr(launcher.time, "time", lambda: later)
         assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
+
+
+def test_dagster_still_needs_this_launcher():
+    """When this fails, Dagster's default launcher notices dead runs by itself: remove `cem_assets.platform.launcher`."""
+    assert dg.DefaultRunLauncher().supports_check_run_worker_health is False

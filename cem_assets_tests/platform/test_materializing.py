@@ -123,7 +123,7 @@ def test_a_failed_blocking_check_stops_the_next_stage_of_its_own_partition_only(
             return common_checks.Outcome(False, "1 objects are damaged")
         return real(store, asset, partition)
 
-    monkeypatch.setattr(common_checks, "objects_match_manifest", finds_damage)
+    monkeypatch.setattr("cem_assets.platform.assets.objects_match_manifest", finds_damage)
     first, second = (materialize(instance, local_store, name, until="raw") for name in ("one", "two"))
     assert not first.success and second.success
     assert "check objects_match_manifest of cem/volumes: 1 objects are damaged" in failures(first)
@@ -246,7 +246,7 @@ def test_flipbooks_are_cut_when_asked_for_and_shown_moving(instance, curated_loc
 
 def test_a_run_chooses_its_engine_which_is_no_part_of_what_is_recorded(instance, local_store, monkeypatch):
     volume_dataset(local_store)
-    monkeypatch.setenv("CEM_ASSETS_ENGINE", "nonsense")  # what the run asks for wins
+    monkeypatch.setenv("CEM_ASSETS_ENGINE", "nonsense")  # the configuration of the run has priority
     local = {"cem/volumes": {"engine": "local"}, "cem/raw_patches": {"engine": "local", "spacing": 10}}
     assert materialize(instance, local_store, "cells", until="raw", **local).success
     assert require_manifest(local_store, "cem/raw_patches", "cells").inputs.parameters == {"spacing": 10}

@@ -1,4 +1,4 @@
-"""Waiting for a slot of a pool: runs sleep, and Dagster still needs to be told to."""
+"""Waiting for a slot of a pool: runs sleep, and Dagster still needs the correction for that."""
 
 import inspect
 import threading
@@ -37,7 +37,7 @@ def test_a_step_that_waits_for_its_pool_uses_no_cpu(tmp_path):
 
 
 def test_dagster_still_needs_the_correction():
-    """When this fails, Dagster sleeps by itself: remove `pool_waits`."""
+    """When this fails, Dagster sleeps by itself: remove `cem_assets.platform.pool_waits`."""
     from dagster._core.execution.plan import instance_concurrency_context as module
 
     assert "return min([0, " in inspect.getsource(module)

@@ -1,4 +1,4 @@
-"""A platform without a daemon: sensors and schedules are ticked by hand, and what they ask for is run in this process."""
+"""A platform without a daemon: tests tick sensors and schedules, and run what these request in their own process."""
 
 import dagster as dg
 
@@ -10,7 +10,7 @@ from cem_assets.store.store import Store
 
 
 class Platform:
-    """A store, a Dagster instance, and the sensors' cursors: ticks without a daemon."""
+    """A store, a Dagster instance, and the cursors of the sensors."""
 
     def __init__(self, store: Store, instance: dg.DagsterInstance) -> None:
         self.store, self.instance, self.cursors = store, instance, {}
@@ -21,7 +21,7 @@ class Platform:
             sensor_name=sensor.name, definitions=build_definitions(self.store.url),
         ) as context:  # fmt: skip
             result = sensor(context)
-        if result.cursor:  # as Dagster does: an empty one is none, and the last one stays
+        if result.cursor:  # like Dagster: an empty cursor does not replace the last one
             self.cursors[sensor.name] = result.cursor
         for request in result.dynamic_partitions_requests or []:
             self.instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
@@ -39,7 +39,7 @@ class Platform:
         )
 
     def tick_and_run(self, sensor) -> dict[str, list[str]]:
-        """Tick, run what was asked for; return the assets asked for by dataset."""
+        """Tick a sensor and run what it requests; return the requested assets by dataset."""
         asked = {}
         for request in self.tick(sensor).run_requests:
             asked[request.partition_key] = [key.to_user_string() for key in request.asset_selection]

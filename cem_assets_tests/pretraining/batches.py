@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cem_assets.pretraining.distributed import average_gradients
 from cem_assets.pretraining.methods.base import Method
 from cem_assets.pretraining.methods.params import MethodParams, views
 from cem_assets.pretraining.methods.schedules import learning_rate
-from cem_assets.pretraining.training.distributed import average_gradients
 
 NUM_CLASSES = 8
 
@@ -29,7 +29,7 @@ def gratings(labels: np.ndarray, size_px: int, generator: np.random.Generator) -
 
 
 def views_of(labels: np.ndarray, params: MethodParams, generator: np.random.Generator) -> list[Tensor]:
-    """Draw the views a method wants of each image: renderings that share nothing but the class."""
+    """Draw the views that a method needs of each image: renderings that have nothing but the class in common."""
     sizes = [spec.size_px for spec in views(params) for _ in range(spec.num)]
     rendered = [torch.from_numpy(gratings(labels, size_px, generator)) for size_px in sizes]
     return [(images.unsqueeze(1).float() / 255 - params.mean) / params.std for images in rendered]

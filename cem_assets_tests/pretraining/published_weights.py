@@ -1,4 +1,4 @@
-"""Published checkpoints, built by hand from their documented keys, and hand-loaded torchvision models to compare with."""
+"""Published checkpoints built from their documented keys, and torchvision models loaded by hand to compare with."""
 
 import io
 from collections import OrderedDict
@@ -14,7 +14,7 @@ NORMS = [0.57287, 0.12741]
 
 
 def network(in_channels: int = 1, seed: int = 0, arch: str = "resnet18") -> nn.Module:
-    """A torchvision model with BatchNorm statistics that matter; built without the code under test."""
+    """Build a torchvision model with BatchNorm statistics that are not the initial ones, without the code under test."""
     torch.manual_seed(seed)
     model = getattr(torchvision.models, arch)()
     if in_channels != 3 and arch.startswith("resnet"):
@@ -30,7 +30,7 @@ def network(in_channels: int = 1, seed: int = 0, arch: str = "resnet18") -> nn.M
 
 
 def features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """What comes out of a torchvision model below its head."""
+    """Compute the features of a torchvision model below its head."""
     name = "fc" if hasattr(model, "fc") else "classifier"
     head = getattr(model, name)
     setattr(model, name, nn.Identity())
@@ -55,7 +55,7 @@ def _encoder(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def moco(model: nn.Module, norms: list[float] | None = NORMS) -> bytes:
-    """CEM500K MoCoV2 (with norms) and ImageNet MoCoV2 (without): both encoders, their MLP heads, the queue, the optimiser."""
+    """Make CEM500K MoCoV2 (with norms) or ImageNet MoCoV2 (without): both encoders, MLP heads, the queue, the optimiser."""
     state = OrderedDict()
     for part in ("encoder_q", "encoder_k"):
         for name, value in _encoder(model).items():
@@ -70,7 +70,7 @@ def moco(model: nn.Module, norms: list[float] | None = NORMS) -> bytes:
 
 
 def swav(model: nn.Module) -> bytes:
-    """CEM1.5M SwAV: encoder, projection head and prototypes side by side."""
+    """Make CEM1.5M SwAV, with encoder, projection head and prototypes at one level."""
     state = OrderedDict((f"module.{name}", value) for name, value in _encoder(model).items())
     state |= {"module.projection_head.0.weight": torch.randn(64, 512), "module.projection_head.0.bias": torch.randn(64)}
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -83,14 +83,14 @@ def swav(model: nn.Module) -> bytes:
 
 @lru_cache(maxsize=2)
 def small(seed: int = 0) -> bytes:
-    """The smallest network in the published form, for tests that are not about layouts."""
+    """Make the smallest network in the published form, for tests that are not about layouts."""
     state = network(seed=seed, arch="efficientnet_b0").state_dict()
     named = {f"module.{name}": value for name, value in state.items() if not name.startswith("classifier.")}
     return saved({"epoch": 200, "arch": "efficientnet_b0", "state_dict": named, "norms": NORMS})
 
 
 def row(**changes) -> ImportedWeights:
-    """The row of the file that `small` makes."""
+    """Make the row of the file that `small` makes."""
     values = {
         "name": "published",
         "title": "Published weights",

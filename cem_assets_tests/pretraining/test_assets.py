@@ -1,4 +1,4 @@
-"""Weights in Dagster and at the command line: partitions, metadata, several processes, stopping and going on."""
+"""Weights in Dagster and at the command line: partitions, metadata, several processes, stopping and continuing."""
 
 import json
 import os
@@ -15,16 +15,16 @@ import torch
 from cem_assets import readers
 from cem_assets.cli.runs import failures, run_job
 from cem_assets.cli.weights_runs import parsed_settings, stop_training, weights_lines
+from cem_assets.errors import DataError
 from cem_assets.platform.partitions import weights_rows
 from cem_assets.platform.resources import StoreResource
 from cem_assets.pretraining.automation import tracking_sensor, weights_sensor
 from cem_assets.pretraining.data.release_data import open_training_data
+from cem_assets.pretraining.plan import make_plan
+from cem_assets.pretraining.rows import ROWS, known_weights
 from cem_assets.pretraining.training.checkpoints import decode_state
-from cem_assets.pretraining.training.plan import make_plan
 from cem_assets.pretraining.training.runs import StoreCheckpoints, read_status
 from cem_assets.pretraining.training.stage import build_plan_method
-from cem_assets.pretraining.weights.rows import known_weights
-from cem_assets.pretraining.weights.stored import ROWS
 from cem_assets.store.assets import WEIGHTS
 from cem_assets.store.manifests import require_manifest
 from cem_assets.store.store import Store, open_store
@@ -106,6 +106,11 @@ def test_what_cannot_be_had_fails_in_words_and_commits_nothing(instance, local_s
     assert "not available" in listed
 
 
+def test_an_unknown_setting_is_refused_before_a_run_starts(instance, textured):
+    with pytest.raises(DataError, match="the configuration of pretraining_weights cannot be used(.|\n)*no_such_setting"):
+        run_job(instance, textured.url, "pretraining_weights", partition="tiny_moco", config={WEIGHTS: {"no_such_setting": 1}})
+
+
 def test_trained_weights_show_curves_views_and_the_mlflow_run(instance, textured):
     result = materialize(instance, textured, "tiny_moco")
     assert result.success, failures(result)
@@ -128,7 +133,7 @@ def test_two_processes_started_by_the_asset_are_one_of_the_whole_batch(instance,
     assert "mlflow run" in metadata_of(result, WEIGHTS)
     one, two = state_of(alone, "tiny_moco", **gentle), state_of(textured, "tiny_moco", **gentle)
     assert [r["loss"] for r in two["results"]] == pytest.approx([r["loss"] for r in one["results"]], rel=1e-5)
-    # Sums are taken in another order: the weights differ in the last bits, by far less than they moved.
+    # Sums are taken in another order, so the weights differ in the last bits, by far less than the training changed them.
     plan = make_plan(textured, known_weights(textured)["tiny_moco"], overrides=gentle)
     start = build_plan_method(plan, open_training_data(textured, plan)).state_dict()
     trained = [name for name in start if name.endswith("weight") and "_q." in name]
@@ -165,7 +170,7 @@ def test_values_at_the_command_line_are_json_or_text():
 def test_a_training_is_stopped_and_goes_on(textured, tmp_path, way):
     words = [
         "-m",
-        "cem_assets.cli.main",
+        "cem_assets.cli",
         "--root",
         textured.url,
         "weights",

@@ -27,7 +27,7 @@ SIZES = {"coarse": 96, "fine": 64, "middle": 32}
 
 
 def textures(period_px: float, num: int, seed: int) -> list[np.ndarray]:
-    """Crossed waves of about one period, each picture with a look of its own: uint8 (224, 224) each."""
+    """Draw pictures of crossed waves of about one period, each different: uint8 (224, 224)."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
     found = []
@@ -43,7 +43,7 @@ def textures(period_px: float, num: int, seed: int) -> list[np.ndarray]:
 
 
 def put_filtered(store: Store, dataset: str, images: list[np.ndarray], prefix: str = "") -> Manifest:
-    """Commit a partition of `cem/filtered_patches` as its stage does, from ready patches; names may begin otherwise."""
+    """Commit a partition of `cem/filtered_patches` from ready patches, as its stage does."""
     names = [
         f"{prefix or dataset}-LOC-2d-0-{image.shape[0]}_{number}-{number + image.shape[1]}"
         for number, image in enumerate(images)

@@ -1,4 +1,4 @@
-"""Reading weights: the list, the sidecar, encoders in two forms, and what is said when there are none."""
+"""Reading weights: the list, the description, encoders in two forms, and the errors if there are no weights."""
 
 from pathlib import Path
 
@@ -7,8 +7,9 @@ import torch
 
 from cem_assets import environment, readers
 from cem_assets.catalog.weights import ImportedWeights, weights_rows
+from cem_assets.pretraining.rows import ROWS
 from cem_assets.pretraining.weights.importing import import_weights
-from cem_assets.pretraining.weights.stored import ROWS, WEIGHT_FILES
+from cem_assets.pretraining.weights.stored import WEIGHT_FILES
 from cem_assets.store.store import open_store
 from cem_assets_tests.pretraining.published_weights import features, images, moco, network, row
 
@@ -30,7 +31,7 @@ def committed(tmp_path_factory):
 
 @pytest.fixture
 def published(committed, local_store):
-    """The weights committed in a store of the test's own."""
+    """Put the committed weights into the test's store, and return their manifest."""
     store, manifest = committed
     for item in store.walk("pretraining"):
         local_store.put(item.key, Path(store.url_of(item.key)))
@@ -83,7 +84,7 @@ def test_an_efficientnet_has_no_other_form(local_store):
     import_weights(local_store, asked)
     with torch.no_grad():
         assert readers.load_weights("chance", root=local_store.url)(images()).shape == (2, 1280)
-    with pytest.raises(ValueError, match="pads and normalises otherwise"):
+    with pytest.raises(ValueError, match="pads and normalises differently"):
         readers.load_weights("chance", root=local_store.url, form="smp")
 
 

@@ -11,13 +11,13 @@ PROGRAM = "chromium"
 
 
 def install() -> str | None:
-    """Install Chromium where it is missing; return why that is impossible, or None."""
+    """Install Chromium if it is missing; return why that is impossible, or None."""
     return None if shutil.which(PROGRAM) else install_packages("Chromium and what it needs are", PROGRAM)
 
 
 @contextmanager
 def open_page(width: int = 1600, height: int = 900) -> Iterator[Any]:
-    """Open a page in a fresh browser that asks nothing of any other host."""
+    """Open a page in a fresh browser that cannot reach any other host."""
     from playwright.sync_api import sync_playwright
 
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

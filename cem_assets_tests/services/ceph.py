@@ -1,8 +1,8 @@
 """A real S3 server for the tests: Ceph's RADOS Gateway with one monitor and one OSD, on one machine.
 
-`If-None-Match: *` is atomic there, listings are paged, wrong keys are refused: what the commit protocol needs
-and what mocks only pretend. Packages come from Debian; root installs them when they are missing. Nothing
-listens beyond loopback, and the cluster's own authentication is off, so it must not.
+The commit protocol needs an atomic `If-None-Match: *`, paged listings and refused keys, which mocks only imitate. The packages
+come from Debian; root installs them if they are missing. The server listens on loopback only, which it must, because the
+cluster's own authentication is off.
 """
 
 import os
@@ -30,7 +30,7 @@ def missing_programs() -> list[str]:
 
 
 def install() -> str | None:
-    """Install Ceph where it is missing; return why that is impossible, or None."""
+    """Install Ceph if it is missing; return why that is impossible, or None."""
     return None if not missing_programs() else install_packages(f"Ceph's {', '.join(missing_programs())} are", *PACKAGES)
 
 
@@ -60,7 +60,7 @@ class CephServer:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start the gateway (again) and wait until it answers."""
+        """Start the gateway, also after it was stopped, and wait until it answers."""
         self._spawn("radosgw", ["radosgw", "-f", "-n", "client.admin", "--log-file", f"{self.folder}/log/rgw.log"])
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -75,7 +75,7 @@ class CephServer:
         raise RuntimeError(f"the S3 server did not come up on {self.endpoint}: {tail}")
 
     def stop_gateway(self) -> None:
-        """Stop answering, as a server that is restarted does; data stays."""
+        """Stop the gateway, as when a server restarts; the data stay."""
         self._kill("radosgw", signal.SIGTERM)
 
     def add_user(self, name: str, access_key: str, secret_key: str) -> None:
@@ -126,11 +126,11 @@ class CephServer:
 
 
 def start_server(folder: Path, object_store: str = "bluestore") -> CephServer:
-    """Make a fresh cluster in a folder and start it; about ten seconds.
+    """Make a fresh cluster in a folder and start it, which takes about ten seconds.
 
     Args:
-        folder: Empty, or to be made.
-        object_store: What keeps the objects; "memstore" keeps up to 8 GiB in memory, and takes twice as many a second.
+        folder: An empty folder, which is made if it is missing.
+        object_store: Where objects are kept. "memstore" keeps up to 8 GiB in memory and is twice as fast.
     """
     port = _free_port()
     for name in ("log", "run", "mon", "osd"):
@@ -144,7 +144,7 @@ def start_server(folder: Path, object_store: str = "bluestore") -> CephServer:
     try:
         server._spawn("mon", ["ceph-mon", "-f", "-i", "a"])
         _wait_for_port(port + 1)
-        # Debian's `ceph` is a script for the system's Python; a virtual environment's would lack its modules.
+        # Debian's `ceph` is a script for the system's Python; that of a virtual environment lacks its modules.
         program = shutil.which("ceph") or "ceph"
         server._run(["/usr/bin/python3", program, "--connect-timeout", "30", "osd", "new", osd])
         server._run(["ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd])

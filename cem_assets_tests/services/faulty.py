@@ -1,4 +1,7 @@
-"""A proxy on loopback that lets some requests to a server fail, seeded: refused with 503, cut at once, or cut half-way."""
+"""A proxy on loopback that makes some requests to a server fail: it answers 503, or closes the connection at once or half-way.
+
+Which requests fail follows from a seed.
+"""
 
 import asyncio
 import random
@@ -18,9 +21,9 @@ class FaultyProxy:
 
     Attributes:
         target: Host and port to forward to.
-        share: Of requests that fail.
-        endpoint: Its own address.
-        num_requests, num_faults: So far.
+        share: The share of requests that fail, from 0 to 1; it may be changed at any time.
+        endpoint: The proxy's own address.
+        num_requests, num_faults: The requests so far, and those that the proxy made fail.
     """
 
     target: tuple[str, int]
@@ -32,13 +35,16 @@ class FaultyProxy:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
             server_reader, server_writer = await asyncio.open_connection(*self.target)
         except OSError:
             writer.close()
             return
         back = asyncio.create_task(self._pump(server_reader, writer))
-        self._tasks.add(back)
         try:
             while data := await reader.read(1 << 16):
                 # A client waits for each answer before it asks again, so requests begin where a read begins.
@@ -60,9 +66,15 @@ class FaultyProxy:
             return
         finally:
             back.cancel()
-            self._tasks.discard(back)
             writer.close()
             server_writer.close()
+
+    async def close(self) -> None:
+        """End all connections, so that none is left when the loop stops."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -93,5 +105,6 @@ def faulty_proxy(endpoint: str, share: float, seed: int) -> Iterator[FaultyProxy
         yield proxy
     finally:
         loop.call_soon_threadsafe(server.close)
+        asyncio.run_coroutine_threadsafe(proxy.close(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)

@@ -1,4 +1,4 @@
-"""A plain HTTP server over a folder, with byte ranges, whose answers a test can spoil."""
+"""An HTTP server for the files of a folder, with byte ranges, whose answers a test can make fail."""
 
 import re
 import sys
@@ -19,14 +19,14 @@ class HttpFiles:
     """A running server.
 
     Attributes:
-        folder: What it serves.
-        address: Without a trailing slash.
-        fault: Gives for a path (without leading slash) and how often it was asked for (from 0) a status to answer with,
-            or None to serve it.
-        has_ranges: Whether it gives parts of files.
-        encoding: Content-Encoding to claim for every file.
-        asked: How often each path was asked for.
-        num_bytes: Bytes of bodies that were sent.
+        folder: The folder with the files.
+        address: The server's address without a trailing slash.
+        fault: Returns, for a path without leading slash and the number of earlier requests for it, a status to answer with, or
+            None to serve the file.
+        has_ranges: Whether it serves parts of files.
+        encoding: The Content-Encoding that it claims for every file.
+        asked: The number of requests for each path.
+        num_bytes: The bytes of all bodies that were sent.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def serve_files(folder: Path) -> Iterator[HttpFiles]:
-    """Serve a folder on loopback for the time of a block."""
+    """Serve a folder on loopback while the block runs."""
     files = HttpFiles(folder)
 
     class Handler(BaseHTTPRequestHandler):

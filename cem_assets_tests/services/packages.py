@@ -1,4 +1,4 @@
-"""Installing Debian packages for the tests, where they are missing and we may."""
+"""Installing Debian packages for the tests, if they are missing and the process may do so."""
 
 import os
 import shutil

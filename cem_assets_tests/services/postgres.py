@@ -1,6 +1,6 @@
-"""A real PostgreSQL for the tests, on loopback; root installs Debian's package where it is missing.
+"""A real PostgreSQL for the tests, on loopback; root installs Debian's package if it is missing.
 
-Durability is off: for tests only.
+Durability is switched off, so it is for tests only.
 """
 
 import os
@@ -22,7 +22,7 @@ def _programs() -> Path | None:
 
 
 def install() -> str | None:
-    """Install PostgreSQL where it is missing; return why that is impossible, or None."""
+    """Install PostgreSQL if it is missing; return why that is impossible, or None."""
     return None if _programs() else install_packages("PostgreSQL's programs are", "postgresql")
 
 
@@ -37,7 +37,7 @@ class PostgresServer:
         return f"{driver}://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
 
     def restart(self) -> None:
-        """Restart at once, cutting every connection."""
+        """Restart at once, which closes every connection."""
         self._control("-m", "immediate", "restart")
 
     def stop(self) -> None:
@@ -51,14 +51,14 @@ class PostgresServer:
 
 
 def _as_server(command: list[str], check: bool = True) -> None:
-    """PostgreSQL refuses to run as root; then its own user runs it."""
+    """Run a command of the server as its own user, because PostgreSQL refuses to run as root."""
     prefix = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    # Not captured: the server would keep the pipe open for ever.
+    # The output is not captured, because the server would keep the pipe open for ever.
     subprocess.run([*prefix, *command], check=check, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def start_server(folder: Path, databases: tuple[str, ...]) -> PostgresServer:
-    """Make a fresh cluster and start it; the folder must be one that any user can reach, with a short path."""
+    """Make a fresh cluster and start it. Every user must be able to reach the folder, and its path must be short."""
     programs = _programs()
     assert programs is not None
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """A real Ray cluster for the tests: several nodes of one machine, each with its own loopback address, that can be killed.
 
-Ray is no dependency of the main environment. Where this Python lacks it, `make install-ray` makes `.venv-ray` from its lock
-file (seconds, from the cache of the first environment), and whatever uses Ray runs there.
+Ray is no dependency of the main environment. If this Python lacks it, `make install-ray` makes `.venv-ray` from its lock file,
+which takes seconds with the cache of the main environment, and everything that uses Ray runs there.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ _OBJECT_STORE_BYTES = 200 << 20
 
 
 def find_python() -> tuple[Path | None, str]:
-    """Return a Python that has Ray, made where it is missing; or None and why there is none."""
+    """Return a Python that has Ray, installing it if necessary; or None and the reason why there is none."""
     if importlib.util.find_spec("ray"):
         return Path(sys.executable), ""
     if not (_ROOT / "Makefile").is_file() or not shutil.which("make"):
@@ -45,7 +45,7 @@ def _free_port() -> int:
 
 
 def processes_below(pid: int) -> list[int]:
-    """List the processes that a process started, and those that they started, with itself."""
+    """List a process and all its descendants."""
     parents: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
@@ -61,7 +61,7 @@ def processes_below(pid: int) -> list[int]:
 
 
 def workers_below(pid: int) -> list[int]:
-    """List the processes of a node that work on tasks at this moment."""
+    """List the processes of a node that work on tasks at the moment."""
     found = []
     for one in processes_below(pid):
         try:
@@ -78,9 +78,9 @@ class RayCluster:
     """Nodes by address; the first is the head, which the test never kills.
 
     Attributes:
-        python: That has Ray.
-        folder: For logs and sockets; short, because sockets have short names.
-        environment: Of every node, beside what Ray needs.
+        python: A Python that has Ray.
+        folder: The folder for logs and sockets. Its path is short, because the names of sockets must be short.
+        environment: Variables of every node, in addition to those that Ray needs.
     """
 
     python: Path
@@ -95,7 +95,7 @@ class RayCluster:
         return f"{self.head}:{self.port}"
 
     def client_environment(self) -> dict[str, str]:
-        """What a driver needs to find the cluster."""
+        """The variables with which a driver finds the cluster."""
         return {"RAY_ADDRESS": self.address, "RAY_USAGE_STATS_ENABLED": "0"}
 
     def start(self, address: str, num_cpus: int) -> None:
@@ -139,7 +139,7 @@ class RayCluster:
                 time.sleep(0.1)
 
     def kill(self, address: str) -> None:
-        """Kill a whole node at one blow, as a machine that loses power."""
+        """Kill a whole node at once, as when a machine loses power."""
         process = self.nodes.pop(address)
         for pid in processes_below(process.pid):
             try:
@@ -149,7 +149,7 @@ class RayCluster:
         process.wait()
 
     def kill_one_worker(self, address: str) -> int:
-        """Kill a process that works on a task of a node; wait for one to be there."""
+        """Wait for a process that works on a task of a node, and kill it."""
         deadline = time.monotonic() + 60
         while not (found := workers_below(self.nodes[address].pid)):
             if time.monotonic() > deadline:

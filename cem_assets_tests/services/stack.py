@@ -1,6 +1,6 @@
 """The whole platform as processes: code server, webserver, daemon and MLflow, on PostgreSQL and S3.
 
-As deployed, but for containers: each part is started, stopped and killed by itself.
+This is like a deployment, but without containers: each part is started, stopped and killed by itself.
 """
 
 import json
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def wait_for(what: str, look: Callable[[], Any], seconds: float = 120, pause: float = 0.5) -> Any:
-    """Wait until something is true; return it."""
+    """Wait until a function returns something true, and return that."""
     deadline = time.monotonic() + seconds
     while True:
         if found := look():
@@ -47,7 +47,7 @@ def wait_for(what: str, look: Callable[[], Any], seconds: float = 120, pause: fl
 
 @dataclass
 class Stack:
-    """Processes by name, and what they are started with."""
+    """The processes by name, and the settings they are started with."""
 
     folder: Path
     environment: dict[str, str]
@@ -81,7 +81,7 @@ class Stack:
         return f"http://127.0.0.1:{self.ports['web']}"
 
     def start(self, *names: str) -> None:
-        """Start parts (all without names) and wait until they answer."""
+        """Start the named parts, or all of them, and wait until they answer."""
         host = "127.0.0.1"
         workspace = str(self.folder / "workspace.yaml")
         commands = {
@@ -120,13 +120,13 @@ class Stack:
         return bool(found["repositoriesOrError"].get("nodes"))
 
     def kill(self, name: str) -> None:
-        """Kill a part with everything it started, as a machine that goes away does."""
+        """Kill a part and everything it started, as when a machine goes away."""
         process = self.processes.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def kill_run_workers(self) -> int:
-        """Kill the processes that execute runs; return how many there were."""
+        """Kill the processes that execute runs, and return how many there were."""
         killed = 0
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -152,7 +152,7 @@ class Stack:
         self.processes = {}
 
     def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
-        """Ask the webserver, as its pages do."""
+        """Query the webserver, as its pages do."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
         for attempt in range(10):
@@ -160,7 +160,7 @@ class Stack:
                 with urllib.request.urlopen(request, timeout=30) as answer:
                     found = json.load(answer)
                 break
-            except urllib.error.HTTPError as error:  # its connection to the database was cut: a person reloads the page
+            except urllib.error.HTTPError as error:  # its connection to the database was closed; a person would reload the page
                 if error.code < 500 or attempt == 9:
                     raise
                 time.sleep(1)

@@ -1,4 +1,4 @@
-"""An HTTP server on loopback whose files break off, drip, move and change, as a test says, and which counts what it sent."""
+"""An HTTP server on loopback that counts what it sends, and whose files end early, come slowly, move or change on demand."""
 
 import threading
 import time
@@ -14,14 +14,14 @@ class Answer:
     """How one request is answered.
 
     Attributes:
-        status: Instead of the file.
-        dies_after: Bytes of the body after which the connection is closed.
-        bytes_per_s: Speed of the body; None is as fast as it goes.
-        has_ranges: Whether a part is given where one is asked for.
-        location: Of a redirect.
-        headers: More headers; they replace others of that name.
-        body: Instead of the file's bytes.
-        is_chunked: Whether it comes in chunks, its size untold.
+        status: The status that is sent instead of the file.
+        dies_after: The connection is closed after so many bytes of the body.
+        bytes_per_s: The speed of the body; None has no limit.
+        has_ranges: Whether requests for a part get that part.
+        location: The target of a redirect.
+        headers: More headers, which replace others of the same name.
+        body: The bytes that are sent instead of the file's.
+        is_chunked: Whether the body is sent in chunks, without its size.
     """
 
     status: int | None = None
@@ -39,12 +39,12 @@ class UnreliableHttp:
     """A running server.
 
     Attributes:
-        address: Without a trailing slash.
-        files: Bytes by path, without leading slash; a path may have a query.
-        answers: By path, how its requests are answered in order; the last one stays. Without any: the file.
-        etags: By path.
+        address: The server's address without a trailing slash.
+        files: The bytes of files by path, without leading slash; a path may have a query.
+        answers: How the requests for a path are answered, in order. The last answer is repeated; without any, the file is sent.
+        etags: Entity tags by path.
         asked: (path, Range header) of every request.
-        num_bytes: Bytes of bodies sent, by path.
+        num_bytes: The bytes of bodies that were sent, by path.
     """
 
     address: str = ""
@@ -68,12 +68,12 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients may leave in the middle."""
+        """Ignore clients that close the connection early."""
 
 
 @contextmanager
 def serve_unreliably(files: dict[str, bytes] | None = None) -> Iterator[UnreliableHttp]:
-    """Serve bytes on loopback for the time of a block."""
+    """Serve bytes on loopback while the block runs."""
     served = UnreliableHttp(files=dict(files or {}))
 
     class Handler(BaseHTTPRequestHandler):
@@ -114,9 +114,9 @@ def serve_unreliably(files: dict[str, bytes] | None = None) -> Iterator[Unreliab
             step = len(shown) if answer.bytes_per_s is None else max(1, int(answer.bytes_per_s / 20))
             for start in range(0, len(shown), max(step, 1)):
                 block = shown[start : start + step]
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if answer.is_chunked else block)
-                with served.lock:
+                with served.lock:  # counted before it is sent: the test may go on as soon as the last block has arrived
                     served.num_bytes[path] = served.num_bytes.get(path, 0) + len(block)
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if answer.is_chunked else block)
                 if answer.bytes_per_s is not None:
                     time.sleep(0.05)
             if answer.dies_after is not None:

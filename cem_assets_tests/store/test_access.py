@@ -1,4 +1,4 @@
-"""The documented IAM policies, tried on the real S3 server: its own prefix and nothing else; reading only."""
+"""The documented IAM policies on the real S3 server: access to the own prefix only, and reading only."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 WRITER = """
 import sys
 from cem_assets.store.store import open_store
-from cem_assets_tests.stages.chain import run_chain
+from cem_assets_tests.cem.chain import run_chain
 from cem_assets.operations.maintenance import measure, sweep
 from cem_assets.cli.doctor import examine
 store = open_store(sys.argv[1])
@@ -59,7 +59,7 @@ print(refused)
 
 @pytest.fixture(scope="module")
 def keys(s3: S3) -> dict[str, dict[str, str]]:
-    """Two more users of the server, without any right of their own."""
+    """Two more users of the server, who have no rights yet."""
     if s3.server is None:
         pytest.skip("making users needs a server of our own")
     found = {}
@@ -70,7 +70,7 @@ def keys(s3: S3) -> dict[str, dict[str, str]]:
 
 
 def statements(name: str, bucket: str, prefix: str) -> list[dict]:
-    """Read a documented policy, as a bucket policy for the user of that name (Ceph has no policies of users)."""
+    """Read a documented policy and turn it into a bucket policy for a user, because Ceph has no policies of users."""
     text = (ROOT / f"deploy/iam/{name}.json").read_text().replace("BUCKET", bucket).replace("PREFIX", prefix)
     return [
         {**item, "Sid": f"{name}{item['Sid']}", "Principal": {"AWS": [f"arn:aws:iam:::user/{name}"]}}

@@ -1,4 +1,4 @@
-"""The commit protocol: whole or invisible, repeatable, repairable, and one winner among racers."""
+"""The commit protocol: content is complete or invisible, commits can be repeated and repaired, one of several writers wins."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

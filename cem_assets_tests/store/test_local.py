@@ -14,7 +14,7 @@ from cem_assets.store.store import Store, open_store
 
 @pytest.mark.parametrize("method", ["put", "create"])
 def test_a_folder_that_others_remove_all_the_time_takes_every_object(local_store: Store, method: str):
-    # As in the outbox of tracking: one process writes a run's entries while another sends them and deletes them.
+    # As in the outbox of tracking: one process writes entries of a run, while another sends and deletes them.
     stop = threading.Event()
 
     def remove() -> None:
@@ -40,7 +40,7 @@ def test_a_folder_that_others_remove_all_the_time_takes_every_object(local_store
 
 
 def test_a_folder_that_is_gone_when_pathlib_looks_again_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # mkdir(exist_ok=True) raises FileExistsError where the folder was removed between its two looks.
+    # mkdir(exist_ok=True) raises FileExistsError if the folder was removed between its two system calls.
     real, lost = Path.mkdir, []
 
     def mkdir(path: Path, *rest, **more) -> None:

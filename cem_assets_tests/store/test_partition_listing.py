@@ -1,15 +1,16 @@
-"""Listing many partitions at once: what asking for each by itself would say, in fewer requests."""
+"""Listing many partitions at once gives the same result as listing each by itself, in fewer requests."""
 
 import json
 from dataclasses import replace
 from itertools import islice
 
 import pytest
+from cachetools import LRUCache
 
 from cem_assets.inbox.datasets import arrival_of, arrivals
 from cem_assets.store import manifest_facts, partition_listing
-from cem_assets.store.manifest_facts import MAX_BYTES, _Memory, committed_facts, current_facts, facts_of, is_whole
-from cem_assets.store.manifests import Inputs, Manifest, ManifestObject, current_manifest, write_manifest
+from cem_assets.store.manifest_facts import MAX_BYTES, committed_facts, current_facts, facts_of, is_whole
+from cem_assets.store.manifests import Inputs, Manifest, ManifestObject, canonical_json, current_manifest, write_manifest
 from cem_assets.store.partition_listing import list_partition, list_partitions, listing_digest, marked_folders, place
 from cem_assets.store.s3 import QuickBucket
 from cem_assets.store.store import Store
@@ -32,7 +33,7 @@ def commit(store: Store, name: str, num_objects: int = 2, version: str = "1", de
 
 @pytest.fixture
 def filled(store: Store, monkeypatch) -> Store:
-    """Eight partitions, one of them large; one committed twice, one killed before its manifest."""
+    """Eight partitions: one is large, one was committed twice, and one was killed before its manifest."""
     monkeypatch.setattr(partition_listing, "LARGE_FOLDER", 6)
     monkeypatch.setattr(partition_listing, "_NUM_ALONE", 2)
     for name in NAMES:
@@ -182,16 +183,27 @@ def test_long_details_are_remembered_by_their_keys(local_store):
     assert list(found["sources"]) == ["one", "two"] and found["contents"] is None and found["sequence"] == 3
 
 
-def test_what_is_remembered_is_bounded_and_the_oldest_goes_first():
-    memory = _Memory(100)
-    keys = [("s", str(number), 0, "", 0.0) for number in range(4)]
-    for key in keys[:3]:
-        memory.put(key, b"x" * 30)
-    assert memory.get(keys[0]) is not None
-    memory.put(keys[3], b"y" * 30)
-    assert memory.get(keys[1]) is None and memory.get(keys[0]) and memory.get(keys[3]) and len(memory) == 3
-    memory.put(keys[3], b"y" * 1000)
-    assert len(memory) == 0, "what is larger than the whole is not kept"
+def test_the_memory_of_facts_is_bounded_and_the_least_recently_used_leave_first(local_store, monkeypatch):
+    listings = []
+    for name in "abcd":
+        commit(local_store, name)
+        listings.append(list_partition(local_store, ASSET, name))
+    num_bytes = len(canonical_json(manifest_facts._body(current_manifest(local_store, ASSET, "a"))))
+    read, names = manifest_facts.read_manifest, []
+    monkeypatch.setattr(
+        manifest_facts, "read_manifest", lambda store, folder, n: names.append(folder[-1]) or read(store, folder, n)
+    )
+
+    def read_again(order: str, max_bytes: int) -> str:
+        monkeypatch.setattr(manifest_facts, "_texts", LRUCache(max_bytes, getsizeof=len))
+        names.clear()
+        for name in order:
+            assert facts_of(local_store, listings["abcd".index(name)].newest).inputs.partition == name
+        return "".join(names)
+
+    assert read_again("abcdabcd", MAX_BYTES) == "abcd"
+    assert read_again("abcadacb", 3 * num_bytes + 10) == "abcdb", "b was not used for longest when d came"
+    assert read_again("aa", num_bytes - 1) == "aa", "what is larger than the bound is not kept"
     assert MAX_BYTES < 1 << 28
 
 

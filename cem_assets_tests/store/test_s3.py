@@ -1,4 +1,4 @@
-"""The quick way to S3, and the way back to s3fs where it does not help."""
+"""Requests to S3 through obstore, and through s3fs where obstore fails."""
 
 import hashlib
 import logging
@@ -22,7 +22,7 @@ from cem_assets.store.store import Store
 
 @pytest.fixture
 def bucket(s3_store: Store) -> QuickBucket:
-    """The quick bucket of the store, with its failures forgotten before and after."""
+    """The store's bucket through obstore, with its count of failures reset before and after."""
     found, _ = s3_store._quick("x")
     assert found is not None
     found._num_failures, found._paused_until = 0, 0.0
@@ -35,7 +35,7 @@ def fail(*_, **__):
 
 
 def fail_all(monkeypatch) -> list[str]:
-    """Let obstore fail in every call; the server itself is well."""
+    """Let every call of obstore fail, while the server itself works."""
     asked: list[str] = []
     for name in ("get", "put", "list"):
         monkeypatch.setattr(obstore, name, lambda *args, _name=name, **more: (asked.append(_name), fail())[1])
@@ -45,7 +45,7 @@ def fail_all(monkeypatch) -> list[str]:
 def test_what_fails_is_asked_again_through_s3fs(s3_store, bucket, monkeypatch):
     s3_store.put("a/1", b"one")
     asked = fail_all(monkeypatch)
-    monkeypatch.setattr(quick_s3, "_MAX_FAILURES", 1000)  # no pause, which would hide the calls that come last
+    monkeypatch.setattr(quick_s3, "_MAX_FAILURES", 1000)  # without a pause, which would skip the last calls
     assert s3_store.read("a/1") == b"one"
     assert bytes(s3_store.read_range("a/1", 1, 9)[0]) == b"ne" and s3_store.read_range("a/1", 1, 9)[1] == 3
     s3_store.put("a/2", b"two")
@@ -100,7 +100,7 @@ def test_objects_of_any_size_are_read_whole(s3_store, bucket, monkeypatch):
 
 def test_what_ends_early_is_not_taken_for_the_whole(s3_store, bucket, monkeypatch):
     class Short:
-        """An answer whose body lacks its end, which a server that keeps to HTTP cannot give."""
+        """An answer with an incomplete body, which no correct HTTP server can give."""
 
         meta: ClassVar[dict[str, int]] = {"size": 20_000}
 
@@ -187,7 +187,7 @@ print("the parent is well", flush=True)
 
 
 def test_a_forked_child_of_a_process_that_used_it_has_s3fs_alone(s3_store, tmp_path):
-    # In a session of its own: without the guard the child hangs, and the parent may crash.
+    # In a session of its own, because without the guard the child hangs and the parent may crash.
     told = tmp_path / "told"
     with open(told, "wb") as output:
         process = subprocess.Popen(
@@ -211,7 +211,7 @@ def test_there_is_none_without_keys_or_where_it_cannot_be_opened(s3, bucket, mon
     monkeypatch.setattr(quick_s3, "S3Store", fail)
     with caplog.at_level(logging.WARNING):
         assert quick_bucket(f"another-{uuid.uuid4().hex}", s3.endpoint, "", os.getpid()) is None
-    assert "s3fs alone is asked" in caplog.text
+    assert "only s3fs is used" in caplog.text
     monkeypatch.undo()
     monkeypatch.setattr(quick_s3.Session, "get_credentials", lambda *_: None)
     assert quick_bucket(f"another-{uuid.uuid4().hex}", s3.endpoint, "", os.getpid()) is None

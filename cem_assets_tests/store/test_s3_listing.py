@@ -1,4 +1,4 @@
-"""Listings of a bucket: through obstore as s3fs gives them, whatever the keys."""
+"""Listings of a bucket through obstore equal those of s3fs, for any keys."""
 
 from itertools import islice
 
@@ -13,7 +13,7 @@ ODD = ("a/mark/", "a/mark/x", "a//b", "a/./x", "a/../x", "a/empty", "a/tab\tx", 
 
 
 def put_raw(store: Store, key: str, data: bytes) -> None:
-    """Write a key that the store itself would refuse."""
+    """Write an object with a key that the store itself would refuse."""
     bucket, base = store.url.removeprefix("s3://").split("/", 1)
     store.fs.call_s3("put_object", Bucket=bucket, Key=f"{base}/{key}", Body=data)
 

@@ -1,4 +1,4 @@
-"""The store's promises, on a local folder and on a real S3 server."""
+"""The guarantees of the store, on a local folder and on a real S3 server."""
 
 import errno
 import os
@@ -140,7 +140,7 @@ def test_a_full_disk_is_told_in_words_and_loses_nothing(tmp_path):
             store.put("big", b"b" * (8 << 20))
         assert caught.value.errno == errno.ENOSPC
         assert store.size("big") is None and store.read("kept") == b"k" * (1 << 20)
-        store.put("small", b"s")  # the staged part was removed, so there is room again
+        store.put("small", b"s")  # the staged file was deleted, so there is room again
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

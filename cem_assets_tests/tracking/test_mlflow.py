@@ -1,4 +1,4 @@
-"""Tracking of long runs against the real MLflow: SQLite for most, one server that is down at first."""
+"""Tracking of long runs with the real MLflow: on SQLite in most tests, and on a server that is down at first."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ EXPERIMENT = "pretraining/mocov2"
 
 @pytest.fixture(scope="module")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs: making one takes seconds."""
+    """An MLflow database without runs, made once because that takes seconds."""
     import mlflow
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -46,7 +46,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def client(empty_mlflow, tmp_path, monkeypatch):
-    """A client of a fresh MLflow that is up; `DOWN` is one that is not."""
+    """A client of a fresh MLflow that works; `DOWN` is the address of one that does not."""
     import mlflow
 
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
@@ -57,7 +57,7 @@ def client(empty_mlflow, tmp_path, monkeypatch):
 
 @pytest.fixture
 def mlflow_down(monkeypatch):
-    """Point at an address where nothing listens; calling the result points at an MLflow again."""
+    """Set an address where nothing listens; calling the result sets that of a working MLflow."""
     up = os.environ["MLFLOW_TRACKING_URI"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:hunter2@127.0.0.1:{free_port()}")
     return lambda: monkeypatch.setenv("MLFLOW_TRACKING_URI", up)
@@ -86,7 +86,7 @@ def contents(store):
 
 
 def restored(store, objects):
-    """Put the entries back, as if whoever delivered them was killed before it deleted them."""
+    """Put the entries back, as if the process that delivered them was killed before it deleted them."""
     for name, data in objects.items():
         if name.startswith("tracking/outbox/"):
             store.put(name, data)
@@ -108,7 +108,7 @@ def test_a_tracked_run_arrives_whole_and_leaves_the_outbox_empty(store, client):
     assert found.data.tags["epoch"] == "2" and found.data.tags["digest"] == "d1"
     assert points_of(client, found, "loss") == [(step, 1 / step) for step in range(1, 1501)]
     odd = [value for _, value in points_of(client, found, "odd")]
-    assert math.isnan(odd[0]) and odd[1] > 1e308 and odd[2] < -1e308  # MLflow keeps infinity as the largest number
+    assert math.isnan(odd[0]) and odd[1] > 1e308 and odd[2] < -1e308  # MLflow stores infinity as the largest number
     assert Path(client.download_artifacts(found.info.run_id, "views/epoch_001.png")).read_bytes() == b"better picture"
     assert contents(store) == {}
 
@@ -153,7 +153,7 @@ def test_mlflow_being_down_delays_nothing_loses_nothing_and_is_told_once(local_s
     assert drain_outbox(local_store) == Drained(42, 0)
     found = the_run(client)
     assert points_of(client, found, "loss") == [(step, float(step)) for step in range(20)]
-    assert found.info.status == "FINISHED" and found.info.end_time - before < 40  # when it happened, not when it was written
+    assert found.info.status == "FINISHED" and found.info.end_time - before < 40  # the time of the event, not of writing it
     assert found.info.start_time <= client.get_metric_history(found.info.run_id, "loss")[0].timestamp <= before
     assert len(client.list_artifacts(found.info.run_id, "views")) == 20
     assert contents(local_store) == {}
@@ -186,8 +186,8 @@ def test_a_killed_process_loses_nothing(local_store, client, tmp_path):
     script = """
 import os, signal, sys
 from cem_assets.store.store import open_store
-from cem_assets.tracked_runs import open_tracked_run
-from cem_assets.tracking import Metric
+from cem_assets.tracking.mlflow import Metric
+from cem_assets.tracking.runs import open_tracked_run
 run = open_tracked_run(open_store(sys.argv[1]), sys.argv[2], sys.argv[3], "r", {"epochs": 9}, {})
 for step in range(5):
     run.log_metrics([Metric("loss", float(step), step)])
@@ -197,7 +197,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     command = [sys.executable, "-c", script, local_store.url, KEY, EXPERIMENT]
     assert subprocess.run(command, check=False, env=environment, timeout=60).returncode == -signal.SIGKILL
     assert len(waiting_entries(local_store, KEY)) == 6
-    with opened(local_store, {"epochs": 12}) as run:  # the killed one's lease is no hindrance
+    with opened(local_store, {"epochs": 12}) as run:  # the lease of the killed process does not prevent it
         run.log_metrics([Metric("loss", 5.0, 5)])
         assert run.link(30) is not None
     found = the_run(client)
@@ -209,7 +209,7 @@ def test_what_waits_is_delivered_before_what_a_resumed_run_adds(local_store, cli
     first = opened(local_store)
     first.log_tags({"epoch": "1"})
     first.close(0.1)
-    monkeypatch.setattr(tracking_outbox.time, "time", lambda: 1e9)  # a machine whose clock is decades behind
+    monkeypatch.setattr(tracking_outbox.time, "time", lambda: 1e9)  # the clock of this machine is decades behind
     second = opened(local_store)
     second.log_tags({"epoch": "2"})
     second.close(0.1)
@@ -381,7 +381,7 @@ def test_draining_an_empty_outbox_is_one_listing(store, monkeypatch):
     calls = []
     children = Store.children
     monkeypatch.setattr(Store, "children", lambda self, folder: calls.append(folder) or children(self, folder))
-    monkeypatch.setattr(tracking_outbox, "TrackingServer", None)  # MLflow is not even asked for
+    monkeypatch.setattr(tracking_outbox, "TrackingServer", None)  # MLflow is not even contacted
     assert drain_outbox(store) == Drained(0, 0)
     assert calls == ["tracking/outbox"]
 
@@ -406,7 +406,7 @@ def test_a_drain_leaves_a_key_to_the_process_that_delivers_it_until_its_lease_la
     assert drain_outbox(local_store) == Drained(1, 0)
     monkeypatch.setattr(tracking_outbox, "_RENEW_S", 0.0)
     monkeypatch.setattr(tracking_outbox, "_LEASE_S", 60.0)
-    assert lease.hold()  # given back, so free again
+    assert lease.hold()  # the lease was released, so it is free again
 
 
 def test_one_of_many_gets_the_lease_and_keeps_it(store, monkeypatch):
@@ -455,7 +455,7 @@ def test_a_run_deleted_in_mlflow_is_made_anew(client):
     client.delete_run(first.run_id)
     with pytest.raises(ValueError, match="active"):
         server.write(event(2))
-    second = server.write(event(2))  # what the outbox does after a refusal
+    second = server.write(event(2))  # the outbox does the same after a refusal
     assert second.run_id != first.run_id and points_of(client, the_run(client), "loss") == [(2, 1.0)]
 
 

@@ -1,4 +1,4 @@
-"""The explorer: whom it listens to, what it finds, what it shows, and people at its page."""
+"""The explorer: which requests it accepts, what it finds and shows, and its page in a browser."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from cem_assets import readers
 from cem_assets.cem.filter.params import FilterParams
 from cem_assets.cem.filter.stage import keep_informative
-from cem_assets.cem.patches.patchify import parse_patch_name
+from cem_assets.cem.patch_grid import parse_patch_name
 from cem_assets.cem.releases.stage import make_release
 from cem_assets.store.assets import VOLUMES
 from cem_assets.store.manifests import require_manifest
@@ -68,7 +68,7 @@ def decoded(answer) -> np.ndarray:
 
 @pytest.fixture
 def half_kept(curated_store: Store) -> Store:
-    """`cells` filtered at the median of its scores, and a release of all."""
+    """A store with `cells` filtered at the median of its scores, and a release of everything."""
     scores = readers.read_patches("cells", "scores", curated_store.url)["informative"]
     keep_informative(curated_store, "cells", FilterParams(threshold=float(scores.median())))
     make_release(curated_store)
@@ -206,7 +206,7 @@ def test_a_patch_leads_to_its_place_releases_licence_and_viewers(half_kept: Stor
     assert source.startswith(f"{HERE}/{VOLUMES_TOKEN}/cells/") and state["position"][1] == place.index + 0.5
     assert f"dims.set_current_step(1, {place.index})" in told["volume"]["links"]["python"]
     compile(told["volume"]["links"]["python"], "napari", "exec")
-    # What neuroglancer does with the link: the metadata, then pieces of shards.
+    # Neuroglancer reads the metadata that the link names, then parts of shards.
     meta = client.get(f"{source}zarr.json", headers={"origin": GUEST})
     assert meta.headers["access-control-allow-origin"] == GUEST and meta.json()["attributes"]["ome"]["version"] == "0.5"
     key = "0/c/0/0/0"
@@ -283,6 +283,18 @@ def test_bad_wishes_are_refused_in_words(curated: Store, tmp_path: Path):
         check_origin("javascript:alert(1)")
 
 
+def test_a_bug_gives_500_and_is_logged_by_the_server(curated: Store, tmp_path: Path, monkeypatch):
+    explorer = Explorer(curated, tmp_path / "columns")
+    app = explorer_app(explorer, TOKEN)
+    for error in (ValueError("shapes differ"), KeyError("name")):
+        monkeypatch.setattr(explorer.questions, "rows", lambda selection, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):  # the server gets the error with its traceback, and logs it
+            TestClient(app, base_url=f"{HERE}/{TOKEN}/").get("rows", params={"stage": "raw"})
+        silent = TestClient(app, base_url=f"{HERE}/{TOKEN}/", raise_server_exceptions=False)
+        answer = silent.get("rows", params={"stage": "raw"})
+        assert (answer.status_code, str(error) in answer.text) == (500, False)
+
+
 def test_the_connection_opens_no_other_file(curated: Store, tmp_path: Path):
     import duckdb
 
@@ -350,10 +362,10 @@ def test_crops_and_labels_of_cytoimagenet(cyto: Store, tmp_path: Path):
 
 
 class Server:
-    """`cem-assets explore` as a process."""
+    """Run `cem-assets explore` as a process."""
 
     def __init__(self, store: Store, folder: Path, *more: str) -> None:
-        command = [sys.executable, "-m", "cem_assets.cli.main", "--root", store.url, "explore", "--no-browser", *more]
+        command = [sys.executable, "-m", "cem_assets.cli", "--root", store.url, "explore", "--no-browser", *more]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
         self.address = next((line.strip() for line in self._process.stdout if line.startswith("http")), "")

@@ -1,4 +1,4 @@
-"""The labelling page: whom it listens to, what it shows and keeps, and people at its keyboard."""
+"""The labelling page: which requests it accepts, what it shows and keeps, and labelling by keyboard in a browser."""
 
 import io
 import os
@@ -35,7 +35,7 @@ HERE = "http://127.0.0.1:8000"
 
 
 def tiles(num: int, side_px: int = 112) -> list[np.ndarray]:
-    """Draw `num` distinct pictures, few of them anew."""
+    """Draw `num` distinct pictures: a few textures, shifted."""
     drawn = [texture[:side_px, :side_px] for period in (8.0, 24.0, 60.0) for texture in textures(period, 4, int(period))]
     return [np.roll(drawn[number % len(drawn)], 7 * number, axis=1) for number in range(num)]
 
@@ -215,6 +215,20 @@ def test_a_store_that_cannot_be_written_acknowledges_nothing(shards: Store, monk
     assert name in ask(client) and send(client, answer(1, name))["accepted"]
 
 
+def test_a_bug_is_neither_a_refused_answer_nor_a_busy_store(shards: Store, monkeypatch):
+    def broken(log: LabelLog, event: object) -> None:
+        raise ValueError("shapes differ")
+
+    client = open_client(shards)
+    name = ask(client)[0]
+    monkeypatch.setattr(LabelLog, "append", broken)
+    with pytest.raises(ValueError, match="shapes differ"):  # the server gets the error with its traceback, and logs it
+        send(client, answer(1, name))
+    silent = TestClient(client.app, base_url=f"{HERE}/{TOKEN}/", raise_server_exceptions=False, headers={"origin": HERE})
+    reply = silent.post("answers", json={"answers": [answer(1, name)]})
+    assert (reply.status_code, "shapes differ" in reply.text) == (500, False)
+
+
 def test_many_pages_at_once_lose_nothing_and_their_agreement_is_counted(shards: Store):
     ended: list[str] = []
     with open_client(shards, on_end=ended.extend) as client:
@@ -289,13 +303,13 @@ def test_the_door_is_read_only_and_opens_nothing_else(local_store: Store):
 
 
 class Server:
-    """`cem-assets label` as a process that can be killed."""
+    """Run `cem-assets label` as a process that can be killed."""
 
     def __init__(self, store: Store, folder: Path) -> None:
         self._command = [
             sys.executable,
             "-m",
-            "cem_assets.cli.main",
+            "cem_assets.cli",
             "--root",
             store.url,
             "label",
@@ -330,7 +344,10 @@ class Server:
 
 
 def until(page, script: str, seconds: float = 30) -> None:
-    """Wait until an expression holds; the page's own policy forbids Playwright's way, which evaluates in the page."""
+    """Wait until an expression is true.
+
+    Playwright's own function evaluates strings in the page, which the page's content security policy forbids.
+    """
     wait_for(script, lambda: page.evaluate(script), seconds, 0.01)
 
 
@@ -346,7 +363,7 @@ def next_shown(page, before: str | None = None) -> str:
 
 
 def stored(store: Store) -> tuple[dict[str, str], int]:
-    """Read what holds of the answers of `ann`, and how many events there are in all."""
+    """Read the current answers of `ann` by patch, and the number of all events."""
     log = LabelLog(store, "tiles")
     log.refresh()
     events = log.events()

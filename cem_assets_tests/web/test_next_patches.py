@@ -1,4 +1,4 @@
-"""Which patches are asked about next."""
+"""The choice of the patches that are labelled next."""
 
 import numpy as np
 import pytest

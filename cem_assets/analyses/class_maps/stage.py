@@ -1,11 +1,11 @@
-"""Stage `cytoimagenet/class_maps`: how a network sees some classes of a release: maps and distances.
+"""Stage `cytoimagenet/class_maps`: how a network sees some classes of a release, as maps and distances.
 
-UMAP of randomly chosen classes coloured by label, source and scale, and the mean cosine distance within and between classes,
-from the features of weights in the store. The weights that can be used are rows of `WEIGHTS`.
+The features of randomly chosen classes are laid out by UMAP and coloured by label, source and scale. The mean cosine distances
+within and between classes are computed from the same features. `NETWORKS` and `pretraining/weights` have the networks that can
+be used.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +15,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from cem_assets.cem.classifier.stage import load_classifier
-from cem_assets.cem.classifier.stored import classifier_in_use
-from cem_assets.cytoimagenet.class_maps.views import class_map_png, cosine_distances, umap_points
+from cem_assets.cem.classifier.stored import classifier_in_use, load_classifier
+from cem_assets.cytoimagenet.feature_space import cosine_distances, umap_points
 from cem_assets.cytoimagenet.labels.rule import keyed_order
 from cem_assets.cytoimagenet.releases.stage import LISTING, require_cyto_release
 from cem_assets.errors import DataError
-from cem_assets.execution.stage import Progress, StageResult, no_progress
+from cem_assets.execution.stage import Progress, StageResult, begin, no_progress
 from cem_assets.pretraining.weights.stored import load_encoder_weights
-from cem_assets.store.assets import CLASS_MAPS, CLASSIFIER, CODE_VERSIONS, CYTO_RELEASES
-from cem_assets.store.assets import WEIGHTS as PRETRAINED
-from cem_assets.store.commits import Commit, installed_versions
+from cem_assets.store.assets import CLASS_MAPS, CLASSIFIER, CODE_VERSIONS, CYTO_RELEASES, WEIGHTS
+from cem_assets.store.commits import installed_versions
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import Inputs, committed_partitions, current_manifest
 from cem_assets.store.store import Store
@@ -39,15 +37,15 @@ _BATCH = 32
 
 
 class ClassMapParams(BaseModel):
-    """What is mapped, by which network.
+    """What is mapped, and by which network.
 
     Attributes:
-        release: Version; empty takes the newest.
-        weights: A key of `WEIGHTS`, or the name of committed `pretraining/weights`; empty takes the patch classifier where
-            there is one, else random weights.
-        num_classes: Classes drawn.
-        max_images: Images of each.
-        seed: Key of the draws, of random weights and of UMAP.
+        release: Version of the release; empty takes the newest.
+        weights: A key of `NETWORKS`, or the name of committed `pretraining/weights`. Empty takes the patch classifier if there
+            is one, and random weights otherwise.
+        num_classes: Number of classes that are drawn at random.
+        max_images: Largest number of images of each class.
+        seed: Seed of the draws, of random weights and of UMAP.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -81,17 +79,17 @@ def _patch_classifier(store: Store, seed: int) -> "nn.Module":
     return model
 
 
-WEIGHTS: dict[str, Callable[[Store, int], "nn.Module"]] = {
+NETWORKS: dict[str, Callable[[Store, int], "nn.Module"]] = {
     "random": _random_network,
     CLASSIFIER: _patch_classifier,
 }
-"""Networks that give features: name to a function of store and seed. All take three channels of 224 x 224."""
+"""Functions of store and seed that build a network, by name. All networks take three channels of 224 x 224 px."""
 
 
 def _network(store: Store, name: str, seed: int) -> "nn.Module":
-    """Build a network of `WEIGHTS`, or an encoder of `pretraining/weights` behind the input that those take."""
-    if name in WEIGHTS:
-        return WEIGHTS[name](store, seed)
+    """Build a network of `NETWORKS`, or an encoder of `pretraining/weights` that takes the same input."""
+    if name in NETWORKS:
+        return NETWORKS[name](store, seed)
     from torch import Tensor, nn
 
     from cem_assets.analyses.class_maps.features import IMAGENET_MEAN, IMAGENET_STD
@@ -124,25 +122,26 @@ def map_classes(
         FileNotFoundError: There is no such release, or no such weights.
         DataError: The name of the weights is not known, or the release has fewer than two labels.
     """
-    started = time.monotonic()
     params = params or ClassMapParams()
     release = require_cyto_release(store, params.release)
     classifier = classifier_in_use(store)
     name = params.weights or (CLASSIFIER if classifier else "random")
-    is_pretrained = name not in WEIGHTS and name in committed_partitions(store, PRETRAINED)
-    trained = current_manifest(store, PRETRAINED, name) if is_pretrained else None
-    if name not in WEIGHTS and trained is None:
-        known = [*WEIGHTS, *committed_partitions(store, PRETRAINED)]
+    committed = [] if name in NETWORKS else committed_partitions(store, WEIGHTS)
+    trained = current_manifest(store, WEIGHTS, name) if name in committed else None
+    if name not in NETWORKS and trained is None:
+        known = [*NETWORKS, *committed]
         raise DataError(f"weights {name!r} are not known, or not committed; expected one of {', '.join(known)}.")
     upstream = {f"{CYTO_RELEASES}/{release.inputs.partition}": release.digest}
     if name == CLASSIFIER and classifier:
         upstream[CLASSIFIER] = classifier.digest
     if trained is not None:
-        upstream[f"{PRETRAINED}/{name}"] = trained.digest
+        upstream[f"{WEIGHTS}/{name}"] = trained.digest
     parameters = {**params.model_dump(mode="json"), "weights": name, "release": release.inputs.partition}
-    commit = Commit(store, Inputs(CLASS_MAPS, "", CODE_VERSIONS[CLASS_MAPS], parameters, upstream), run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started)
+    stage = begin(store, Inputs(CLASS_MAPS, "", CODE_VERSIONS[CLASS_MAPS], parameters, upstream), run_id)
+    if stage.up_to_date:
+        return stage.up_to_date
+    from cem_assets.cytoimagenet.pictures import class_map_png
+
     labels = json.loads(store.read(f"{release.folder}/{LISTING}"))["labels"]
     if len(labels) < 2:
         raise DataError(f"release {release.inputs.partition} has {len(labels)} label(s); expected at least 2 to compare.")
@@ -159,9 +158,9 @@ def map_classes(
         "scale": [f"{scale:g}" for scale in points["scaling"]],
     }
     for what, values in colours.items():
-        commit.write(f"map by {what}.png", class_map_png(places, values, f"{shown}, by {what}"))
-    commit.write(DISTANCES, distances.to_csv(index=False, float_format="%.6f").encode())
-    commit.write(POINTS, points.to_csv(index=False, float_format="%.6f").encode())
+        stage.commit.write(f"map by {what}.png", class_map_png(places, values, f"{shown}, by {what}"))
+    stage.commit.write(DISTANCES, distances.to_csv(index=False, float_format="%.6f").encode())
+    stage.commit.write(POINTS, points.to_csv(index=False, float_format="%.6f").encode())
     counts = {"classes": len(chosen), "images": len(points), "features": int(features.shape[1])}
     details = {
         "release": release.inputs.partition,
@@ -169,13 +168,13 @@ def map_classes(
         "within": round(float(distances["within"].mean()), 6),
         "between": round(float(distances["between"].mean()), 6),
     }
-    manifest = commit.finish(counts, details, installed_versions("torch", "torchvision", "umap-learn"))
-    return StageResult(manifest, True, time.monotonic() - started)
+    return stage.finish(counts, details, installed_versions("torch", "torchvision", "umap-learn"))
 
 
 def _features(
     store: Store, labels: Sequence[dict[str, Any]], model: "nn.Module", params: ClassMapParams, progress: Progress
 ) -> tuple[pd.DataFrame, NDArray[np.float32]]:
+    """Read up to `max_images` images of each label, and return a row and a feature vector for each image."""
     from cem_assets.analyses.class_maps.features import features_of, network_input
 
     rows: list[dict[str, Any]] = []

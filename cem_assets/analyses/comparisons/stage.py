@@ -1,10 +1,9 @@
-"""Stage `analyses/comparisons`: several weights side by side in one figure, where they were analysed with one setting.
+"""Stage `analyses/comparisons`: one figure of the results of several weights that were analysed with the same setting.
 
-Nothing is measured here: results are read as they were committed. A setting is the images and parameters of an analysis, see
+Nothing is measured here; the committed results are read. A setting stands for the images and parameters of an analysis, see
 `cem_assets.analyses.results`.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +14,8 @@ from cem_assets.analyses.invariance.stage import read_rates
 from cem_assets.analyses.occlusion.stage import read_maps
 from cem_assets.analyses.results import ANALYSES, Findings, read_table, results_of, track, write_findings
 from cem_assets.errors import DataError
-from cem_assets.execution.stage import StageResult
+from cem_assets.execution.stage import StageResult, begin
 from cem_assets.store.assets import CODE_VERSIONS, COMPARISONS
-from cem_assets.store.commits import Commit
 from cem_assets.store.manifests import Inputs, Manifest, current_manifest
 from cem_assets.store.store import Store
 
@@ -40,16 +38,16 @@ class Compared:
 
 
 def find_results(store: Store, analysis: str, setting: str = "", weights: Sequence[str] = ()) -> Compared:
-    """Find results that can be set side by side.
+    """Find results that can be compared.
 
     Args:
         analysis: A key of `ANALYSES`.
-        setting: Which images and parameters; empty for those of the newest result.
-        weights: Which; empty for all that were analysed so.
+        setting: Digest of images and parameters; empty takes the setting of the newest result.
+        weights: Names of weights; empty takes all that were analysed with that setting.
 
     Raises:
         DataError: There is no such analysis.
-        FileNotFoundError: There are no such results; the error says which are missing.
+        FileNotFoundError: Results are missing; the text names them.
     """
     if analysis not in ANALYSES:
         raise DataError(f"analysis {analysis!r:.80} is not known; expected one of {', '.join(ANALYSES)}.")
@@ -69,7 +67,7 @@ def find_results(store: Store, analysis: str, setting: str = "", weights: Sequen
             + (f" with setting {chosen!r:.40}" if chosen else "")
             + f"; materialize it first, with the same images and parameters (`cem-assets analyse {analysis} WEIGHTS...`)."
         )
-    if not weights:  # what is trained first, random weights, against which all are held, last
+    if not weights:  # random weights, to which all are compared, come last
         results = dict(sorted(results.items(), key=lambda item: (item[1].details["method"] == "random", item[0])))
     return Compared(analysis, chosen, results)
 
@@ -81,8 +79,8 @@ def compare_weights(
 
     Args:
         analysis: A key of `ANALYSES`.
-        setting: As for `find_results`.
-        weights: As for `find_results`.
+        setting: Digest of images and parameters, as in `find_results`.
+        weights: Names of weights, as in `find_results`.
 
     Returns:
         The committed partition of `analyses/comparisons`, named by analysis and setting: `numbers.parquet` (weights, number,
@@ -92,7 +90,6 @@ def compare_weights(
         DataError: There is no such analysis.
         FileNotFoundError: There are no such results.
     """
-    started = time.monotonic()
     compared = find_results(store, analysis, setting, weights)
     asset = ANALYSES[analysis]
     inputs = Inputs(
@@ -102,9 +99,9 @@ def compare_weights(
         {"weights": list(compared.results)},
         {f"{asset}/{one.inputs.partition}": one.digest for one in compared.results.values()},
     )
-    commit = Commit(store, inputs, run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started)
+    stage = begin(store, inputs, run_id)
+    if stage.up_to_date:
+        return stage.up_to_date
     numbers = {name: dict(one.details["numbers"]) for name, one in compared.results.items()}
     rows = [
         {"weights": name, "number": number, "value": value}
@@ -123,9 +120,9 @@ def compare_weights(
         counts={"weights": len(compared.results)},
     )
     first = next(iter(compared.results.values()))
-    manifest = write_findings(commit, findings, {"analysis": analysis, "title": first.details["title"]})
-    track(store, manifest, f"{analysis}: {', '.join(compared.results)}"[:250], findings, {"setting": compared.setting})
-    return StageResult(manifest, True, time.monotonic() - started)
+    result = write_findings(stage, findings, {"analysis": analysis, "title": first.details["title"]})
+    track(store, result.manifest, f"{analysis}: {', '.join(compared.results)}"[:250], findings, {"setting": compared.setting})
+    return result
 
 
 def _title(compared: Compared) -> str:
@@ -133,13 +130,13 @@ def _title(compared: Compared) -> str:
 
 
 def _draw_invariance(store: Store, compared: Compared) -> bytes:
-    from cem_assets.analyses.figures import firing_rates_png
+    from cem_assets.analyses.invariance.figures import firing_rates_png
 
     return firing_rates_png({name: read_rates(store, one) for name, one in compared.results.items()}, _title(compared))
 
 
 def _draw_occlusion(store: Store, compared: Compared) -> bytes:
-    from cem_assets.analyses.figures import occlusion_png
+    from cem_assets.analyses.occlusion.figures import occlusion_png
 
     found = {name: read_maps(store, one) for name, one in compared.results.items()}
     images = next(iter(found.values()))[0]
@@ -147,7 +144,7 @@ def _draw_occlusion(store: Store, compared: Compared) -> bytes:
 
 
 def _draw_organelles(store: Store, compared: Compared) -> bytes:
-    from cem_assets.analyses.comparisons.figures import organelles_png
+    from cem_assets.analyses.organelles.figures import organelles_png
 
     scores = {
         name: {
@@ -161,7 +158,7 @@ def _draw_organelles(store: Store, compared: Compared) -> bytes:
 
 
 def _draw_maps(store: Store, compared: Compared) -> bytes:
-    from cem_assets.analyses.comparisons.figures import dataset_maps_png
+    from cem_assets.analyses.datasets.figures import dataset_maps_png
 
     labels: list[str] = []
     points = {}
@@ -172,7 +169,7 @@ def _draw_maps(store: Store, compared: Compared) -> bytes:
 
 
 def _draw_distances(store: Store, compared: Compared) -> bytes:
-    from cem_assets.analyses.comparisons.figures import distance_tables_png
+    from cem_assets.analyses.datasets.figures import distance_tables_png
 
     names: list[str] = []
     tables = {}

@@ -30,7 +30,7 @@ class FrechetDistance:
 
     Attributes:
         distance: Squared Fréchet (2-Wasserstein) distance between the Gaussians: the number known as FID.
-        means_part: Of it, the squared distance of the means; the rest is due to the covariances.
+        means_part: Part of it, the squared distance of the means; the rest is due to the covariances.
         low: Lower end of the bootstrap interval, not below 0; NaN without bootstrap. As the excess is taken off, the distance
             itself may lie above the interval.
         high: Upper end.
@@ -114,20 +114,21 @@ def frechet_distance(
     Args:
         first: (n, d).
         second: (m, d).
-        shrinkage: "none", or "ledoit_wolf" for each set's own; the weights found are kept in the bootstrap, whose repeated
-            rows would look less noisy than they are.
-        num_bootstrap: Times that rows of both sets are drawn anew; 0 for no interval. Each costs as much as the distance,
-            which grows with the cube of the columns, or of the rows where they are fewer: at 2,048 of both, seconds.
-        confidence: Of the interval.
-        seed: Of the bootstrap.
+        shrinkage: "none", or "ledoit_wolf" for the shrinkage of each set. The bootstrap keeps these weights, because its
+            repeated rows would look less noisy than they are.
+        num_bootstrap: Number of times that rows of both sets are drawn again; 0 for no interval. Each draw costs as much as the
+            distance, which grows with the cube of the number of columns, or of rows where they are fewer. With 2,048 of both it
+            takes seconds.
+        confidence: Confidence of the interval.
+        seed: Seed of the bootstrap.
 
     Returns:
-        The squared distance. Rows are taken as independent: patches of one volume are not, and the interval is then too
-        narrow; give one row, or a mean, for each volume where that matters.
+        The squared distance. Rows are assumed to be independent. Patches of one volume are not, and the interval is then too
+        narrow; where that matters, give one row, or a mean, for each volume.
 
     Raises:
         DataError: Sets have fewer than two rows, different numbers of columns, or values that are not finite, or parameters
-            are out of range; all are told.
+            are out of range. The text names all problems.
     """
     problems = []
     for name, table in (("first", first), ("second", second)):

@@ -1,6 +1,6 @@
 """Stages `analyses/dataset_maps` and `analyses/dataset_distances`: how an encoder sees whole datasets beside each other.
 
-The map is UMAP (`cem_assets.cytoimagenet.class_maps.views.umap_points`) with the share of neighbours of the same dataset
+The map is UMAP (`cem_assets.cytoimagenet.feature_space.umap_points`) with the share of neighbours of the same dataset
 beside it
 (`cem_assets.analyses.datasets.neighbourhoods`); distances are `cem_assets.analyses.datasets.frechet`.
 """
@@ -24,7 +24,7 @@ from cem_assets.store.store import Store
 POINTS, DISTANCES = "points", "distances"
 _BATCH = 64
 _MAX_TOLD_PAIRS = 100
-"""Pairs of datasets whose distances are numbers of their own in MLflow; of more only mean and extremes."""
+"""Up to so many pairs of datasets each get a number of their own in MLflow; of more pairs only mean and extremes are logged."""
 
 
 def map_datasets(
@@ -40,7 +40,7 @@ def map_datasets(
 
     Args:
         weights: Name of committed weights.
-        images: Which; `num_images` of each dataset, fitted to 224 x 224 px.
+        images: The images; `num_images` from each dataset, fitted to 224 x 224 px.
         device: "auto", "cpu" or "cuda"; decides no number beyond rounding.
 
     Returns:
@@ -61,9 +61,9 @@ def map_datasets(
 def _find_map(
     store: Store, plan: AnalysisPlan, chosen: ImagePlan, params: MapParams, device: str, progress: Progress
 ) -> Findings:
-    from cem_assets.analyses.comparisons.figures import dataset_maps_png
+    from cem_assets.analyses.datasets.figures import dataset_maps_png
     from cem_assets.analyses.datasets.neighbourhoods import measure_neighbourhoods
-    from cem_assets.cytoimagenet.class_maps.views import umap_points
+    from cem_assets.cytoimagenet.feature_space import umap_points
 
     pictures = chosen.read(is_per_dataset=True)
     features = _features(store, plan, pictures, device, progress)
@@ -94,7 +94,7 @@ def _find_map(
 
 
 def map_heading(weights: str, own: float) -> str:
-    """Title a panel: the weights, and how many neighbours are of the own dataset."""
+    """Return the title of a panel: the weights, and the share of neighbours from an image's own dataset."""
     return f"{weights}: {100 * own:.0f} % own neighbours"
 
 
@@ -117,9 +117,9 @@ def measure_datasets(
 
     Args:
         weights: Name of committed weights.
-        images: Which; `num_images` of each dataset, fitted to 224 x 224 px.
+        images: The images; `num_images` from each dataset, fitted to 224 x 224 px.
         device: "auto", "cpu" or "cuda"; decides no number beyond rounding.
-        progress: Called with (images done, in all), then (pairs done, in all).
+        progress: Called with (images done, number of images), then with (pairs done, number of pairs).
 
     Returns:
         The committed partition of `analyses/dataset_distances`: `distances.parquet` (first, second, distance, low, high, ...),
@@ -144,7 +144,7 @@ def measure_datasets(
 def _find_distances(
     store: Store, plan: AnalysisPlan, chosen: ImagePlan, params: FrechetParams, device: str, progress: Progress
 ) -> Findings:
-    from cem_assets.analyses.comparisons.figures import distance_tables_png
+    from cem_assets.analyses.datasets.figures import distance_tables_png
     from cem_assets.analyses.datasets.frechet import frechet_distance
 
     pictures = chosen.read(is_per_dataset=True)

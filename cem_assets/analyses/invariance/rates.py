@@ -1,9 +1,9 @@
 """How much of what an encoder's units answer to survives a change of the image: mean firing rates.
 
-A unit fires for an image when its activation is above a threshold that few images pass. Of the images it fires for, the share
-it still fires for after a change of some strength is its local firing rate at that strength; by chance it would be
-the share of all images it fires for. The changes are `cem_assets.analyses.invariance.transformations`, charts
-`cem_assets.analyses.figures`.
+A unit fires for an image when its activation is above a threshold that few images pass. Its local firing rate at
+some strength of a change is the share of those images for which it still fires after the change; by chance this would be the
+share of all images for which it fires. The changes are `cem_assets.analyses.invariance.transformations`, charts
+`cem_assets.analyses.invariance.figures`.
 
 Source: Goodfellow, Le, Saxe, Lee, Ng 2009, "Measuring invariances in deep networks". We differ: the images a unit answers to
 most are exactly those above its threshold; thresholds come from the images measured, not from random inputs;
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from cem_assets.analyses.activations import ActivationReader, Norms, pixels_of_images
 from cem_assets.analyses.invariance.transformations import TRANSFORMATIONS, noise_seeds
 from cem_assets.analyses.params import InvarianceParams
-from cem_assets.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,12 @@ class FiringRates:
 
     Attributes:
         transformation: A key of `TRANSFORMATIONS`.
-        strengths: Those applied, in the order asked for.
-        local_rates: float64 (strengths, units), share of the images a unit fires for that it still fires for; NaN for units
-            that fire for no image.
-        global_rates: float64 (units,), share of all images each fires for: below the rate asked for where activations tie.
-        num_images: How many were measured.
+        strengths: The strengths that were applied, in order.
+        local_rates: float64 (strengths, units). Of the images for which a unit fires, the share for which it still fires after
+            the change; NaN for units that fire for no image.
+        global_rates: float64 (units,), the share of all images for which a unit fires. It is below the requested rate where
+            activations are equal.
+        num_images: Number of images that were measured.
     """
 
     transformation: str
@@ -45,7 +45,7 @@ class FiringRates:
 
     @property
     def is_firing(self) -> NDArray[np.bool_]:
-        """Which units fire at all, bool (units,)."""
+        """Whether each unit fires at all, bool (units,)."""
         return self.global_rates > 0
 
     @property
@@ -63,13 +63,6 @@ class FiringRates:
         scores[chosen] = self.local_rates[:, chosen].mean(axis=0) / self.global_rates[chosen]
         return scores
 
-    def top_score(self, share: float = 1.0) -> float:
-        """Return the mean score of the best share of the firing units, at least one of them; NaN where none fires."""
-        if not 0 < share <= 1:
-            raise DataError(f"the share of units is {share}; expected above 0, at most 1")
-        ordered = np.sort(self.scores[self.is_firing])[::-1]
-        return float(ordered[: max(1, round(share * len(ordered)))].mean()) if len(ordered) else float("nan")
-
 
 def firing_thresholds(activations: NDArray[np.floating], global_rate: float = 0.01) -> NDArray[np.float64]:
     """Find the activation above which each unit fires for the given share of images.
@@ -83,11 +76,11 @@ def firing_thresholds(activations: NDArray[np.floating], global_rate: float = 0.
         equal, their value: fewer images, or none, are above.
 
     Raises:
-        DataError: There are fewer than two images, or so few units fire for all.
+        ValueError: There are fewer than two images, or the share includes all of them.
     """
     num_firing = max(1, round(global_rate * len(activations)))
     if activations.ndim != 2 or len(activations) <= num_firing:
-        raise DataError(
+        raise ValueError(
             f"activations have shape {activations.shape} and {num_firing} images are to fire; expected (n, units), n above that"
         )
     ordered = np.sort(activations.astype(np.float64), axis=0)
@@ -100,7 +93,7 @@ def _read(reader: ActivationReader, pixels: Tensor, is_either_sign: bool) -> NDA
 
 
 def _better_sign(rates: FiringRates) -> FiringRates:
-    """Of each unit and its negative keep the one with the larger score; the unit itself where they are equal."""
+    """Keep the one of each unit and its negative that has the larger score; the unit itself where they are equal."""
     num = len(rates.global_rates) // 2
     scores = np.nan_to_num(rates.scores, nan=-1.0)
     chosen = np.arange(num) + np.where(scores[num:] > scores[:num], num, 0)
@@ -119,16 +112,17 @@ def measure_invariance(
     """Measure the firing rates of an encoder's units under changes of images.
 
     Args:
-        encoder: One or three input channels; computed where it is, in evaluation mode, as before afterwards.
+        encoder: Encoder with one or three input channels. It runs on its own device in evaluation mode, and is afterwards as
+            before.
         images: uint8 (n, height, width) of one size, unchanged; one pass over all is made for every strength.
         norms: Mean and deviation of pixels on a scale of 0 to 1.
 
     Returns:
-        Rates by transformation, in the order asked for. They do not depend on the batch size but where a changed image's
-        activation is within rounding of a threshold.
+        Rates by transformation, in the order of the parameters. They do not depend on the batch size, except where the
+        activation of a changed image is within rounding of a threshold.
 
     Raises:
-        DataError: Images or the layer do not fit.
+        DataError: The encoder has no such layer, or the layer's output cannot be used.
     """
     params = params or InvarianceParams()
     wanted: dict[str, Sequence[float]] = dict(params.strengths) or {

@@ -1,6 +1,6 @@
-"""Stage `analyses/invariance`: how much of what units of an encoder answer to survives changes of the image.
+"""Stage `analyses/invariance`: how far the units of an encoder still fire after changes of the image.
 
-Measuring is `cem_assets.analyses.invariance.rates`, the changes are `cem_assets.analyses.invariance.transformations`.
+Rates are measured in `cem_assets.analyses.invariance.rates`; the changes are `cem_assets.analyses.invariance.transformations`.
 """
 
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ def analyse_invariance(
 
     Args:
         weights: Name of committed weights.
-        images: Which are changed; each is fitted to 224 x 224 px.
+        images: The images that are changed; each is fitted to 224 x 224 px.
         device: "auto", "cpu" or "cuda"; decides no number beyond rounding.
 
     Returns:
@@ -44,7 +44,7 @@ def analyse_invariance(
         `firing_rates.png`.
 
     Raises:
-        ValueError: Weights are not known, images or the layer do not fit.
+        DataError: The weights are not known, or images or the layer cannot be used.
         FileNotFoundError: Weights or images are not in the store.
     """
     found = analysed_weights(store, weights)
@@ -57,7 +57,7 @@ def analyse_invariance(
 def _find(
     store: Store, plan: AnalysisPlan, chosen: ImagePlan, params: InvarianceParams, device: str, progress: Progress
 ) -> Findings:
-    from cem_assets.analyses.figures import firing_rates_png
+    from cem_assets.analyses.invariance.figures import firing_rates_png
     from cem_assets.analyses.invariance.rates import measure_invariance
 
     pictures = chosen.read()

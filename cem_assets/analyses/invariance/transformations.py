@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from cem_assets.analyses.params import LOWEST_STRENGTHS
-from cem_assets.errors import DataError
 
 _BLUR_REACH = 4.0
 """The Gaussian is cut at so many deviations, as scipy does by default."""
@@ -25,12 +24,12 @@ class Transformation:
     """A way to change images.
 
     Attributes:
-        unit: Of the strength, for axes of charts.
+        unit: Unit of the strength, for axes of charts.
         identity: Strength that changes nothing.
-        strengths: Those measured unless others are asked for.
-        lowest: Smallest strength allowed.
-        apply: Takes float32 (n, 1, height, width) in 0..1, the strength, and the noise's seeds (one for each image); gives
-            a tensor of the same shape, in 0..1.
+        strengths: The strengths that are measured by default.
+        lowest: Smallest strength that is allowed.
+        apply: Function of float32 (n, 1, height, width) in 0..1, the strength, and the seeds of the noise (one for each image),
+            which returns a tensor of the same shape, in 0..1.
     """
 
     unit: str
@@ -77,15 +76,15 @@ def add_noise(pixels: Tensor, deviation: float, seeds: Sequence[int]) -> Tensor:
 
     Args:
         pixels: float32 (n, 1, height, width).
-        deviation: Of the noise.
+        deviation: Deviation of the noise.
         seeds: One for each image.
 
     Raises:
-        DataError: Seeds are not as many as images.
+        ValueError: The number of seeds differs from that of the images.
     """
     if len(seeds) != len(pixels):
-        raise DataError(f"there are {len(seeds)} seeds for {len(pixels)} images; expected one for each")
-    # On the CPU and image by image: the same noise on every device and in every batch.
+        raise ValueError(f"there are {len(seeds)} seeds for {len(pixels)} images; expected one for each")
+    # Noise is drawn on the CPU and image by image, so that it is the same on every device and in every batch.
     drawn = [torch.randn(pixels.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return (pixels + deviation * torch.stack(drawn).to(pixels.device)).clamp(0, 1)
 

@@ -1,6 +1,6 @@
 """Which parts of an image its features depend on: a square is covered, and the features are compared with the whole's.
 
-Pictures are `cem_assets.analyses.figures`.
+Pictures are `cem_assets.analyses.occlusion.figures`.
 
 Source: Zeiler and Fergus 2014 (arXiv:1311.2901), who watch the score of a class. We differ: self-supervised weights know no
 class, so the drop of the cosine similarity between the features of the covered and the whole image is measured.
@@ -39,8 +39,8 @@ def square_places(side_px: int, square_px: int, stride_px: int) -> NDArray[np.in
     """Place a square along a side so that every pixel is covered.
 
     Args:
-        side_px: Of the image.
-        square_px: Of the square, at most as large.
+        side_px: Side length of the image.
+        square_px: Side length of the square, at most as large.
         stride_px: Step, at most `square_px`.
 
     Returns:
@@ -62,7 +62,8 @@ def occlusion_map(
     """Measure how far the features of an image move when parts of it are covered.
 
     Args:
-        encoder: One or three input channels; computed where it is, in evaluation mode, as before afterwards.
+        encoder: Encoder with one or three input channels. It runs on its own device in evaluation mode, and is afterwards as
+            before.
         image: uint8 (height, width), at least as large as the square.
         norms: Mean and deviation of pixels on a scale of 0 to 1.
 
@@ -70,12 +71,12 @@ def occlusion_map(
         Drops by place and by pixel. An image of one gray value, covered with its mean, has none.
 
     Raises:
-        DataError: The image is smaller than the square or no such image, or its features are all zero, so that no similarity
-            is defined.
+        ValueError: The image is smaller than the square, or has another type or shape.
+        DataError: The features of the image are all zero, so that no similarity is defined.
     """
     params = params or OcclusionParams()
     if image.ndim != 2 or min(image.shape) < params.square_px:
-        raise DataError(f"the image has shape {image.shape}; expected two sides of {params.square_px} px or more")
+        raise ValueError(f"the image has shape {image.shape}; expected two sides of {params.square_px} px or more")
     pixels = pixels_of_images(image[None])
     fill = float(pixels.mean()) if params.fill == "mean" else 0.0
     tops, lefts = (square_places(side, params.square_px, params.stride_px) for side in image.shape)

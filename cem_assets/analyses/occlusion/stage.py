@@ -41,7 +41,7 @@ def analyse_occlusion(
 
     Args:
         weights: Name of committed weights.
-        images: Which are covered, in their own sizes.
+        images: The images that are covered, in their own sizes.
         device: "auto", "cpu" or "cuda"; decides no number beyond rounding.
 
     Returns:
@@ -49,7 +49,7 @@ def analyse_occlusion(
         `occlusion.png`.
 
     Raises:
-        DataError: Weights are not known, an image is smaller than the square, or the layer does not fit.
+        DataError: The weights are not known, an image is smaller than the square, or the layer cannot be used.
         FileNotFoundError: Weights or images are not in the store.
     """
     found = analysed_weights(store, weights)
@@ -62,7 +62,7 @@ def analyse_occlusion(
 def _find(
     store: Store, plan: AnalysisPlan, chosen: ImagePlan, params: OcclusionParams, device: str, progress: Progress
 ) -> Findings:
-    from cem_assets.analyses.figures import occlusion_png
+    from cem_assets.analyses.occlusion.figures import occlusion_png
     from cem_assets.analyses.occlusion.maps import occlusion_map
 
     pictures = chosen.read()

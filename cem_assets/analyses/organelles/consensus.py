@@ -1,7 +1,8 @@
 """A segmentation without training: the mean of the channels that correlate best with an organelle's masks.
 
 One channel sees a part of an organelle; the mean of the best few shows whether the encoder as a whole tells it from the rest.
-As they are chosen by the very masks they are compared with, the same is told of channels chosen on all other images.
+They are chosen with the very masks they are compared with, so the result for channels chosen on all other images is reported
+too.
 Single channels are `cem_assets.analyses.organelles.correlation`.
 
 Source: Conrad and Narayan 2021 (eLife 65894): the mean of 32 channels, scaled to 0..1, correlated with the mask
@@ -16,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.analyses.organelles.correlation import enlarged
-from cem_assets.errors import DataError
 
 
 @dataclass(frozen=True)
 class Consensus:
-    """What the mean of the best channels shows of one kind of organelle.
+    """How the mean of the best channels agrees with the masks of one kind of organelle.
 
     Attributes:
         channels: int64 (k,), chosen on all images, the best first.
@@ -46,7 +46,7 @@ def _chosen(correlations: NDArray[np.float64], num: int) -> NDArray[np.int64]:
 def _mean_map(maps: NDArray[np.float32], channels: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.float32]:
     mean = enlarged(maps[channels].mean(axis=0, keepdims=True), *shape)[0]
     low, high = float(mean.min()), float(mean.max())
-    # Rounding is no structure: a constant map stays 0.
+    # A map that differs by rounding alone counts as constant and stays 0.
     if high - low <= 1e-6 * max(abs(low), abs(high)):
         return np.zeros(shape, np.float32)
     return np.asarray((mean - low) / (high - low), np.float32)
@@ -73,14 +73,14 @@ def measure_consensus(
         maps: float32 (channels, rows, columns) of each image.
         masks: bool (height, width) of each image.
         correlations: float64 (images, channels), of `measure_agreement` for these.
-        num_channels: How many are averaged; all where there are fewer.
-        threshold: Of the map scaled to 0..1, for the IoU.
+        num_channels: Number of channels that are averaged; all where there are fewer.
+        threshold: Threshold of the map scaled to 0..1, for the IoU.
 
     Raises:
-        DataError: Numbers do not fit each other, or the threshold is not in 0..1.
+        ValueError: The numbers of maps, masks and correlations differ, or another number is out of range.
     """
     if not len(maps) == len(masks) == len(correlations) or not maps or num_channels < 1 or not 0 <= threshold < 1:
-        raise DataError(
+        raise ValueError(
             f"{len(maps)} maps, {len(masks)} masks, correlations of {len(correlations)}, {num_channels} channels, threshold "
             f"{threshold}; expected as many of each, one channel at least and a threshold from 0 to 1"
         )

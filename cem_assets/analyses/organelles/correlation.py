@@ -1,8 +1,8 @@
 """Whether a channel of an encoder answers to an organelle: its feature map compared with the organelle's mask.
 
 Two measures: the correlation of map and mask over the pixels of an image, and the overlap (IoU) of the mask with where the
-map is above a threshold of its channel. The best of hundreds of channels looks good by chance on few images: the
-channel chosen on all other images is told beside it.
+map is above a threshold of its channel. The best of hundreds of channels looks good by chance on few images, so the
+result of the channel that was chosen on all other images is reported beside it.
 
 Source: Bau et al. 2017, "Network dissection" (arXiv:1704.05796), for thresholds and IoU: a threshold is the top 0.5 % of
 a channel's values at its own resolution over all images, intersections and unions are summed over images, and maps are
@@ -56,7 +56,7 @@ def layer_maps(encoder: nn.Module, images: Sequence[NDArray[np.uint8]], norms: N
     """Compute the feature maps of images, one by one: their sizes may differ.
 
     Args:
-        encoder: One or three input channels; as before afterwards.
+        encoder: Encoder with one or three input channels; it is afterwards as before.
         images: uint8 (height, width) each.
         norms: Mean and deviation of pixels on a scale of 0 to 1.
         layer: Name of the module, such as "layer3".
@@ -65,7 +65,7 @@ def layer_maps(encoder: nn.Module, images: Sequence[NDArray[np.uint8]], norms: N
         float32 (channels, rows, columns) of each; all are held in memory.
 
     Raises:
-        DataError: There is no such layer, or it gives no maps.
+        DataError: There is no such layer, or its output is no map.
     """
     found = []
     with ActivationReader(encoder, norms, layer) as reader:
@@ -81,7 +81,10 @@ def _weights(side_px: int, num_values: int) -> NDArray[np.float32]:
     """Return what each value along a side adds to each pixel: float32 (side, values)."""
     strides = [2**power for power in range(16) if -(-side_px // 2**power) == num_values]
     if not strides:
-        raise DataError(f"maps have {num_values} values along {side_px} px; expected the side by a power of 2, rounded up")
+        raise DataError(
+            f"the layer's maps have {num_values} values along {side_px} px; expected a stride that is a power of 2. Choose "
+            "another layer."
+        )
     places = np.minimum(np.arange(side_px) / strides[0], num_values - 1)
     return np.asarray(np.maximum(0, 1 - np.abs(places[:, None] - np.arange(num_values))), np.float32)
 
@@ -91,16 +94,16 @@ def enlarged(maps: NDArray[np.float32], height: int, width: int) -> NDArray[np.f
 
     Args:
         maps: float32 (channels, rows, columns).
-        height: Of the image.
-        width: Of the image.
+        height: Height of the image.
+        width: Width of the image.
 
     Returns:
-        float32 (channels, height, width). Value i lies at pixel stride * i, as all encoders here have odd kernels padded by
-        half on either side; the last is repeated beyond. Enlarging edge to edge instead would move maps by half a
-        stride: 16 px in the last layer, the size of an organelle.
+        float32 (channels, height, width). Value i is placed at pixel stride * i, because all encoders here have odd kernels
+        padded by half on either side; the last value is repeated beyond. Enlarging edge to edge instead would move maps by
+        half a stride, which is 16 px in the last layer, the size of an organelle.
 
     Raises:
-        DataError: Sizes are not those of an image and a layer whose stride is a power of 2.
+        DataError: The stride of the layer is not a power of 2.
     """
     return np.asarray(_weights(height, maps.shape[1]) @ maps @ _weights(width, maps.shape[2]).T, np.float32)
 
@@ -129,7 +132,7 @@ def _check(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_
         elif mask.all() or not mask.any():
             problems.append(f"mask {number} is {'full' if mask.size and mask.all() else 'empty'}, expected some of both")
     if problems:
-        raise DataError(f"maps and masks cannot be compared: {'; '.join(problems)}.")
+        raise ValueError(f"maps and masks cannot be compared: {'; '.join(problems)}.")
 
 
 def measure_agreement(
@@ -147,14 +150,14 @@ def measure_agreement(
         Correlations, IoUs and the best channels.
 
     Raises:
-        DataError: Maps and masks do not belong together, a mask is empty or full (all are told), the share is not between
-            0 and 1, or sizes are not those `enlarged` takes.
+        ValueError: Maps and masks differ in number, a mask is empty or full, or the share is not between 0 and 1.
+        DataError: The layer's stride is not a power of 2, see `enlarged`.
     """
     _check(maps, masks)
     if top_share is None:
         top_share = sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
     if not 0 < top_share < 1:
-        raise DataError(f"the share above a threshold is {top_share}; expected between 0 and 1")
+        raise ValueError(f"the share above a threshold is {top_share}; expected between 0 and 1")
     values = np.concatenate([found.reshape(len(found), -1) for found in maps], axis=1)
     thresholds = np.quantile(values.astype(np.float64), 1 - top_share, axis=1)
     num_channels = len(thresholds)
@@ -169,7 +172,9 @@ def measure_agreement(
             num_inside = above[:, inside].sum(axis=1)
             intersections[part] += num_inside
             unions[part] += above.sum(axis=1) + inside.sum() - num_inside
-            is_constant = np.ptp(wide, axis=1) <= 1e-6 * np.abs(wide).max(axis=1)  # float32: rounding is no structure
+            is_constant = np.ptp(wide, axis=1) <= 1e-6 * np.abs(wide).max(
+                axis=1
+            )  # differences from float32 rounding are not structure
             wide -= wide.mean(axis=1, keepdims=True)
             lengths = np.sqrt((wide * wide).sum(axis=1))
             products = wide @ centred

@@ -1,7 +1,7 @@
 """Pictures with masks of organelles: a folder with `images/` and `masks/`, files of equal names.
 
-Which organelle a mask shows is its subfolder of `masks/`, or its name without the number at its end: `mitochondria2.png` shows
-mitochondria. Pictures without masks are `cem_assets.analyses.images`.
+The organelle of a mask is the name of its subfolder of `masks/`, or the name of the file without the number at its end:
+`mitochondria2.png` shows mitochondria. Pictures without masks are `cem_assets.analyses.images`.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ from cem_assets.store.store import Store
 
 MASKS_FOLDER = "masks"
 DEFAULT_FOLDER = "analyses/inbox/organelles"
-"""Of the store: where pictures and masks are looked for unless another folder is named."""
+"""Folder of the store that is used unless another one is named."""
 _NUMBER = re.compile(r"[\s_.-]*\d+$")
 
 
 class MaskedParams(BaseModel):
-    """Which pictures and masks are looked at.
+    """Which pictures and masks are used.
 
     Attributes:
-        folder: With `images/` and `masks/`: an absolute path of the machine that runs this, or a folder of the store. It is
-            known by what it holds, not by its name.
-        max_images: Of each organelle, the first in order of name.
+        folder: With `images/` and `masks/`: an absolute path of the machine that runs this, or a folder of the store. Results
+            depend on its files, not on its name.
+        max_images: Largest number of each organelle, the first in order of name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,11 +44,11 @@ class MaskedParams(BaseModel):
 
 @dataclass(frozen=True)
 class Masked:
-    """A picture and where an organelle is in it.
+    """A picture and the mask of an organelle in it.
 
     Attributes:
-        name: Of both files, without suffix.
-        organelle: What the mask shows.
+        name: Name of both files, without suffix.
+        organelle: Name of the organelle in the mask.
         image: uint8 (height, width).
         mask: bool (height, width).
     """
@@ -61,11 +61,11 @@ class Masked:
 
 @dataclass(frozen=True)
 class MaskedPlan:
-    """Pairs of files, known before any is read.
+    """Pairs of files, known before any of them is read.
 
     Attributes:
-        source: In words, for titles.
-        upstream: What a manifest's inputs say of them.
+        source: The source of the pictures in words, for titles.
+        upstream: Their digests, as the inputs of a manifest list them.
         organelles: Names, in order; of each the (image, mask) paths.
     """
 
@@ -78,14 +78,14 @@ class MaskedPlan:
         """Read the pictures and masks of one organelle.
 
         Raises:
-            DataError: Files cannot be read, sizes differ, or a mask is none; all are told.
+            DataError: Files cannot be read, sizes differ, or a mask has not two gray values. The text names all problems.
         """
         found, problems = [], []
         for image_path, mask_path in self.organelles[organelle]:
             try:
                 image, values = read_picture(self._files, image_path), read_plain(self._files, mask_path)
                 mask = _mask_of(values, shown_path(mask_path))
-            except ValueError as error:
+            except DataError as error:
                 problems.append(str(error).rstrip("."))
                 continue
             if image.shape != mask.shape:
@@ -105,7 +105,7 @@ def plan_masked(store: Store, params: MaskedParams) -> MaskedPlan:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        DataError: An image has no mask, or the reverse, or a name is there twice; all are told.
+        DataError: An image has no mask, a mask has no image, or a name occurs twice. The text names all problems.
     """
     files = open_folder(store, params.folder)
     paths = picture_paths(files, params.folder)
@@ -151,7 +151,7 @@ def _by_name(paths: list[str], which: str, problems: list[str]) -> dict[str, str
 def _name_of(path: str) -> str:
     place = PurePosixPath(path)
     kind = kind_of(place.name)
-    assert kind is not None  # others were passed over
+    assert kind is not None  # others were skipped
     return str(place.with_name(kind.stem)) if kind.stem else path
 
 
@@ -165,6 +165,6 @@ def _mask_of(values: NDArray[np.generic], what: str) -> NDArray[np.bool_]:
     if len(found) != 2:
         raise DataError(
             f"{what} has {len(found)} gray value(s), expected two, one for the organelle and one for the rest. Save it as 0 "
-            "and 255, without compression that loses"
+            "and 255, without lossy compression"
         )
     return np.asarray(values == found[1])

@@ -1,8 +1,7 @@
 """Stage `analyses/organelles`: which feature maps of an encoder correlate with masks of organelles.
 
-Measuring is `cem_assets.analyses.organelles.correlation` (single channels) and `cem_assets.analyses.organelles.consensus` (the
-mean of the best
-few); pictures and masks are `cem_assets.analyses.organelles.masks`.
+Single channels are measured in `cem_assets.analyses.organelles.correlation`, the mean of the best few in
+`cem_assets.analyses.organelles.consensus`. Pictures and masks come from `cem_assets.analyses.organelles.masks`.
 """
 
 import logging
@@ -32,7 +31,7 @@ LAYERS = {"resnet": "layer4", "efficientnet": "features"}
 RESNET_DOWNSAMPLING = 8
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 MAX_MAP_BYTES = 2 << 30
-"""Of all feature maps of an organelle, which are held in memory together."""
+"""Largest size of all feature maps of one organelle, which are in memory together."""
 
 
 def analyse_organelles(
@@ -48,7 +47,7 @@ def analyse_organelles(
 
     Args:
         weights: Name of committed weights.
-        pictures: Which pictures and masks.
+        pictures: The pictures and masks.
         device: "auto", "cpu" or "cuda"; decides no number beyond rounding.
 
     Returns:
@@ -56,7 +55,7 @@ def analyse_organelles(
         scores of each organelle, and a picture for each.
 
     Raises:
-        DataError: Weights are not known, pictures and masks do not fit each other, or the layer has no maps.
+        DataError: The weights are not known, pictures and masks differ, or the layer has no maps.
         FileNotFoundError: Weights or the folder are not there.
     """
     found = analysed_weights(store, weights)
@@ -81,10 +80,9 @@ def _find(
     device: str,
     progress: Progress,
 ) -> Findings:
-    from cem_assets.analyses.comparisons.figures import organelles_png
-    from cem_assets.analyses.figures import agreement_png
     from cem_assets.analyses.organelles.consensus import measure_consensus
     from cem_assets.analyses.organelles.correlation import layer_maps, measure_agreement
+    from cem_assets.analyses.organelles.figures import agreement_png, organelles_png
     from cem_assets.analyses.organelles.strides import refine_maps
 
     encoder, norms = build_weights(store, plan.weights, device)

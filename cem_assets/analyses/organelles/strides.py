@@ -1,7 +1,7 @@
-"""Finer feature maps out of a ResNet: strides of its later stages are taken away, weights and channels stay.
+"""Makes the feature maps of a ResNet finer: later stages lose their strides, and weights and channels stay.
 
-A stage that no longer strides sees less of the image at each place than it was trained for, which is the price: organelles
-smaller than a stride of 32 px could not be told from what is beside them otherwise.
+Without its stride, a stage sees less of the image at each place than it was trained for. In return, organelles smaller than
+a stride of 32 px can be told from their surroundings.
 
 Source: Conrad and Narayan 2021 (eLife 65894), who restride for the correlation of feature maps with organelles.
 """
@@ -17,20 +17,20 @@ _STRIDES = (8, 16, 32)
 
 
 def refine_maps(encoder: nn.Module, downsampling: int) -> None:
-    """Let no stage of an encoder make maps coarser than asked for.
+    """Change an encoder in place so that none of its stages makes maps coarser than `downsampling`.
 
     Args:
-        encoder: Changed in place.
-        downsampling: Px of the image between two values of a map, at most: one of `DOWNSAMPLINGS`; 32 leaves a ResNet as it
-            is, and 0 any encoder.
+        downsampling: Largest distance in px of the image between two values of a map, one of `DOWNSAMPLINGS`. 32 does not
+            change a ResNet, and 0 does not change any encoder.
 
     Raises:
-        DataError: The encoder is no ResNet, or there is no such downsampling.
+        DataError: The encoder is not a ResNet.
+        ValueError: The downsampling is not one of `DOWNSAMPLINGS`.
     """
     if downsampling == 0:
         return
     if downsampling not in DOWNSAMPLINGS:
-        raise DataError(f"downsampling is {downsampling}; expected one of {', '.join(map(str, DOWNSAMPLINGS))}, or 0")
+        raise ValueError(f"downsampling is {downsampling}; expected one of {', '.join(map(str, DOWNSAMPLINGS))}, or 0")
     if not isinstance(encoder, ResNet):
         raise DataError(
             f"downsampling {downsampling} is for ResNets, and the encoder is a {type(encoder).__name__}; expected 0, which "

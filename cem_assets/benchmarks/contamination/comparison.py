@@ -1,11 +1,10 @@
 """Whether a release holds patches of benchmark test images: exact and near copies, turned, re-encoded, or shifted by half.
 
-Candidates come from hashes (`cem_assets.benchmarks.contamination.fingerprints`) at a strict distance; each is confirmed on its
-pixels by
-the correlation of smoothed, aligned thumbnails and of their fine structure, which blank pictures and those that share only
-their lighting do not have. What follows from a pair (a blocked benchmark, a release without the patches) is the stages'.
-A copy that is rescaled and cropped, turned by other angles, inverted, or shifted by something else than half patches (within
-a few px) is not looked for.
+Hashes at a strict distance propose candidates (`cem_assets.benchmarks.contamination.fingerprints`). Each candidate is confirmed
+on its pixels, by the correlation of smoothed and aligned thumbnails and of their fine structure. Blank pictures, and pictures
+that share only their lighting, do not agree in fine structure.
+Not found are copies that are rescaled and cropped, turned by other angles, inverted, or shifted by other distances than half
+patches (within a few px).
 """
 
 import io
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import uniform_filter
 
-from cem_assets.benchmarks.contamination.fingerprints import MIN_LEVELS, TURNS, Box, Fingerprints, check_picture, turned
+from cem_assets.benchmarks.contamination.fingerprints import MIN_LEVELS, TURNS, Fingerprints, Window, check_picture, turned
 from cem_assets.benchmarks.contamination.hash_index import near_hashes
 from cem_assets.errors import DataError
 
@@ -29,13 +28,14 @@ MIN_DETAIL = 0.5
 
 _THUMBNAIL_PX = 112
 _MARGIN_PX = 3
-"""Shifts searched when thumbnails are aligned, in px of the thumbnail: windows on a half-patch grid may be off a little."""
+"""Largest shift tried when thumbnails are aligned, in px of the thumbnail; windows on a grid of half patches may be slightly
+off."""
 _SMOOTH_PX, _COARSE_PX = 3, 15
 _BLOCKS, _MIN_LOCAL_SPREAD = 8, 0.5
 _ROWS_KEPT = 256
 
 Reader = Callable[[int], NDArray[np.uint8]]
-"""Gives the pixels uint8 (height, width) of a release row, or of a test image."""
+"""Returns the pixels, uint8 (height, width), of a row of the release or of a test image by its number."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Pair:
     """A patch of a release that shows what a test image shows.
 
     Attributes:
-        release_row: Row of the patch.
+        release_row: Row of the patch in the release.
         test_image: Number of the test image.
         window: Part of the test image: top, left, height, width in px.
-        release_window: Part of the patch, alike.
-        turn: What turns the part of the test image into that of the patch, one of `TURNS`.
+        release_window: Part of the patch that shows the same: top, left, height, width in px.
+        turn: What turns the part of the test image into the part of the patch, one of `TURNS`.
         distance: Hamming distance of their dHashes.
         correlation: Pearson correlation of their aligned thumbnails.
         is_exact: Whether all pixels are equal.
@@ -55,8 +55,8 @@ class Pair:
 
     release_row: int
     test_image: int
-    window: Box
-    release_window: Box
+    window: Window
+    release_window: Window
     turn: str
     distance: int
     correlation: float
@@ -64,14 +64,14 @@ class Pair:
 
 
 def _candidates(release: Fingerprints, test: Fingerprints, max_distance: int) -> NDArray[np.int64]:
-    """Match fingerprints of one kind: int64 (n, 3) of places in release and test, and distance."""
+    """Match fingerprints of the same kind; returns int64 (n, 3): place in release, place in test, and distance."""
     found = [np.empty((0, 3), np.int64)]
     for is_tile in (False, True):
         own = np.flatnonzero((release.is_tile == is_tile) & release.has_contrast)
         other = np.flatnonzero((test.is_tile == is_tile) & test.has_contrast)
         pairs = near_hashes(release.dhash[own], test.dhash[other], max_distance)
         found.append(np.stack([own[pairs[:, 0]], other[pairs[:, 1]], pairs[:, 2]], axis=1))
-    # Equal pixels count whatever their contrast.
+    # Equal pixels are a match even without contrast.
     order = np.argsort(test.pixels, kind="stable")
     known = test.pixels[order]
     own = np.flatnonzero((release.pixels != 0) & np.isin(release.pixels, known))
@@ -97,14 +97,14 @@ def compare_pictures(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> tup
     """Correlate two pictures, aligned by up to a few px.
 
     Args:
-        first: uint8 (height, width).
-        second: uint8 of any size; both are squeezed to 112 x 112 px.
+        first: uint8 (height, width), of any size.
+        second: uint8 (height, width), of any size; both are resized to 112 x 112 px.
 
     Returns:
-        The largest Pearson correlation over shifts by up to 3 px of the thumbnails, and how well their fine structure (what
-        smoothing over 15 px takes away) agrees there: cut into 8 x 8 blocks, each with its own correlation, the median.
-        Blocks without structure count as 0, so lighting or the edge of a padding are no agreement. (0, 0) where either
-        picture has no contrast.
+        The largest Pearson correlation over shifts of the thumbnails by up to 3 px, and how well their fine structure agrees
+        at that shift. Fine structure is what smoothing over 15 px removes. It is cut into 8 x 8 blocks, each block is
+        correlated, and the median counts. A block without structure counts as 0, so that lighting or the edge of a padding
+        are no agreement. If either picture has no contrast the result is (0, 0).
     """
     a, b = _thumbnail(first), _thumbnail(second)
     fine_a, fine_b = (image - uniform_filter(image, _COARSE_PX, mode="nearest") for image in (a, b))
@@ -133,7 +133,7 @@ def _blocks(image: NDArray[np.float32]) -> NDArray[np.float64]:
     return cut.transpose(0, 2, 1, 3).reshape(_BLOCKS * _BLOCKS, side * side)
 
 
-def _cut(image: NDArray[np.uint8], box: NDArray[np.int32] | Box) -> NDArray[np.uint8]:
+def _cut(image: NDArray[np.uint8], box: NDArray[np.int32] | Window) -> NDArray[np.uint8]:
     top, left, height, width = (int(number) for number in box)
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
@@ -150,20 +150,20 @@ def find_contamination(
     """Find patches of a release that show what test images show.
 
     Args:
-        release: Of `release_fingerprints`, or of `whole_fingerprints` where only dHashes are at hand.
-        release_reader: Asked only for rows that have a candidate.
-        test: Of `test_image_fingerprints`.
-        test_reader: Asked once for each test image that has a candidate.
+        release: From `release_fingerprints`.
+        release_reader: Called only for rows that have a candidate.
+        test: From `test_image_fingerprints`.
+        test_reader: Called once for each test image that has a candidate.
         max_distance: Largest Hamming distance of the dHashes, of 64 bits.
         min_correlation: Smallest correlation of the aligned thumbnails.
         min_detail: Smallest correlation of their fine structure.
 
     Returns:
-        One pair for each patch and test image that match, by test image, then row. Of several parts that match the largest
-        is told, then the one of least distance, then the first.
+        One pair for each patch and test image that match, sorted by test image, then by row. If several parts match, the pair
+        names the largest, then the one of least distance, then the first.
 
     Raises:
-        DataError: A picture that is read is not 8-bit gray, or does not have the part that was hashed.
+        DataError: A picture is smaller than it was when it was hashed.
     """
     candidates = _candidates(release, test, max_distance)
     rows, images = release.item[candidates[:, 0]], test.item[candidates[:, 1]]
@@ -187,10 +187,11 @@ def find_contamination(
         if (part.shape, tuple(sorted(shown.shape))) != wanted:
             raise DataError(
                 f"patch {row} is {patch.shape} and test image {number} {image.shape} px, smaller than when they were hashed "
-                f"(parts {release.box[own].tolist()} and {test.box[other].tolist()}); make the fingerprints anew"
+                f"(parts {release.box[own].tolist()} and {test.box[other].tolist()}). The stored fingerprints are of other "
+                "pictures: delete them, and make the fingerprints anew."
             )
         is_exact = bool(np.array_equal(part, shown))
-        # Equal padding is no evidence, equal noise is.
+        # Equal padding is no evidence of copying, but equal noise is.
         is_proof = is_exact and np.count_nonzero(np.bincount(part.reshape(-1))) >= MIN_LEVELS
         correlation, detail = (1.0, 1.0) if is_proof else compare_pictures(part, shown)
         if correlation >= min_correlation and detail >= min_detail:
@@ -200,30 +201,24 @@ def find_contamination(
     return pairs
 
 
-def _box(values: NDArray[np.int32]) -> Box:
+def _box(values: NDArray[np.int32]) -> Window:
     top, left, height, width = values.tolist()
     return top, left, height, width
 
 
 def contaminated_rows(pairs: Sequence[Pair]) -> NDArray[np.int64]:
-    """List the rows a release must do without: int64, sorted, each once."""
+    """List the rows of the release that are in a pair: int64, sorted, each once."""
     return np.array(sorted({pair.release_row for pair in pairs}), dtype=np.int64)
 
 
 def contamination_pictures(
     pairs: Sequence[Pair], release_reader: Reader, test_reader: Reader, limit: int = 20, tile_px: int = 160
 ) -> bytes:
-    """Draw pairs side by side: the patch, the matching part framed, beside the part of the test image, turned alike.
+    """Draw pairs as a PNG: the patch with the matching part framed, beside that part of the test image, turned like the patch.
 
     Args:
-        pairs: The first `limit` are drawn.
-        release_reader: As for `find_contamination`.
-        test_reader: As for `find_contamination`.
-        limit: Most pairs drawn.
+        pairs: The first `limit` are drawn; without pairs the PNG shows a line of text.
         tile_px: Side of a picture.
-
-    Returns:
-        A PNG; a line of text where there are no pairs.
     """
     shown = pairs[:limit]
     columns, gap, text_px = 2, 6, 30

@@ -1,10 +1,10 @@
-"""What images are recognised by when releases are compared with test images: hashes of windows and of tiles.
+"""Hashes of windows and tiles, by which patches of a release are recognised in test images.
 
-Release patches are hashed whole and in tiles of half a patch (112 px), test images in windows of a patch (224 px) every half
-patch, in tiles every half patch, and whole, each in its eight flips and quarter turns. So a patch meets the window or tile it
-shares pixels with when it was cut from the test image at any multiple of half a patch, or is a turned copy of it.
-Searching and confirming is `cem_assets.benchmarks.contamination.comparison`. Pictures are 8-bit gray: standardising is done
-before.
+Patches of a release are hashed whole, and in tiles of half a patch (112 px). Test images are hashed whole, in windows of a
+patch (224 px) every half patch, and in tiles every half patch, each in its eight flips and quarter turns. So a patch has a
+hash in common with a test image if it was cut from it at any multiple of half a patch, or is a turned copy of such a part.
+`cem_assets.benchmarks.contamination.comparison` searches and confirms pairs. All pictures here are 8-bit gray, after
+standardization.
 """
 
 import hashlib
@@ -17,18 +17,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
-from cem_assets.errors import DataError
 from cem_assets.imaging.dhash import HASH_SIDE_PX, dhash
 
 WINDOW_PX = HASH_SIDE_PX
 TILE_PX = WINDOW_PX // 2
 STRIDE_PX = WINDOW_PX // 2
 MIN_SPREAD = 2.0
-"""Standard deviation, in gray levels of means over 4 x 4 px, below which a picture is blank: its hash is that of noise."""
+"""Standard deviation, in gray levels of means over 4 x 4 px, below which a picture is blank: its hash is only noise."""
 MIN_LOCAL_SPREAD = 1.0
-"""The same within 28 x 28 px, less their mean, for at least half of the picture."""
+"""Smallest standard deviation within 28 x 28 px around their mean, which at least half of the picture must have."""
 MIN_LEVELS = 8
-"""Different gray levels that equal pictures must have at least to be evidence of copying; padding has fewer."""
+"""Equal pictures are evidence of copying only if they have at least this many different gray levels; padding has fewer."""
 
 _LOCAL_PX = 7
 
@@ -36,24 +35,24 @@ TURNS = (
     "unchanged", "turned 90", "turned 180", "turned 270",
     "mirrored", "mirrored, turned 90", "mirrored, turned 180", "mirrored, turned 270",
 )  # fmt: skip
-"""Flips and quarter turns by number: mirrored means left to right, turns are counterclockwise and come after."""
+"""Flips and quarter turns by number. Mirrored means left to right; turns are counterclockwise, after mirroring."""
 
-Box = tuple[int, int, int, int]
+Window = tuple[int, int, int, int]
 """(top, left, height, width) in px."""
 
 
 @dataclass(frozen=True, eq=False)
 class Fingerprints:
-    """Hashes of parts of pictures; all arrays of one length.
+    """Hashes of parts of pictures; all arrays have the same length.
 
     Attributes:
         item: int64 (m,). Number of the picture: a row of the release, or a test image.
         box: int32 (m, 4). The part: top, left, height, width in px.
         turn: uint8 (m,). Place in `TURNS`: how the part was turned before it was hashed.
-        is_tile: bool (m,). Tiles are compared with tiles alone.
-        has_contrast: bool (m,). Without it the dHash is not compared.
+        is_tile: bool (m,). Tiles are compared only with tiles.
+        has_contrast: bool (m,). The dHash of a part without contrast is not compared.
         dhash: uint64 (m,).
-        pixels: uint64 (m,). Hash of size and pixels; 0 where it is not known or would prove nothing.
+        pixels: uint64 (m,). Hash of the part's size and pixels; 0 for tiles and for parts whose equality would prove nothing.
     """
 
     item: NDArray[np.int64]
@@ -67,18 +66,14 @@ class Fingerprints:
     def __len__(self) -> int:
         return len(self.item)
 
-    def take(self, places: NDArray[np.generic]) -> "Fingerprints":
-        """Return those at places (integers, or booleans for each)."""
-        return Fingerprints(*(getattr(self, each.name)[places] for each in fields(self)))
-
     def to_table(self) -> pd.DataFrame:
-        """Give a table for storing, one row for each; `from_table` reads it."""
+        """Return a table for storing, with one row for each fingerprint; `from_table` reads it."""
         flat = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "box"}
         return pd.DataFrame({**flat, **dict(zip(("top", "left", "height", "width"), self.box.T, strict=True))})
 
     @classmethod
     def from_table(cls, table: pd.DataFrame) -> "Fingerprints":
-        """Read what `to_table` gave."""
+        """Read a table that `to_table` returned."""
         box = table[["top", "left", "height", "width"]].to_numpy(np.int32)
         types = {"item": np.int64, "turn": np.uint8, "is_tile": np.bool_, "has_contrast": np.bool_}
         columns = {
@@ -88,7 +83,7 @@ class Fingerprints:
 
 
 def joined(parts: Sequence[Fingerprints]) -> Fingerprints:
-    """Put fingerprints together, such as those of shards; items must be numbered through."""
+    """Concatenate fingerprints, such as those of shards; no two parts may use the same numbers of items."""
     parts = [_empty(), *parts]
     return Fingerprints(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Fingerprints)))
 
@@ -99,38 +94,38 @@ def _empty() -> Fingerprints:
 
 
 def turned(image: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
-    """Flip and turn an image (height, width); `turn` is a place in `TURNS`."""
+    """Flip and turn an image (height, width) by a place in `TURNS`."""
     return np.ascontiguousarray(np.rot90(image[:, ::-1] if turn >= 4 else image, turn % 4))
 
 
 def starts_along(length_px: int, side_px: int) -> list[int]:
-    """List where parts of `side_px` start: every half patch, and one that ends at the border; none where it does not fit."""
+    """List where parts of `side_px` start: every half patch, and one that ends at the border; none if a part does not fit."""
     if length_px < side_px:
         return []
     last = length_px - side_px
     return sorted({*range(0, last + 1, STRIDE_PX), last})
 
 
-def _boxes(shape: tuple[int, ...], side_px: int) -> list[Box]:
-    """Cover a picture by parts; along a side shorter than `side_px` they take all of it, as patches of the grid do."""
+def _boxes(shape: tuple[int, ...], side_px: int) -> list[Window]:
+    """Cover a picture by parts; along a side shorter than `side_px` each part takes all of it, like patches of the grid."""
     height, width = (min(length, side_px) for length in shape)
     tops, lefts = starts_along(shape[0], height), starts_along(shape[1], width)
     return [(top, left, height, width) for top in tops for left in lefts]
 
 
 def check_picture(image: NDArray[np.generic], what: str) -> None:
-    """Refuse what is no 8-bit gray picture with a ValueError that names it."""
+    """Raise a ValueError that names the picture if it is not 8-bit gray."""
     if image.dtype != np.uint8 or image.ndim != 2 or not image.size:
-        raise DataError(
-            f"{what} is {image.dtype} of shape {image.shape}; expected uint8 (height, width): standardize intensities, merge "
-            "channels first"
+        raise ValueError(
+            f"{what} is {image.dtype} of shape {image.shape}; expected uint8 (height, width). Standardize intensities and "
+            "merge channels first."
         )
 
 
 def has_contrast(image: NDArray[np.uint8]) -> bool:
     """Tell whether a picture (height, width) shows more than noise, lighting or the edge of a padding.
 
-    Those have few hashes between them, so millions of pairs would be read only to be refused.
+    Pictures without contrast share a few hashes, so millions of pairs would be read only to be rejected.
     """
     means = np.asarray(Image.fromarray(image).reduce(4), dtype=np.float32)
     if means.std() < MIN_SPREAD:
@@ -146,8 +141,8 @@ def _pixel_hash(image: NDArray[np.uint8]) -> int:
     return int.from_bytes(hashlib.blake2b(key + image.tobytes(), digest_size=8).digest(), "big") or 1
 
 
-def _of_parts(item: int, image: NDArray[np.uint8], boxes: Sequence[tuple[Box, bool]], turns: Sequence[int]) -> Fingerprints:
-    """Hash parts of one picture, each as tile or not, in some turns."""
+def _of_parts(item: int, image: NDArray[np.uint8], boxes: Sequence[tuple[Window, bool]], turns: Sequence[int]) -> Fingerprints:
+    """Hash parts of one picture in some turns; each part is given with whether it is a tile."""
     cut = [np.ascontiguousarray(image[top : top + height, left : left + width]) for (top, left, height, width), _ in boxes]
     parts = [turned(part, turn) for part in cut for turn in turns]
     hashes = np.empty(len(parts), np.uint64)
@@ -176,10 +171,7 @@ def release_fingerprints(patches: Iterable[NDArray[np.uint8]], first_item: int =
         first_item: Number of the first one.
 
     Returns:
-        Five for a full patch, its own and those of four tiles.
-
-    Raises:
-        DataError: A patch is no 8-bit gray picture.
+        Five fingerprints for a full patch: its own and those of four tiles.
     """
     found = []
     for item, patch in enumerate(patches, first_item):
@@ -190,33 +182,12 @@ def release_fingerprints(patches: Iterable[NDArray[np.uint8]], first_item: int =
     return joined(found)
 
 
-def whole_fingerprints(dhashes: NDArray[np.uint64], shape: tuple[int, int] = (WINDOW_PX, WINDOW_PX)) -> Fingerprints:
-    """Make fingerprints of patches of which only the dHashes are known, as the store's patch tables have them.
-
-    Args:
-        dhashes: uint64 (n,).
-        shape: Height and width of the patches.
-
-    Returns:
-        One for each. They find copies, turned ones too, and patches cut from larger test images at half patches; not
-        those that share only a part with a test image.
-    """
-    num = len(dhashes)
-    flags = np.ones(num, np.bool_)
-    box = np.tile(np.array([0, 0, *shape], np.int32), (num, 1))
-    turn, pixels = np.zeros(num, np.uint8), np.zeros(num, np.uint64)
-    return Fingerprints(np.arange(num), box, turn, ~flags, flags, dhashes.astype(np.uint64), pixels)
-
-
 def test_image_fingerprints(images: Iterable[NDArray[np.uint8]], first_item: int = 0) -> Fingerprints:
     """Hash test images: windows, tiles and the whole, in all eight turns.
 
     Args:
         images: uint8 (height, width), of any size; the slices of a volume are images too.
         first_item: Number of the first one.
-
-    Raises:
-        DataError: An image is no 8-bit gray picture.
     """
     found = []
     for item, image in enumerate(images, first_item):

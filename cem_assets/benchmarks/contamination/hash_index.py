@@ -1,8 +1,8 @@
-"""Pairs of 64-bit hashes within a strict distance, for millions against hundreds of thousands.
+"""Exact search for pairs of 64-bit hashes within a small distance, for millions against hundreds of thousands.
 
-Two hashes that differ in at most d bits agree in all bits of at least one of d + 1 pieces, so only hashes that share a piece
-are compared: for d = 4 about a thousandth of all pairs. Exact. `cem_assets.imaging.hamming` compares everything with
-everything, which is better for large distances and for a few thousand hashes.
+Two hashes that differ in at most d bits agree in all bits of at least one of d + 1 pieces. So only hashes that share a piece
+are compared, which for d = 4 is about a thousandth of all pairs. `cem_assets.imaging.hamming` compares all pairs, which is
+faster for large distances and for a few thousand hashes.
 """
 
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cem_assets.errors import DataError
 from cem_assets.imaging.compiled import kernel
 
 _M1, _M2 = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
@@ -31,7 +30,10 @@ def _num_different(a: Any, b: Any) -> Any:
 def _pairs_of_piece(
     queries: Any, others: Any, order: Any, starts: Any, shifts: Any, masks: Any, piece: Any, radius: Any, out: Any
 ) -> Any:
-    """Compare hashes equal in one piece; skip pairs equal in an earlier piece, which were found there. Returns their number."""
+    """Compare the hashes that agree in one piece, and return how many pairs are near.
+
+    Pairs that also agree in an earlier piece are left out, because they were found there.
+    """
     found = 0
     for query in range(queries.shape[0]):
         value = queries[query]
@@ -65,16 +67,13 @@ def near_hashes(queries: NDArray[np.uint64], others: NDArray[np.uint64], max_dis
         max_distance: Largest Hamming distance, 0..63; fast up to about 8.
 
     Returns:
-        int64 (pairs, 3): place in queries, place in others, distance; by query, then by other.
-
-    Raises:
-        DataError: The distance is outside.
+        int64 (pairs, 3): place in queries, place in others, and distance; sorted by query, then by other.
     """
     if not 0 <= max_distance <= 63:
-        raise DataError(f"the distance is {max_distance}; expected 0..63 bits")
+        raise ValueError(f"the distance is {max_distance}; expected 0..63 bits")
     bounds = np.linspace(0, 64, max_distance + 2).astype(int)
     shifts = bounds[:-1].astype(np.uint64)
-    # A piece of more bits than can be counted into buckets is looked up by its lower bits alone.
+    # A piece with too many bits for a table of buckets is looked up by its lower bits.
     masks = np.array([(1 << min(int(width), _MAX_PIECE_BITS)) - 1 for width in np.diff(bounds)], dtype=np.uint64)
     queries, others = np.ascontiguousarray(queries, dtype=np.uint64), np.ascontiguousarray(others, dtype=np.uint64)
     parts = [np.empty((0, 3), np.int64)]

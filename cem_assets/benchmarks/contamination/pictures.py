@@ -1,7 +1,7 @@
 """The pictures a contamination check compares: patches of a release's shards, and test images of prepared benchmarks.
 
-Both come in pieces that one process reads and fingerprints in bounded memory, and both give single pictures again by number.
-Comparing them is `cem_assets.benchmarks.contamination.stage`.
+Both are split into pieces that one process can read and fingerprint in bounded memory. `PictureIndex` reads a single picture
+by its number.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from cem_assets.benchmarks.data.segmentation_sets import PreparedItem, open_benc
 from cem_assets.benchmarks.data.steps import AXES
 from cem_assets.benchmarks.data.transfer_sets import decode_plane, open_transfer
 from cem_assets.cem.releases.stage import LISTING
-from cem_assets.cytoimagenet.crops.channels import merge_channels
+from cem_assets.cytoimagenet.channels import merge_channels
 from cem_assets.store.commits import ContentFolder
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import Manifest, ManifestObject, canonical_json
@@ -30,12 +30,12 @@ from cem_assets.store.parquet import IMAGE_ROW_GROUP
 from cem_assets.store.store import Store
 
 Axes = Mapping[str, Sequence[int]]
-"""Axes of (z, y, x) along which volumes are cut for testing, by part of a union; "" where there are no parts."""
+"""Axes of (z, y, x) along which volumes are cut for testing, by part of a union; the part is "" for other benchmarks."""
 
 _UNTESTED = ("train", "valid")
 _PLANES_TOGETHER = 32
 _BATCH_PX = 1 << 27
-"""Pixels fingerprinted into one table: what a killed run loses at most, a few minutes."""
+"""Pixels that are fingerprinted into one table. It takes a few minutes, which is the most that a killed run loses."""
 _PLANE_NAMES = {axis: name for name, axis in AXES.items()}
 _NAME_COLUMNS = {"cem": ("dataset", "name"), "cytoimagenet": ("label", "filename")}
 
@@ -44,8 +44,8 @@ class Pictures(Protocol):
     """Some pictures that are read together. Picklable.
 
     Attributes:
-        first: Number of the first one.
-        num: How many.
+        first: Number of the first one, in the release or in the benchmark.
+        num: How many there are.
     """
 
     @property
@@ -66,11 +66,11 @@ class ShardPatches:
     """The patches of one shard of a release.
 
     Attributes:
-        store, key: Where the shard lies.
-        sha256: Its digest.
+        key: Key of the shard in the store.
+        sha256: Digest of the shard.
         first: Number of its first row in the release.
-        num: Its rows.
-        columns: Names of the columns with a patch's dataset (or label) and name.
+        num: Number of its rows.
+        columns: Names of the two columns that hold a patch's dataset (or label) and its name.
     """
 
     store: Store
@@ -91,13 +91,13 @@ class ShardPatches:
         return decode_image(row["image"]["bytes"])
 
     def row(self, place: int) -> dict[str, Any]:
-        """Read one row whole."""
+        """Read one row with all its columns."""
         starts = _group_starts(self.store, self.key)
         group = bisect_right(starts, place) - 1
         return _rows_of_group(self.store, self.key, group)[place - starts[group]]
 
     def facts(self, place: int) -> dict[str, Any]:
-        """Say which patch a row is: its dataset, name and dHash."""
+        """Return the dataset (or label), name and dHash of a row."""
         row = self.row(place)
         return {"dataset": row[self.columns[0]], "name": row[self.columns[1]], "dhash": row["dhash"]}
 
@@ -118,14 +118,10 @@ def _rows_of_group(store: Store, key: str, group: int) -> list[dict[str, Any]]:
 
 
 def release_patches(store: Store, dataset: str, release: Manifest) -> list[ShardPatches]:
-    """List the shards of a release.
-
-    Args:
-        dataset: "cem" or "cytoimagenet".
-        release: Its manifest.
+    """List the shards of a release of "cem" or "cytoimagenet".
 
     Raises:
-        FileNotFoundError: A shard is gone.
+        FileNotFoundError: A shard is missing.
     """
     listing = json.loads(store.read(f"{release.folder}/{LISTING}"))
     parts = listing["labels" if dataset == "cytoimagenet" else "datasets"]
@@ -146,11 +142,10 @@ class Planes:
     """A 2D test image, or neighbouring planes of a test volume.
 
     Attributes:
-        item: Of the prepared benchmark.
         axis: Axis of (z, y, x) the planes are cut along; -1 for a 2D image.
-        start: First plane.
-        num: Planes.
-        first: Number of the first plane in the benchmark.
+        start: Index of the first plane along the axis.
+        num: Number of planes.
+        first: Number of the first plane among the benchmark's test images.
     """
 
     item: PreparedItem
@@ -178,27 +173,28 @@ class Planes:
         return np.ascontiguousarray(np.take(self._cut(self.start + place, 1), 0, self.axis))
 
     def facts(self, place: int) -> dict[str, str]:
-        """Say which picture it is."""
+        """Return the part, the item and the plane of a picture."""
         plane = f"{_PLANE_NAMES[self.axis]} {self.start + place}" if self.axis >= 0 else ""
         return {"part": self.item.part, "item": self.item.name, "plane": plane}
 
     @property
     def num_px(self) -> int:
-        """Pixels of all of them."""
+        """Pixels of all planes."""
         return self.num * int(np.prod([side for axis, side in enumerate(self.item.shape) if axis != self.axis]))
 
 
 @dataclass(frozen=True)
 class MergedImages:
-    """Test images of a transfer benchmark: the rows of one row group, their channels merged as in CytoImageNet's crops.
+    """Test images of a transfer benchmark: rows of one row group, with their channels merged as in CytoImageNet's crops.
 
     Attributes:
-        store, key, group: Where they lie.
-        rows: Which rows of the group.
-        names: Their names.
-        channels: Names of their channels.
-        first: Number of the first one in the benchmark.
-        num_px: Bytes of the group before compression; about their pixels.
+        key: Key of the Parquet file.
+        group: Number of the row group.
+        rows: Which rows of the group are test images.
+        names: Names of these rows.
+        channels: Names of the images' channels.
+        first: Number of the first one among the benchmark's test images.
+        num_px: Bytes of the row group before compression, which is about its number of pixels.
     """
 
     store: Store
@@ -223,7 +219,7 @@ class MergedImages:
         return merge_channels([decode_plane(column[self.rows[place]]["bytes"]) for column in cells])
 
     def facts(self, place: int) -> dict[str, str]:
-        """Say which picture it is."""
+        """Return the part, the item and the plane of a picture."""
         return {"part": "", "item": self.names[place], "plane": ""}
 
 
@@ -241,12 +237,11 @@ TestPictures = Planes | MergedImages
 def list_test_pictures(store: Store, manifest: Manifest, axes: Axes) -> list[TestPictures]:
     """List the test images of a prepared benchmark.
 
-    Of a segmentation benchmark those of split "test", volumes plane by plane; of a transfer benchmark all but those of splits
-    "train" and "valid"; none of features.
+    A segmentation benchmark has those of the split "test", volumes plane by plane. A transfer benchmark has all images outside
+    of the splits "train" and "valid". A benchmark that holds features has none.
 
     Args:
-        manifest: Of `benchmarks/data`.
-        axes: How volumes are cut.
+        manifest: Of a partition of `benchmarks/data`.
     """
     name = manifest.inputs.partition
     if manifest.details["task"] == "transfer":
@@ -288,27 +283,26 @@ def _transfer_pictures(store: Store, manifest: Manifest) -> list[TestPictures]:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PictureBatch:
     """Pictures whose fingerprints make one table.
 
     Attributes:
-        name: Of the table, in the report's content folder; it follows from the pictures and how they are cut.
-        pieces: The pictures.
+        name: Name of the table in the report's content folder; it follows from the pictures and from how they are cut.
     """
 
     name: str
     pieces: tuple[ShardPatches, ...] | tuple[TestPictures, ...]
 
 
-def release_batches(shards: Sequence[ShardPatches]) -> list[Batch]:
-    """Make a batch of each shard that holds patches; equal shards, under whatever release, have equal tables."""
-    return [Batch(f"_release/{shard.sha256}.parquet", (shard,)) for shard in shards if shard.num]
+def release_batches(shards: Sequence[ShardPatches]) -> list[PictureBatch]:
+    """Make a batch of each shard that holds patches; a shard that several releases share has the same table in each report."""
+    return [PictureBatch(f"_release/{shard.sha256}.parquet", (shard,)) for shard in shards if shard.num]
 
 
-def benchmark_batches(manifest: Manifest, axes: Axes, pictures: Sequence[TestPictures]) -> list[Batch]:
+def benchmark_batches(manifest: Manifest, axes: Axes, pictures: Sequence[TestPictures]) -> list[PictureBatch]:
     """Gather the test images of a benchmark into batches of about 2^27 px."""
     key = hashlib.sha256(canonical_json({"digest": manifest.digest, "axes": axes})).hexdigest()[:16]
-    batches: list[Batch] = []
+    batches: list[PictureBatch] = []
     held: list[TestPictures] = []
     num_px = 0
     for place, piece in enumerate(pictures, 1):
@@ -316,44 +310,41 @@ def benchmark_batches(manifest: Manifest, axes: Axes, pictures: Sequence[TestPic
         num_px += piece.num_px
         if num_px >= _BATCH_PX or place == len(pictures):
             name = f"_test/{manifest.inputs.partition}-{key}/part-{len(batches):05d}.parquet"
-            batches.append(Batch(name, tuple(held)))
+            batches.append(PictureBatch(name, tuple(held)))
             held, num_px = [], 0
     return batches
 
 
 @dataclass(frozen=True)
-class PrintJob:
-    """Fingerprints a batch and writes the table, in whatever process."""
+class FingerprintJob:
+    """Fingerprints a batch and writes its table; may run in any process."""
 
     content: ContentFolder
 
-    def __call__(self, batch: Batch) -> ManifestObject:
+    def __call__(self, batch: PictureBatch) -> ManifestObject:
         found = [
-            # A shard's rows are numbered from 0, because other releases begin with other shards.
-            release_fingerprints(piece.each()) if isinstance(piece, ShardPatches) else _test_prints(piece)
+            # The rows of a shard are numbered from 0, because the shard starts at another row in another release.
+            release_fingerprints(piece.each())
+            if isinstance(piece, ShardPatches)
+            else test_image_fingerprints(piece.each(), piece.first)
             for piece in batch.pieces
         ]
         return self.content.write(batch.name, fingerprint_bytes(joined(found)))
 
 
-def _test_prints(piece: TestPictures) -> Any:
-    return test_image_fingerprints(piece.each(), piece.first)
-
-
 class PictureIndex:
-    """Finds a picture by its number. Callable, as a reader of `cem_assets.benchmarks.contamination.comparison`."""
+    """Finds a picture by its number. Calling it reads the picture, as `contamination.comparison.Reader` does.
+
+    Args:
+        pieces: In order of `first`; pieces without pictures are left out.
+    """
 
     def __init__(self, pieces: Sequence[Pictures]) -> None:
-        """Begin.
-
-        Args:
-            pieces: In order of `first`; empty ones are passed over.
-        """
         self._pieces = [piece for piece in pieces if piece.num]
         self._firsts = [piece.first for piece in self._pieces]
 
     def locate(self, number: int) -> tuple[Any, int]:
-        """Return the piece, and the place in it."""
+        """Return the piece that holds a picture, and the picture's place in it."""
         piece = self._pieces[bisect_right(self._firsts, number) - 1]
         return piece, number - piece.first
 

@@ -1,4 +1,4 @@
-"""Fingerprints beside a contamination report, by which the report of another release finds them again."""
+"""The tables of fingerprints that are kept with a contamination report; the report on another release takes them over."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,13 +22,13 @@ FINGERPRINTS_SCHEMA = schema_of(
 
 
 def fingerprint_bytes(prints: Fingerprints) -> bytes:
-    """Write fingerprints as a Parquet file; equal ones give equal bytes."""
+    """Write fingerprints as a Parquet file; equal fingerprints give equal bytes."""
     frame = prints.to_table()
     table = pa.table([pa.array(frame[field.name], field.type) for field in FINGERPRINTS_SCHEMA], schema=FINGERPRINTS_SCHEMA)
     return parquet_bytes([table], FINGERPRINTS_SCHEMA)
 
 
 def read_fingerprints(store: Store, key: str) -> Fingerprints:
-    """Read what `fingerprint_bytes` wrote."""
+    """Read a table that `fingerprint_bytes` wrote."""
     with store.open(key) as handle:
         return Fingerprints.from_table(pq.ParquetFile(handle).read().to_pandas())

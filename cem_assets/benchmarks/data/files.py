@@ -1,49 +1,55 @@
-"""Where the files of a benchmark come from: a folder, the store's own inbox, or a download; each told apart by one class.
+"""Where the files of a benchmark come from: a local folder, the store's inbox, or a download.
 
-Which of them are images and which masks is `cem_assets.benchmarks.data.items`.
+`cem_assets.benchmarks.data.items` decides which of them are images and which are masks.
 """
 
+import hashlib
+import json
 import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from cem_assets import environment
-from cem_assets.benchmarks.data.rows import SETTINGS
-from cem_assets.catalog.benchmarks import Benchmark
+from cem_assets.catalog.benchmarks import SETTINGS, Benchmark
 from cem_assets.errors import DataError
 from cem_assets.formats.arrays import MAX_EXPANSION, require_disk
 from cem_assets.inbox.datasets import Rejection, path_problem, shown_path
-from cem_assets.sources.files.single import download
+from cem_assets.sources.files.download import download_url
 from cem_assets.store.local import file_sha256
+from cem_assets.store.manifests import canonical_json
 from cem_assets.store.scratch import scratch_folder
 from cem_assets.store.store import Store
 
 BENCHMARK_INBOX = "benchmarks/inbox"
+FILES = "files.json"
+"""Lists the files that a benchmark was prepared from, with their digests."""
 _JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")
 _EXPANSION_FROM = 1 << 30
+"""Unpacked bytes from which on an archive is refused if it expands too much."""
 
 
 class BenchmarkFiles(Protocol):
     """The files of a benchmark."""
 
     def listed(self) -> tuple[list[str], list[Rejection]]:
-        """List paths relative to the folder, in order; names that are not allowed are rejected."""
+        """List paths relative to the folder, in order, and reject those with names that are not allowed."""
         ...
 
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
-        """Give one file as a local one for the time of a block."""
+        """Make one file available as a local file while the block runs."""
         ...
 
     def sha256(self, path: str) -> str:
-        """Hash one file."""
+        """Return the sha256 of one file."""
         ...
 
 
@@ -61,7 +67,7 @@ def _sorted_out(paths: list[str]) -> tuple[list[str], list[Rejection]]:
 
 @dataclass(frozen=True)
 class FolderFiles:
-    """Files of a local folder; links are followed only as far as they stay in it."""
+    """Files of a local folder; links that lead out of it are rejected."""
 
     folder: Path
 
@@ -116,21 +122,43 @@ class StoreFiles:
         return self.store.sha256(f"{self.prefix}/{path}")
 
 
+def path_matches(path: str, pattern: str) -> bool:
+    """Tell whether the end of a path matches a glob pattern, which comes from a table of benchmarks."""
+    try:
+        return PurePosixPath(path).match(pattern)
+    except ValueError as error:
+        raise DataError(f"a pattern of files is {pattern!r}, which cannot be matched: {error}. Correct the table.") from error
+
+
+def file_digests(files: BenchmarkFiles, paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Pair paths with the sha256 of their files."""
+    return [(path, files.sha256(path)) for path in paths]
+
+
+def inbox_upstream(name: str, digests: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return the files of a benchmark as an input of its partition: one digest over all of them."""
+    return {f"{BENCHMARK_INBOX}/{name}": hashlib.sha256(canonical_json([list(pair) for pair in digests])).hexdigest()}
+
+
+def digests_bytes(digests: Sequence[tuple[str, str]]) -> bytes:
+    """Write the contents of `FILES`."""
+    return json.dumps([{"path": path, "sha256": digest} for path, digest in digests], indent=1).encode()
+
+
 @contextmanager
 def benchmark_files(store: Store, row: Benchmark, folder: Path | None = None) -> Iterator[BenchmarkFiles]:
-    """Find the files of a benchmark: the folder given, the store's inbox, the benchmarks folder, or a download.
+    """Find the files of a benchmark: in a folder, the store's inbox, or the benchmarks folder, or by downloading them.
 
     Args:
-        row: The benchmark.
-        folder: A local folder, or None.
+        folder: The only place to look, if it is given.
 
     Yields:
-        Its files, usable until the block ends.
+        The files, which can be used until the block ends.
 
     Raises:
-        FileNotFoundError: The folder given is none, or there are no files anywhere and none can be downloaded.
+        FileNotFoundError: `folder` is not a folder, or the files are in none of these places and cannot be downloaded.
         ConnectionError: A download failed.
-        DataError: A download has another digest, or an archive is damaged.
+        DataError: A downloaded file has another digest than the catalogue says, or an archive is damaged.
     """
     inbox = f"{BENCHMARK_INBOX}/{row.name}"
     base = environment.text(environment.BENCHMARKS_FOLDER)
@@ -149,7 +177,7 @@ def benchmark_files(store: Store, row: Benchmark, folder: Path | None = None) ->
                     raise DataError(f"benchmark {row.name!r} names the file {source.file!r}: {problem}")
                 target = scratch / source.file
                 target.parent.mkdir(parents=True, exist_ok=True)
-                found = download(source.url, source.sha256, target.parent, target.name)
+                found = download_url(source.url, source.sha256, target.parent, target.name)
                 if target.suffix.lower() == ".zip":
                     unpack_zip(found, target.parent)
                     found.unlink()
@@ -161,24 +189,21 @@ def benchmark_files(store: Store, row: Benchmark, folder: Path | None = None) ->
 def _ways(row: Benchmark, inbox: str, base: str | None) -> str:
     urls = ", ".join(source.url for source in row.sources if not source.sha256)
     return (
-        f"the files of benchmark {row.name!r} are nowhere. Ways to give them, archives unpacked: a folder as an argument; the "
-        f"folder {inbox}/ of the store; {environment.BENCHMARKS_FOLDER}/{row.name}/ (the variable is {base or 'not set'})"
-        + (f"; or a download, for which [{row.name}] in {SETTINGS} must give the sha256 of {urls}" if urls else "")
+        f"the files of benchmark {row.name!r} were not found. Unpack archives, and give the files in one of these ways: name a "
+        f"folder in the configuration; put them into the folder {inbox}/ of the store; put them into "
+        f"{environment.BENCHMARKS_FOLDER}/{row.name}/ (the variable is {base or 'not set'})"
+        + (f"; or have them downloaded, for which [{row.name}] in {SETTINGS} must give the sha256 of {urls}" if urls else "")
         + (f". See {row.source_url}." if row.source_url else ".")
     )
 
 
 def unpack_zip(path: Path, folder: Path) -> None:
-    """Unpack an archive into a folder: whole, or not at all.
-
-    Args:
-        path: A zip file.
-        folder: Where to.
+    """Unpack a zip file into a folder, completely or not at all.
 
     Raises:
-        DataError: It is damaged, has names that would leave the folder or links, or claims more than
+        DataError: The archive is damaged, holds links or names that lead out of the folder, or claims to unpack to more than
             `MAX_EXPANSION` times its size.
-        OSError: The disk is too small.
+        OSError: There is not enough room on the disk.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -198,5 +223,5 @@ def unpack_zip(path: Path, folder: Path) -> None:
                     if (folder / child.name).exists():
                         raise DataError(f"{child.name} is there already")
                     shutil.move(child, folder / child.name)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except (DataError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise DataError(f"{path.name} cannot be unpacked: {error}. Download it again, or unpack it yourself.") from error

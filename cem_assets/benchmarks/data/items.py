@@ -1,4 +1,4 @@
-"""Which files of a segmentation benchmark make which item, and reading them, a few planes at a time."""
+"""Which files of a segmentation benchmark belong to which item, and reading them a few planes at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cem_assets.benchmarks.data.files import BenchmarkFiles
+from cem_assets.benchmarks.data.files import BenchmarkFiles, path_matches
 from cem_assets.benchmarks.data.preparation import VOXELWISE, paired_name, prepare
 from cem_assets.benchmarks.data.steps import Item
 from cem_assets.catalog.benchmarks import LayoutRule, SegmentationBenchmark
@@ -31,7 +31,7 @@ class FilePlace:
 
     Attributes:
         path: Relative to the benchmark's folder.
-        array: Path of the array in the file; None for the only one.
+        array: Path of the array inside the file; None takes the only one.
     """
 
     path: str
@@ -40,14 +40,7 @@ class FilePlace:
 
 @dataclass(frozen=True)
 class ItemFiles:
-    """Files of one item.
-
-    Attributes:
-        name: Of the item.
-        split: Of the layout rule.
-        image: Its image.
-        maps: Its label maps, in the order of the rule.
-    """
+    """Files of one item; its label maps are in the order of the layout rule."""
 
     name: str
     split: str
@@ -56,15 +49,15 @@ class ItemFiles:
 
 
 def steps_for(row: SegmentationBenchmark, split: str, part: str) -> list[NamedStep]:
-    """List the steps items of a split and part take; pairing names is done before."""
+    """List the steps for items of a split and part, without the pairing of names, which comes before."""
     return [(step.step, step.parameters) for step in row.steps if step.step != RENAME and step.applies_to(split, part)]
 
 
 def matching(paths: Sequence[str], pattern: str) -> list[FilePlace]:
-    """List the files a pattern of `LayoutRule` means, in order."""
+    """List the files that a pattern of `LayoutRule` matches, in order."""
     for alternative in pattern.split("|"):
         glob, _, array = alternative.partition("::")
-        if found := [FilePlace(path, array or None) for path in paths if PurePosixPath(path).match(glob)]:
+        if found := [FilePlace(path, array or None) for path in paths if path_matches(path, glob)]:
             return found
     return []
 
@@ -73,11 +66,11 @@ def find_items(row: SegmentationBenchmark, paths: Sequence[str]) -> tuple[list[I
     """Pair images with their masks.
 
     Args:
-        row: The benchmark.
-        paths: Files there are.
+        paths: All files of the benchmark.
 
     Returns:
-        Items in order of split and name; files that have no partner, no name, or the name of another.
+        Items in order of split and name, and the rejected files: those without a partner, without a name, or with the name of
+        another file.
     """
     items: list[ItemFiles] = []
     rejections: list[Rejection] = []
@@ -117,7 +110,7 @@ def _by_name(
             continue
         try:
             name = paired_name(kind.stem, which, **rename)
-        except ValueError as error:
+        except DataError as error:
             rejections.append(Rejection(shown_path(place.path), str(error)))
             continue
         if name in found:
@@ -131,21 +124,19 @@ def _by_name(
 def load_item(
     files: BenchmarkFiles, item: ItemFiles, steps: Sequence[NamedStep], scratch: Path
 ) -> tuple[Item, list[NamedStep]]:
-    """Read an item, its first steps done plane by plane where they look at single voxels.
+    """Read an item a few planes at a time, and apply those of its first steps that are in `VOXELWISE` to these planes.
 
-    So an 8-byte mask of a large volume is never in memory whole.
+    This way an 8-byte mask of a large volume is never in memory as a whole.
 
     Args:
-        files: Of the benchmark.
-        item: Which.
-        steps: All its steps.
-        scratch: Folder for what must be unpacked.
+        steps: All steps of the item.
+        scratch: Folder for files that must be unpacked.
 
     Returns:
-        The item, and the steps that are left.
+        The item, and the steps that were not applied yet.
 
     Raises:
-        DataError: A file cannot be read, lacks voxels, or the sizes differ.
+        DataError: A file cannot be read or lacks voxels, or the sizes of image and mask differ.
     """
     num_early = 0
     while len(item.maps) == 1 and num_early < len(steps) and steps[num_early][0] in VOXELWISE:
@@ -153,7 +144,7 @@ def load_item(
     with ExitStack() as stack:
         places = (item.image, *item.maps)
         sources = []
-        for place in places:  # a folder each: images and masks have equal names, and so would what is unpacked of them
+        for place in places:  # each in a folder of its own, because images and masks have equal names
             folder = Path(stack.enter_context(TemporaryDirectory(dir=scratch)))
             sources.append(_opened(stack.enter_context(files.local(place.path)), folder, place))
         for place, source in zip(places[1:], sources[1:], strict=True):

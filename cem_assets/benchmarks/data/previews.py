@@ -1,4 +1,4 @@
-"""Pictures of a prepared benchmark, small enough for an event's metadata: images over their masks, or cells of each label."""
+"""Pictures of a prepared benchmark, small enough for Dagster's metadata: images above their masks, or cells of each label."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,13 @@ _TILE_PX = 128
 
 
 def benchmark_pictures(store: Store, manifest: Manifest) -> dict[str, bytes]:
-    """Show a prepared benchmark: evenly spaced items of every split with their masks, or the first cells of labels.
+    """Draw evenly spaced items of every split with their masks, or the first cells of each label.
 
     Args:
-        manifest: Of `benchmarks/data`.
+        manifest: Of a partition of `benchmarks/data`.
 
     Returns:
-        JPEG by name; none for a benchmark of features.
+        JPEG bytes by name; none for a benchmark that holds features.
     """
     name = manifest.inputs.partition
     if manifest.details["task"] == "transfer":

@@ -1,9 +1,8 @@
 """Prepared segmentation benchmarks in the store: images and masks, read lazily.
 
 `benchmarks/data/<name>/` holds `index.json`, Parquet files with 2D items (columns `image` and `mask`, as HF datasets reads
-them), and volumes as pairs of uint8 OME-Zarr like `cem/volumes`, read by any box. Making items is
-`cem_assets.benchmarks.data.preparation`, reading published files `cem_assets.benchmarks.data.stage`; transfer benchmarks lie as
-`cem_assets.benchmarks.data.transfer_sets` says.
+them), and volumes as pairs of uint8 OME-Zarr like those of `cem/volumes`, of which any box can be read.
+`cem_assets.benchmarks.data.transfer_sets` describes prepared transfer benchmarks.
 """
 
 import json
@@ -49,7 +48,7 @@ SCHEMA = schema_of(
 )
 _GROUP_BYTES = 4 << 20
 _GROUP_ROWS = 64
-"""Small row groups: one image in random order costs one of them."""
+"""Row groups are small, because reading one image in random order reads one of them."""
 _PLANES = (0, 1, 2)
 _SLAB = 16
 _UNIT_NM = (1.0, 1.0, 1.0)
@@ -60,9 +59,8 @@ class StoredPlane:
     """One 2D image or mask: an array that is read when it is indexed. Picklable.
 
     Attributes:
-        store: Where.
-        key: Its Parquet file.
-        group: Row group.
+        key: Key of its Parquet file.
+        group: Number of the row group.
         row: Row in the group.
         column: "image" or "mask".
         shape: (height, width).
@@ -84,7 +82,7 @@ class StoredPlane:
         return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        del copy  # what is decoded is nobody else's
+        del copy  # the decoded array is always a new one
         return np.asarray(self[...], dtype)
 
 
@@ -102,12 +100,12 @@ class PreparedItem:
     Attributes:
         name: Unique in its split and part.
         split: "train", "valid" or "test".
-        part: Benchmark it came from, in a union; else empty.
+        part: In a union, the benchmark that the item came from; otherwise empty.
         shape: (height, width) or (depth, height, width).
-        label_counts: Pixels of each class.
-        store: Where.
-        place: Where its pixels lie, as the index has it.
+        label_counts: Number of pixels of each class.
         folder: Content folder of the partition.
+        place: For an image the name of its Parquet file, the row group, and the row in the group. For a volume the path with
+            which its two Zarr folders begin, and two zeros.
     """
 
     name: str
@@ -130,7 +128,7 @@ class PreparedItem:
 
     @property
     def mask(self) -> Any:
-        """The classes, like `image`."""
+        """The class numbers as an array like `image`."""
         return self._array("mask")
 
     def _array(self, what: str) -> Any:
@@ -146,10 +144,9 @@ class PreparedBenchmark:
     """A prepared segmentation benchmark.
 
     Attributes:
-        name: Its name.
         classes: Names of the mask values 0, 1, ...
-        manifest: Of the partition; `manifest.digest` is what a score was computed from.
-        all_items: Every item: splits in the order train, valid, test, and in order of name in each.
+        manifest: Of the partition; scores record `manifest.digest` as their input.
+        all_items: All items, in order of split (train, valid, test), part and name.
     """
 
     name: str
@@ -158,18 +155,14 @@ class PreparedBenchmark:
     all_items: tuple[PreparedItem, ...]
 
     def items(self, split: str, part: str | None = None) -> list[PreparedItem]:
-        """List the items of a split, or of one part of it, in order.
-
-        Raises:
-            DataError: There is no such split.
-        """
+        """List the items of a split, or of one part of it, in order."""
         if split not in SPLITS:
             raise DataError(f"split {split!r} is not known; expected one of {', '.join(SPLITS)}.")
         return [item for item in self.all_items if item.split == split and part in (None, item.part)]
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Benchmarks a union was put together from, in order of name; ("",) where it is none."""
+        """Names of the benchmarks that a union was made of, sorted; ("",) for any other benchmark."""
         return tuple(sorted({item.part for item in self.all_items}))
 
 
@@ -180,13 +173,13 @@ def open_benchmark(store: Store, name: str, manifest: Manifest | None = None) ->
         manifest: Manifest of `benchmarks/data` to open; None takes the current one.
 
     Raises:
-        FileNotFoundError: It was not prepared.
+        FileNotFoundError: The benchmark was not prepared.
         DataError: It is a transfer benchmark.
     """
     manifest = manifest or require_manifest(store, BENCHMARK_DATA, name)
     index = json.loads(store.read(f"{manifest.folder}/{INDEX}"))
     if index["task"] != "segmentation":
-        raise DataError(f"benchmark {name!r} is for {index['task']}; open it with transfer_data.open_transfer.")
+        raise DataError(f"benchmark {name!r} is for {index['task']}; open it with transfer_sets.open_transfer.")
     items = tuple(
         PreparedItem(
             name=row["name"],
@@ -220,18 +213,15 @@ def _record(name: str, folder: str, shape: tuple[int, int, int]) -> VolumeRecord
 
 
 class ItemWriter:
-    """Writes prepared items into a commit, one after the other; call `finish` once.
+    """Writes prepared items into a commit, one after the other; call `finish` once at the end.
 
-    Items of one split and part come together. What is written depends on the items and their order alone.
+    Items of one split and part must follow each other. The bytes depend only on the items and their order.
+
+    Args:
+        num_classes: Values of masks are 0 to num_classes - 1.
     """
 
     def __init__(self, commit: Commit, num_classes: int) -> None:
-        """Begin.
-
-        Args:
-            commit: Where the objects go.
-            num_classes: Values a mask may have.
-        """
         self._commit = commit
         self._num_classes = num_classes
         self._rows: list[dict[str, Any]] = []
@@ -243,20 +233,12 @@ class ItemWriter:
         self._num_parts = 0
 
     def check(self, item: Item) -> None:
-        """Refuse an item whose name is taken.
-
-        Raises:
-            DataError: There is an item of that name in its split and part already.
-        """
+        """Raise a DataError if there is an item of that name in its split and part already."""
         if (item.split, item.part, item.name) in self._names:
             raise DataError(f"{item.name}: {item.split} has an item of that name already; expected each once. Rename one.")
 
     def add(self, item: Item) -> None:
-        """Write one finished item.
-
-        Raises:
-            DataError: There is an item of that name in its split and part already.
-        """
+        """Write one finished item, after `check`."""
         self.check(item)
         self._names.add((item.split, item.part, item.name))
         if item.image.ndim == 3:
@@ -273,7 +255,7 @@ class ItemWriter:
     def _described(self, item: Item, place: tuple[str, int, int]) -> dict[str, Any]:
         counts = np.zeros(self._num_classes, np.int64)
         flat = item.mask.reshape(item.mask.shape[0], -1)
-        for start in range(0, len(flat), _SLAB):  # bincount widens what it is given
+        for start in range(0, len(flat), _SLAB):  # in slabs, because bincount makes a copy of 8 bytes per pixel
             counts += np.bincount(flat[start : start + _SLAB].ravel(), minlength=self._num_classes)
         facts = {"name": item.name, "split": item.split, "part": item.part, "shape": list(item.image.shape)}
         return {**facts, "label_counts": counts.tolist(), "place": list(place)}
@@ -318,10 +300,10 @@ class ItemWriter:
         self._groups, self._part_bytes = [], 0
 
     def finish(self, name: str, classes: tuple[str, ...]) -> dict[str, int]:
-        """Write what is left, and the index.
+        """Write the remaining items and the index.
 
         Args:
-            name: Of the benchmark.
+            name: Name of the benchmark.
             classes: Names of the mask values.
 
         Returns:
@@ -339,11 +321,6 @@ class ItemWriter:
 
 
 def prepared_items(benchmark: PreparedBenchmark, split: str) -> Iterator[Item]:
-    """Read the items of a split whole, one after the other, as steps take them.
-
-    Args:
-        benchmark: Prepared.
-        split: Of it.
-    """
+    """Read the items of a split into memory, one after the other, in the form that steps take."""
     for item in benchmark.items(split):
         yield Item(item.name, item.split, np.asarray(item.image[...]), (np.asarray(item.mask[...]),), item.part)

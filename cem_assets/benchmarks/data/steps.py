@@ -1,9 +1,9 @@
-"""The steps that make a benchmark's published files into items a network is trained and tested on.
+"""The steps that turn a benchmark's published files into items that a network is trained and tested on.
 
-A step takes one `Item` and its parameters, and gives any number of items. Their names, and running several in order, are
-`cem_assets.benchmarks.data.preparation`.
+A step takes one `Item` and its parameters, and returns any number of items. `cem_assets.benchmarks.data.preparation` gives the
+steps their names and runs several in order.
 
-Source of the rules: volume-em/cem-dataset, evaluation/setup_benchmarks. Where we differ, the step says so.
+Source of the rules: volume-em/cem-dataset, evaluation/setup_benchmarks. A step that differs from it says so.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cem_assets.errors import DataError
 
 AXES: dict[str, int] = {"xy": 0, "xz": 1, "yz": 2}
-"""Planes of a volume, by the axis of (z, y, x) they are cut along."""
+"""For each kind of plane, the axis of (z, y, x) that it is cut along."""
 _SHOWN_VALUES = 8
 
 
@@ -28,8 +28,8 @@ class Item:
         name: Unique in its split.
         split: "train", "valid" or "test".
         image: (height, width) or (depth, height, width); uint8 after preparation.
-        maps: Label maps of the image's shape; one of uint8 after preparation.
-        part: Benchmark it came from, in a union; else empty.
+        maps: Label maps of the image's shape; after preparation there is one, of uint8.
+        part: In a union, the benchmark that the item came from; otherwise empty.
     """
 
     name: str
@@ -40,11 +40,7 @@ class Item:
 
     @property
     def mask(self) -> NDArray[Any]:
-        """The one label map.
-
-        Raises:
-            DataError: There are several.
-        """
+        """The only label map; a DataError if there are several."""
         if len(self.maps) != 1:
             raise DataError(f"{self.name} has {len(self.maps)} label maps; expected one. Add the step combine_label_maps.")
         return self.maps[0]
@@ -63,7 +59,7 @@ def _mapped(item: Item, mask: NDArray[Any]) -> Iterator[Item]:
 
 
 def found_values(values: NDArray[Any]) -> str:
-    """List the values of an array for a message, the first few of them."""
+    """List the first few values of an array for a message."""
     shown = np.unique(values)
     return ", ".join(f"{value:g}" for value in shown[:_SHOWN_VALUES]) + (", ..." if len(shown) > _SHOWN_VALUES else "")
 
@@ -78,16 +74,15 @@ def _fits(value: float, dtype: np.dtype[Any]) -> bool:
 
 
 def binarise(item: Item, *, rule: str, value: float) -> Iterator[Item]:
-    """Make a mask of 0 and 1.
+    """Turn the label map into a mask of 0 and 1.
 
     Args:
-        item: With one label map of any type.
-        rule: "greater": 1 above `value`. "equal", "not_equal": 1 where it is, or is not, `value`. "floor_divide": the
-            quotient, for masks of 0..value in which only `value` itself counts.
-        value: Any number; for integers one that the type holds.
+        rule: "greater" gives 1 above `value`. "equal" and "not_equal" give 1 where the map is, or is not, `value`.
+            "floor_divide" gives the quotient, for maps of 0..value in which only `value` itself counts.
+        value: Any number; for a map of integers it must be a number that the map's type can hold.
 
     Raises:
-        DataError: The value cannot occur in the mask, or "floor_divide" gives something else than 0 and 1.
+        DataError: The value cannot occur in the map, or "floor_divide" gives numbers other than 0 and 1.
     """
     mask = item.mask
     if rule not in _BINARY_RULES:
@@ -104,19 +99,19 @@ def binarise(item: Item, *, rule: str, value: float) -> Iterator[Item]:
         return _mapped(item, quotient.astype(np.uint8))
     if rule != "greater" and not _fits(value, mask.dtype):
         raise DataError(f"{item.name}: its mask is {mask.dtype}, in which {value} cannot occur. Correct the rule.")
-    # Integers are compared as integers: 2**64 - 1 has no float of its own.
+    # Integers are compared as integers, because 2**64 - 1 cannot be represented as a float.
     exact = int(value) if mask.dtype.kind in "iu" and float(value).is_integer() else value
     return _mapped(item, _COMPARISONS[rule](mask, exact).astype(np.uint8))
 
 
 def levels_to_classes(item: Item, *, thresholds: Sequence[float]) -> Iterator[Item]:
-    """Make classes of gray levels: class k lies from threshold k on; below the first is 0.
+    """Turn gray levels into classes: class k begins at the k-th threshold, and levels below the first are class 0.
 
-    Masks drawn in a paint program have up to 256 levels where there should be few; thresholds between them put every
-    pixel to its class.
+    A mask that was drawn in a paint program has up to 256 levels instead of a few; thresholds between the intended levels give
+    every pixel its class.
 
     Raises:
-        DataError: The thresholds do not rise, or there are none or more than 255.
+        DataError: The thresholds do not increase, or there are none or more than 255.
     """
     levels = np.asarray(thresholds, np.float64)
     if levels.ndim != 1 or not 1 <= len(levels) <= 255 or (np.diff(levels) <= 0).any():
@@ -125,15 +120,14 @@ def levels_to_classes(item: Item, *, thresholds: Sequence[float]) -> Iterator[It
 
 
 def relabel(item: Item, *, values: Mapping[str, int], other: int | None = None) -> Iterator[Item]:
-    """Give values of a mask other numbers.
+    """Replace the values of a label map of whole numbers.
 
     Args:
-        item: With one label map of whole numbers.
-        values: New number by old one.
-        other: What every other value becomes; None refuses them.
+        values: The new value for each old one.
+        other: The new value for all others; None refuses them.
 
     Raises:
-        DataError: The mask has values that are not listed, and `other` is None; or a number is no class.
+        DataError: The map has values that are not listed, and `other` is None; or a new value is not in 0..255.
     """
     mask = item.mask
     pairs = {int(old): int(new) for old, new in values.items()}
@@ -151,17 +145,17 @@ def relabel(item: Item, *, values: Mapping[str, int], other: int | None = None) 
 
 
 def combine_label_maps(item: Item, *, values: Sequence[int]) -> Iterator[Item]:
-    """Put binary maps together to one mask of classes.
+    """Combine binary maps into one mask of classes.
 
-    The reference adds the maps up, each times its value, so that two overlapping ones become a third class. Here the
-    later map wins.
+    The reference adds the maps up, each times its value, so that the overlap of two maps becomes a third class. Here the later
+    map wins.
 
     Args:
-        item: With as many maps as values, each of 0 and one other number.
+        item: Has as many maps as there are values, each of 0 and one other number.
         values: Class of each map, in order.
 
     Raises:
-        DataError: Another number of maps, or a map is not binary.
+        DataError: The number of maps differs, or a map is not binary.
     """
     if len(values) != len(item.maps) or not all(1 <= value <= 255 for value in values):
         raise DataError(f"{item.name} has {len(item.maps)} label maps; expected one for each of the values {list(values)}.")
@@ -178,15 +172,14 @@ def combine_label_maps(item: Item, *, values: Sequence[int]) -> Iterator[Item]:
 
 
 def scale_image(item: Item, *, rule: str) -> Iterator[Item]:
-    """Make the image uint8.
+    """Turn the image into uint8.
 
     Args:
-        item: With an image of any type.
-        rule: "cast": values are 0..255 already, decimals are cut off. "min_max": the smallest becomes 0, the largest 255,
-            decimals cut off, as the reference does with signed 16-bit volumes.
+        rule: "cast" is for values that are in 0..255 already; it cuts off decimals. "min_max" maps the smallest value to 0 and
+            the largest to 255 and cuts off decimals, as the reference does with signed 16-bit volumes.
 
     Raises:
-        DataError: A value is no number, or does not fit.
+        DataError: A value is NaN or infinite, or does not fit.
     """
     image = item.image
     if rule not in ("cast", "min_max"):
@@ -198,7 +191,7 @@ def scale_image(item: Item, *, rule: str) -> Iterator[Item]:
         span = float(high) - float(low)
         scaled = np.zeros(image.shape, np.uint8)
         if span:
-            for plane, out in zip(np.atleast_3d(image), np.atleast_3d(scaled), strict=True):  # a plane of floats at a time
+            for plane, out in zip(np.atleast_3d(image), np.atleast_3d(scaled), strict=True):  # one plane of floats at a time
                 out[...] = (plane.astype(np.float64) - float(low)) / span * 255
     elif low < 0 or high >= 256:
         raise DataError(f'{item.name}: its image has values {low} to {high}; expected 0 to 255. Use rule = "min_max".')
@@ -211,11 +204,10 @@ def crop_missing_data(item: Item, *, first: Mapping[str, Sequence[int]]) -> Iter
     """Leave out the first planes of items that have no data there.
 
     Args:
-        item: Any.
-        first: By item, the first index that is kept, for every axis in order (z, y, x).
+        first: By name of the item, the first index that is kept along each axis, in the order of the axes.
 
     Raises:
-        DataError: Nothing would be left, or the axes do not fit.
+        DataError: Nothing would be left, or the number of axes differs.
     """
     if item.name not in first:
         yield item
@@ -228,14 +220,13 @@ def crop_missing_data(item: Item, *, first: Mapping[str, Sequence[int]]) -> Iter
 
 
 def slice_volumes(item: Item, *, axes: Sequence[str], spacing: int = 1) -> Iterator[Item]:
-    """Cut a volume into planes; images pass.
+    """Cut a volume into planes; an image stays as it is.
 
     Planes are named `{item}_{plane}_{index}`. The reference leaves out the last plane of every axis; here it is cut too.
 
     Args:
-        item: A volume or an image.
-        axes: Which of "xy", "xz", "yz".
-        spacing: Every how many planes one is cut.
+        axes: Some of "xy", "xz", "yz".
+        spacing: Distance between the planes that are cut; 1 cuts all.
 
     Raises:
         DataError: An axis is not known, or the spacing is below 1.
@@ -254,11 +245,13 @@ def slice_volumes(item: Item, *, axes: Sequence[str], spacing: int = 1) -> Itera
 
 
 def patch_starts(size: int, side_px: int) -> list[int]:
-    """Say where patches begin along a side: as few as cover it, overlapping evenly; one smaller patch below `side_px`.
+    """List where patches begin along a side of an image.
+
+    They are as few as cover the side, and overlap evenly. A side shorter than a patch gets one smaller patch.
 
     Args:
-        size: Length of the side in px.
-        side_px: Length of a patch.
+        size: Length of the image's side in px.
+        side_px: Length of a patch's side.
     """
     num = -(-size // side_px)
     if num == 1:
@@ -268,10 +261,10 @@ def patch_starts(size: int, side_px: int) -> list[int]:
 
 
 def cut_patches(item: Item, *, side_px: int) -> Iterator[Item]:
-    """Cut an image into squares, named `{item}_{y}_{x}`; smaller images are kept as they are.
+    """Cut an image into squares, named `{item}_{y}_{x}`; a smaller image stays as it is.
 
     Raises:
-        DataError: The item is a volume: it must be sliced first.
+        DataError: The item is a volume, which must be sliced first.
     """
     if item.image.ndim != 2 or side_px < 1:
         raise DataError(f"{item.name} has sizes {item.image.shape}, patches {side_px} px; expected a 2D image. Slice it first.")
@@ -283,12 +276,11 @@ def cut_patches(item: Item, *, side_px: int) -> Iterator[Item]:
 
 
 def drop_padding(item: Item, *, max_share: float, value: int = 0) -> Iterator[Item]:
-    """Drop images that are padding.
+    """Drop images that are mostly padding.
 
     Args:
-        item: Any.
-        max_share: Items of which a larger share has the value are dropped.
-        value: Of the padding.
+        max_share: Images of which a larger share has the value are dropped.
+        value: The gray level of the padding.
     """
     if not 0 <= max_share <= 1:
         raise DataError(f"drop_padding: max_share is {max_share}; expected 0 to 1.")

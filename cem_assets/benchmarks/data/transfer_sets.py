@@ -1,8 +1,8 @@
 """Prepared transfer benchmarks in the store: images of several channels with labels, or feature vectors with labels.
 
-`benchmarks/data/<name>/` holds `index.json` and Parquet files: the columns of `METADATA`, then one image column for each
-channel (`image_<channel>`, uint8 or uint16 TIFF), or `features`. Scoring them is `cem_assets.benchmarks`; segmentation
-benchmarks lie as `cem_assets.benchmarks.data.segmentation_sets` says.
+`benchmarks/data/<name>/` holds `index.json` and Parquet files. Their columns are those of `METADATA`, then one image column for
+each channel (`image_<channel>`, uint8 or uint16 TIFF), or `features`. `cem_assets.benchmarks.data.segmentation_sets` describes
+prepared segmentation benchmarks.
 """
 
 import io
@@ -39,7 +39,7 @@ METADATA: dict[str, pa.DataType] = {
     "batch": pa.string(),
     "is_control": pa.bool_(),
 }
-"""Columns every transfer benchmark has; texts are empty, concentrations NaN where it knows none."""
+"""Columns that every transfer benchmark has; a text that is not known is empty, and a concentration is NaN."""
 FEATURES = "features"
 _GROUP_BYTES = 8 << 20
 _GROUP_ROWS = 256
@@ -74,16 +74,14 @@ def decode_plane(data: bytes) -> NDArray[Any]:
 
 
 class TransferWriter:
-    """Writes the rows of a transfer benchmark into a commit, one after the other; call `finish` once."""
+    """Writes the rows of a transfer benchmark into a commit, one after the other; call `finish` once at the end.
+
+    Args:
+        channels: Names of the images' channels; empty for features.
+        feature_names: Names of the features; empty for images.
+    """
 
     def __init__(self, commit: Commit, channels: Sequence[str], feature_names: Sequence[str] = ()) -> None:
-        """Begin.
-
-        Args:
-            commit: Where the objects go.
-            channels: Names of the channels of images; empty for features.
-            feature_names: Names of the features; empty for images.
-        """
         self._commit = commit
         self._channels = tuple(channels)
         self._feature_names = tuple(feature_names)
@@ -103,9 +101,9 @@ class TransferWriter:
         """Write one row.
 
         Args:
-            facts: Values of `METADATA`; those left out are empty.
-            planes: uint8 or uint16 (height, width), one for each channel, in order.
-            features: float64 (n,), for features.
+            facts: Values of `METADATA`; missing ones become empty.
+            planes: For a benchmark of images, one uint8 or uint16 (height, width) for each channel, in order.
+            features: For a benchmark of features, float64 (n,).
         """
         blank = {"name": "", "concentration": float("nan"), "is_control": False}
         row: dict[str, Any] = {key: facts.get(key, blank.get(key, "")) for key in METADATA}
@@ -142,14 +140,7 @@ class TransferWriter:
         self._groups, self._group_bytes = [], 0
 
     def finish(self, name: str) -> dict[str, int]:
-        """Write what is left, and the index.
-
-        Args:
-            name: Of the benchmark.
-
-        Returns:
-            Counts for the manifest.
-        """
+        """Write the remaining rows and the index of a benchmark, and return the counts for the manifest."""
         self._end_group()
         self._end_part()
         rows = [{"split": split, "label": label, "rows": count} for (split, label), count in sorted(self._counts.items())]
@@ -171,11 +162,9 @@ class PreparedTransfer:
     """A prepared transfer benchmark.
 
     Attributes:
-        name: Its name.
         channels: Names of the images' channels; empty for features.
         feature_names: Names of the features; empty for images.
-        manifest: Of the partition; `manifest.digest` is what a score was computed from.
-        store: Where.
+        manifest: Of the partition; scores record `manifest.digest` as their input.
     """
 
     name: str
@@ -189,12 +178,8 @@ class PreparedTransfer:
         pieces: list[pd.DataFrame] = [piece.to_pandas() for piece in self._pieces(list(METADATA))]
         return pd.concat(pieces, ignore_index=True)
 
-    def batches(self, batch_size: int = 64, split: str = "") -> Iterator[tuple[pd.DataFrame, list[tuple[NDArray[Any], ...]]]]:
-        """Read images in order, some rows at a time.
-
-        Args:
-            batch_size: Rows in a batch, at most.
-            split: Rows of this split only; empty for all.
+    def batches(self, batch_size: int = 64) -> Iterator[tuple[pd.DataFrame, list[tuple[NDArray[Any], ...]]]]:
+        """Read images in order, up to `batch_size` rows at a time.
 
         Yields:
             Metadata of the rows, and for each row its channels, uint8 or uint16 (height, width).
@@ -206,14 +191,11 @@ class PreparedTransfer:
             raise DataError(f"benchmark {self.name!r} holds features, no images; read features().")
         columns = [f"image_{channel}" for channel in self.channels]
         for piece in self._pieces([*METADATA, *columns], batch_size):
-            chosen = piece.filter(pa.array([value == split for value in piece["split"].to_pylist()])) if split else piece
-            if not len(chosen):
-                continue
-            cells = [[decode_plane(cell["bytes"]) for cell in chosen[column].to_pylist()] for column in columns]
-            yield chosen.select(list(METADATA)).to_pandas(), list(zip(*cells, strict=True))
+            cells = [[decode_plane(cell["bytes"]) for cell in piece[column].to_pylist()] for column in columns]
+            yield piece.select(list(METADATA)).to_pandas(), list(zip(*cells, strict=True))
 
     def features(self) -> tuple[pd.DataFrame, NDArray[np.float64]]:
-        """Read metadata and features, float64 (rows, features); NaN where the table had none.
+        """Read metadata and features, float64 (rows, features); NaN where the published table had no number.
 
         Raises:
             DataError: The benchmark holds images.
@@ -237,11 +219,11 @@ def open_transfer(store: Store, name: str, manifest: Manifest | None = None) -> 
         manifest: Manifest of `benchmarks/data` to open; None takes the current one.
 
     Raises:
-        FileNotFoundError: It was not prepared.
+        FileNotFoundError: The benchmark was not prepared.
         DataError: It is a segmentation benchmark.
     """
     manifest = manifest or require_manifest(store, BENCHMARK_DATA, name)
     index = json.loads(store.read(f"{manifest.folder}/{INDEX}"))
     if index["task"] != "transfer":
-        raise DataError(f"benchmark {name!r} is for {index['task']}; open it with benchmark_data.open_benchmark.")
+        raise DataError(f"benchmark {name!r} is for {index['task']}; open it with segmentation_sets.open_benchmark.")
     return PreparedTransfer(name, tuple(index["channels"]), tuple(index["feature_names"]), manifest, store)

@@ -1,9 +1,7 @@
-"""Transfer benchmarks of stage `benchmarks/data`: cells and wells with labels, out of folders, tables, or ready features."""
+"""Transfer benchmarks of stage `benchmarks/data`: cells and wells with labels, from folders, tables, or ready features."""
 
-import hashlib
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -11,36 +9,48 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from cem_assets.benchmarks.data.files import BenchmarkFiles, benchmark_files
+from cem_assets.benchmarks.data.files import (
+    FILES,
+    BenchmarkFiles,
+    benchmark_files,
+    digests_bytes,
+    file_digests,
+    inbox_upstream,
+    path_matches,
+)
+from cem_assets.benchmarks.data.reports import nothing_usable, write_rejections
 from cem_assets.benchmarks.data.transfer_sets import METADATA, TransferWriter
 from cem_assets.catalog.benchmarks import TransferBenchmark
-from cem_assets.cem.patches.tables import REJECTED_SCHEMA
 from cem_assets.errors import DataError
-from cem_assets.execution.stage import Progress, StageResult
+from cem_assets.execution.stage import Progress, StageResult, begin
 from cem_assets.formats.microscopy_images import read_microscopy_image
 from cem_assets.formats.tables.metadata import read_metadata_table
 from cem_assets.inbox.datasets import Rejection, shown_path
 from cem_assets.store.assets import BENCHMARK_DATA, CODE_VERSIONS
-from cem_assets.store.commits import Commit
-from cem_assets.store.manifests import Inputs, canonical_json
-from cem_assets.store.parquet import parquet_bytes
+from cem_assets.store.manifests import Inputs
 from cem_assets.store.store import Store
 
-_TOLD = 100
 _FIELD = re.compile(r"\{([^{}|]+)(?:\|([^{}]+))?\}")
+"""A field of a template: {column}, or {column|regular expression}."""
 _DEFAULT_SPLIT = "all"
-_NOT_DATA = {"name", "title", "licence", "citation", "source_url", "note", "sources", "published", "tolerance", "params"} | {
-    "is_gated",
-    "is_saturated",
+_NOT_DATA = {
+    *("name", "title", "licence", "citation", "source_url", "note", "sources", "published", "tolerance", "params"),
+    *("is_gated", "is_saturated"),
 }
+"""Fields of a row that do not decide what is prepared."""
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One row to be: facts, and its files in order of channel or its features."""
+    """One row that will be written.
+
+    Attributes:
+        facts: Values of `METADATA`.
+        paths: Files of an image, in order of the channels.
+        features: float64 (n,) of a benchmark that holds features.
+    """
 
     facts: dict[str, Any]
     paths: tuple[str, ...] = ()
@@ -48,13 +58,7 @@ class _Row:
 
 
 def prepare_transfer(store: Store, row: TransferBenchmark, folder: Path | None, run_id: str, progress: Progress) -> StageResult:
-    """Prepare a transfer benchmark; see `cem_assets.benchmarks.data.stage.prepare_benchmark`.
-
-    Raises:
-        FileNotFoundError: Its files are nowhere.
-        DataError: Nothing could be used; all reasons are told.
-    """
-    started = time.monotonic()
+    """Prepare a transfer benchmark; see `cem_assets.benchmarks.data.stage.prepare_benchmark`."""
     with benchmark_files(store, row, folder) as files:
         paths, rejections = files.listed()
         tables: list[str] = []
@@ -67,35 +71,32 @@ def prepare_transfer(store: Store, row: TransferBenchmark, folder: Path | None, 
             refused += more
         rejections += refused
         used = sorted({*tables, *(path for one in rows for path in one.paths)})
-        listing = [[path, files.sha256(path)] for path in used]
-        upstream = {f"benchmarks/inbox/{row.name}": hashlib.sha256(canonical_json(listing)).hexdigest()}
+        digests = file_digests(files, used)
         facts = {key: value for key, value in asdict(row).items() if key not in _NOT_DATA}
         parameters = json.loads(json.dumps(facts))
-        inputs = Inputs(BENCHMARK_DATA, row.name, CODE_VERSIONS[BENCHMARK_DATA], parameters, upstream)
-        commit = Commit(store, inputs, run_id)
-        if commit.up_to_date:
-            return StageResult(commit.up_to_date, False, time.monotonic() - started)
-        writer = TransferWriter(commit, tuple(row.channels), names)
+        upstream = inbox_upstream(row.name, digests)
+        stage = begin(store, Inputs(BENCHMARK_DATA, row.name, CODE_VERSIONS[BENCHMARK_DATA], parameters, upstream), run_id)
+        if stage.up_to_date:
+            return stage.up_to_date
+        writer = TransferWriter(stage.commit, tuple(row.channels), names)
         for number, one in enumerate(rows, 1):
             try:
                 writer.add(one.facts, _planes(files, one.paths), one.features)
-            except ValueError as error:
+            except DataError as error:
                 rejections.append(Rejection(shown_path(one.facts["name"]), str(error)))
             progress(number, len(rows))
-        commit.write("files.json", json.dumps([{"path": path, "sha256": sha} for path, sha in listing], indent=1).encode())
+        stage.commit.write(FILES, digests_bytes(digests))
     counts = writer.finish(row.name)
     if not counts["rows"]:
-        reasons = "\n".join(f"  - {item.what}: {item.reason}" for item in rejections[:20])
-        what = f"none of its {len(paths)} files could be used"
-        raise DataError(f"benchmark {row.name!r} cannot be prepared: {what}.\n{reasons}".rstrip())
-    told = [{"what": item.what, "reason": item.reason} for item in rejections]
-    table = pa.Table.from_pylist([{**item, "num_patches": 0} for item in told], schema=REJECTED_SCHEMA)
-    commit.write("_rejected/part-00000.parquet", parquet_bytes([table], REJECTED_SCHEMA))
-    details = {"task": row.task, "title": row.title, "licence": row.licence, "citation": row.citation}
-    manifest = commit.finish(
-        {**counts, "files": len(used), "rejected": len(rejections)}, {**details, "rejections": told[:_TOLD]}
-    )
-    return StageResult(manifest, True, time.monotonic() - started)
+        raise nothing_usable(row, rejections, f"none of its {len(paths)} files could be used")
+    details = {
+        "task": row.task,
+        "title": row.title,
+        "licence": row.licence,
+        "citation": row.citation,
+        "rejections": write_rejections(stage.commit, rejections),
+    }
+    return stage.finish({**counts, "files": len(used), "rejected": len(rejections)}, details)
 
 
 def _planes(files: BenchmarkFiles, paths: Sequence[str]) -> list[NDArray[Any]]:
@@ -140,7 +141,7 @@ def _rows_of_folders(row: TransferBenchmark, paths: Sequence[str]) -> tuple[list
 
 
 def _comparable(value: str) -> str:
-    """Write numbers alike: 0.3 and 0.300000 are one dose."""
+    """Write equal numbers in the same way: 0.3 and 0.300000 are one dose."""
     try:
         return f"{float(value):.6g}"
     except ValueError:
@@ -150,7 +151,7 @@ def _comparable(value: str) -> str:
 def _read_table(files: BenchmarkFiles, paths: Sequence[str], patterns: Sequence[str]) -> tuple[pd.DataFrame, str]:
     for pattern in patterns:
         for path in paths:
-            if PurePosixPath(path).match(pattern):
+            if path_matches(path, pattern):
                 with files.local(path) as local:
                     return read_metadata_table(local).frame, path
     raise DataError(f"no file matches {' or '.join(patterns)}; there are {', '.join(paths[:10]) or 'none'}.")
@@ -187,6 +188,15 @@ def _require(frame: pd.DataFrame, columns: Sequence[str], name: str) -> None:
         )
 
 
+def _check_expression(name: str, field: re.Match[str]) -> None:
+    try:
+        re.compile(field[2] or "")
+    except re.error as error:
+        raise DataError(
+            f"benchmark {name!r}: the template {field[0]} has no valid regular expression after '|' ({error}). Correct it."
+        ) from error
+
+
 def _filled(template: str, record: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         text = record[match[1]].strip()
@@ -201,11 +211,14 @@ def _filled(template: str, record: Mapping[str, str]) -> str:
 def _rows_of_table(
     row: TransferBenchmark, frame: pd.DataFrame, paths: Sequence[str]
 ) -> tuple[list[_Row], list[Rejection], tuple[str, ...]]:
-    """Make rows; also the names of the features."""
+    """Return the rows, the rejections, and the names of the features."""
     templates = dict(row.channels) if isinstance(row.channels, Mapping) else {}
     if unknown := [key for key in row.columns if key not in METADATA]:
         raise DataError(f"benchmark {row.name!r}: columns names {', '.join(unknown)}; expected some of {', '.join(METADATA)}.")
-    wanted = [match[1] for text in (*row.columns.values(), *templates.values()) for match in _FIELD.finditer(text)]
+    fields = [match for text in (*row.columns.values(), *templates.values()) for match in _FIELD.finditer(text)]
+    for match in fields:
+        _check_expression(row.name, match)
+    wanted = [match[1] for match in fields]
     _require(frame, wanted, row.name)
     pattern = re.compile(row.feature_pattern)
     names = [column for column in frame.columns if row.feature_pattern and pattern.search(column) and column not in wanted]
@@ -239,6 +252,7 @@ def _rows_of_table(
 
 
 def _ends(paths: Sequence[str], depth: int) -> dict[str, str]:
+    """Map the last `depth` parts of each path to the path; of equal ends the first path counts."""
     return {"/".join(path.split("/")[-depth:]): path for path in reversed(paths)}
 
 

@@ -1,1 +1,1 @@
-"""All scores beside the published ones, and the gate that weights pass before they are promoted."""
+"""All scores beside published ones, and the gate that weights must pass to become champion."""

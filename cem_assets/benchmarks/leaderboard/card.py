@@ -1,8 +1,4 @@
-"""Standings and verdicts in words: the Markdown of the leaderboard and of a promotion.
-
-The numbers are `cem_assets.benchmarks.leaderboard.standings` and `cem_assets.benchmarks.leaderboard.gate`; writing the files is
-`cem_assets.benchmarks.leaderboard.stage` and `cem_assets.benchmarks.leaderboard.promotion`.
-"""
+"""Standings and verdicts as Markdown: the card of the leaderboard and that of a promotion."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,10 +20,10 @@ def leaderboard_card(
     """Write the leaderboard's README.
 
     Args:
-        table: As `cem_assets.benchmarks.leaderboard.standings.make_standings` gives it.
+        table: From `cem_assets.benchmarks.leaderboard.standings.make_standings`.
         benchmarks: Rows of the catalogue, in the order of the sections.
-        changes: As `changes_between` of `cem_assets.benchmarks.leaderboard.changes` gives them; None for the first leaderboard.
-        by_release: As `best_by_release` gives it.
+        changes: From `cem_assets.benchmarks.leaderboard.changes.changes_between`; None for the first leaderboard.
+        by_release: From `cem_assets.benchmarks.leaderboard.changes.best_by_release`.
         pictures: File names by benchmark.
     """
     ours = table[~table["is_published"]]
@@ -68,7 +64,7 @@ def _section(name: str, rows: pd.DataFrame, benchmark: AnyBenchmark | None, pict
             setting = f", {iterations:,} iterations, opened: {opened}" if iterations else ""
             setting += f", version {version}" if version else ""
             parts += [f"### {what}{setting}", _scores(group, published)]
-            published = published.iloc[:0]  # made with the full number of iterations: they stand beside the most of ours
+            published = published.iloc[:0]  # they used the full number of iterations, so they belong to the first setting only
     return parts
 
 
@@ -135,12 +131,11 @@ def promotion_card(name: str, weights: str, digest: str, family: str, champion: 
     """Write the README of a verdict.
 
     Args:
-        name: Of the record.
+        name: Name of the record.
         weights: The candidate.
-        digest: Of its manifest.
-        family: Network the champion is for.
-        champion: The champion it was judged against; empty where there was none.
-        verdict: What the gate says.
+        digest: Digest of the candidate's manifest.
+        family: Architecture that the champion is for.
+        champion: The champion that the candidate was judged against; empty if there was none.
     """
     lines = [
         [
@@ -171,7 +166,7 @@ def promotion_card(name: str, weights: str, digest: str, family: str, champion: 
 
 
 def _measure(row: "pd.Series[Any]") -> str:
-    """Name a benchmark with what sets this row apart."""
+    """Name a benchmark together with the test set, metric and setting of a row."""
     details = ["" if row["test_set"] == "all" else row["test_set"], row["metric"]]
     if pd.notna(row["iterations"]) and row["iterations"]:
         details.append(f"{int(row['iterations']):,} iterations")

@@ -1,7 +1,6 @@
-"""What differs between two standings, and between releases.
+"""Differences between two standings, and between the scores of weights trained from different releases.
 
-Standings themselves are `cem_assets.benchmarks.leaderboard.standings`; what changed in a release's data is
-`cem_assets.cem.releases.changes`.
+`cem_assets.cem.releases.changes` compares the data of two releases.
 """
 
 from collections.abc import Sequence
@@ -16,11 +15,11 @@ _ROUNDING = 1e-9
 
 
 def changes_between(now: pd.DataFrame, before: pd.DataFrame) -> pd.DataFrame:
-    """List what differs between two standings: their main rows, published and superseded ones aside.
+    """List the differences between two standings in their main rows, without published and superseded ones.
 
     Returns:
-        `MEASURE`, `SETTING`, weights, parameters, kind ("new", "gone", "changed"), before, now and change, in order;
-        entries that did not change are left out. Entries of the same weights are compared as `partner_of` says.
+        `MEASURE`, `SETTING`, weights, parameters, kind ("new", "gone", "changed"), before, now and change, sorted by these.
+        Entries that did not change are left out. `partner_of` chooses which entries of the same weights are compared.
     """
     key = [*MEASURE, *SETTING, "weights"]
     new, old = standing_rows(now[now["is_main"]]), standing_rows(before[before["is_main"]])
@@ -41,16 +40,15 @@ def changes_between(now: pd.DataFrame, before: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_by_release(table: pd.DataFrame, releases: Sequence[str]) -> pd.DataFrame:
-    """Compare releases by the best weights trained from each, measure by measure and setting by setting.
+    """Compare releases by the best weights trained from each, for every measure and setting.
 
     Args:
-        table: Standings, of which main rows count, fused weights aside; means of earlier releases that they carry along
-            count too.
-        releases: Names such as "cem/releases/v2", oldest first; others are put last, by name.
+        table: Standings. Their main rows count, except for fused weights, and so do the means of earlier releases in them.
+        releases: Names such as "cem/releases/v2", oldest first; other releases come last, by name.
 
     Returns:
-        `MEASURE`, `SETTING`, release, weights, mean and change (since the release before of the same data set; NaN for the
-        first), in order.
+        `MEASURE`, `SETTING`, release, weights, mean and change. The change is that since the release before of the same data
+        set, and NaN for the first one.
     """
     ours = table[table["is_main"] & ~table["release"].str.contains("+", regex=False)]
     carried = ours[ours["previous_release"] != ""]

@@ -1,8 +1,7 @@
 """The promotion gate: whether weights may become champion, judged by their scores beside the champion's.
 
-A rule a person can read: no gated benchmark that both were scored on may have fallen by more than its tolerance, and
-there must be one that both were scored on. Recording the verdict and telling MLflow is
-`cem_assets.benchmarks.leaderboard.promotion`.
+The rule is that the score on no gated benchmark, among those that both were scored on, may have fallen by more than its
+tolerance, and that there is at least one such benchmark.
 """
 
 from collections.abc import Mapping
@@ -28,8 +27,8 @@ class GateRule:
     """How one benchmark is judged.
 
     Attributes:
-        is_gated: Whether a fall on it keeps weights from becoming champion.
-        tolerance: How far a score may fall, as a fraction: 0.02 is two points of accuracy or IoU.
+        is_gated: Whether a lower score on it keeps weights from becoming champion.
+        tolerance: How far a score may fall, as a fraction; 0.02 is two points of accuracy or IoU.
     """
 
     is_gated: bool
@@ -38,17 +37,17 @@ class GateRule:
 
 @dataclass(frozen=True)
 class PromotionVerdict:
-    """What the gate says.
+    """The verdict of the gate.
 
     Attributes:
-        decision: What the rule alone says: "promoted", "refused", or "undecided" where there is nothing to judge by.
-        is_promoted: Whether the weights become champion: by the rule, or by an override.
-        is_overridden: Whether they do so against the rule.
-        reason: Why it was overridden, in a person's words; kept also where it was not needed.
-        summary: The decision in one sentence.
-        table: One row for each measure of either: benchmark, test_set, metric, iterations, finetune_layer (of what was
-            compared), candidate, champion, change, tolerance, is_gated and outcome in words.
-        missing: Gated benchmarks that were not compared, by name, and why.
+        decision: The decision of the rule: "promoted", "refused", or "undecided" if there is nothing to judge by.
+        is_promoted: Whether the weights become champion, by the rule or by an override.
+        is_overridden: Whether they become champion against the rule.
+        reason: Why a person overrides the rule, in that person's words; kept even if it was not needed.
+        summary: The decision in words.
+        table: One row for each measure that the candidate or the champion has: benchmark, test_set, metric, the iterations and
+            finetune_layer that were compared, candidate, champion, change, tolerance, is_gated, and the outcome in words.
+        missing: For each gated benchmark that was not compared, the reason.
     """
 
     decision: Decision
@@ -68,22 +67,19 @@ def judge_promotion(
 ) -> PromotionVerdict:
     """Judge whether weights may become champion.
 
-    Compared are means over seeds, of the setting (iterations, layers opened, version of the method) that both were scored
-    at; of several, that of the most iterations, then of the fewest layers opened. Of several parameters in it, equal ones
-    are compared, else the best of each. Each test set of a benchmark is judged, and the benchmark falls with any.
+    Means over seeds are compared, in the setting (iterations, layers opened, version of the method) that both were scored in.
+    If there are several, the one with the most iterations counts, then the one with the fewest layers opened. If both have
+    several parameters in that setting, equal parameters are compared, or else the best of each. Every test set of a benchmark
+    is judged, and a fall on any of them counts.
 
     Args:
-        candidate: Scores of the weights, one row for each number: the columns of
-        `cem_assets.benchmarks.scores.stored.ScoreRow`.
-        champion: Those of the champion; None where there is no champion yet, and then any gated score is enough.
-        rules: By benchmark; those without a rule are told of, but never decide.
-        reason: Overrides the rule where it is not blank.
-
-    Returns:
-        The verdict; nothing is raised for weights that fail.
+        candidate: Scores of the weights, with the columns of `cem_assets.benchmarks.scores.stored.ScoreRow`.
+        champion: Scores of the champion. None if there is no champion yet; then any score on a gated benchmark is enough.
+        rules: By benchmark; a benchmark without a rule is listed but never decides.
+        reason: Overrides the rule if it is not blank.
 
     Raises:
-        DataError: Scores are not finite or occur twice, or a tolerance makes no sense.
+        DataError: Scores are not finite or occur twice, or a tolerance is not in 0..1.
     """
     if bad := [f"{name}: {rule.tolerance}" for name, rule in rules.items() if not 0 <= rule.tolerance <= 1]:
         raise DataError(f"tolerances are fractions from 0 to 1, such as 0.02; found {', '.join(bad)}. Correct the catalogue.")
@@ -151,7 +147,7 @@ def _of(entries: pd.DataFrame, measure: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _settings(entries: pd.DataFrame) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
-    """Split entries by setting, the one to be preferred first."""
+    """Split entries by setting, the preferred setting first."""
     groups = list(entries.groupby(["iterations", "finetune_layer", "code_version"]))
 
     def place(item: tuple[Any, pd.DataFrame]) -> tuple[Any, ...]:
@@ -162,7 +158,7 @@ def _settings(entries: pd.DataFrame) -> list[tuple[tuple[Any, ...], pd.DataFrame
 
 
 def _pair(ours: pd.DataFrame, theirs: pd.DataFrame) -> "tuple[pd.Series[Any], pd.Series[Any]]":
-    """Choose whom to compare: of equal parameters, the champion's best; else the best of each."""
+    """Choose the rows to compare: those with equal parameters and the champion's best mean, or else the best of each."""
     same = theirs[theirs["parameters"].isin(ours["parameters"])]
     other = (same if len(same) else theirs).sort_values(["mean", "parameters"], ascending=[False, True]).iloc[0]
     entry = partner_of(str(other["parameters"]), ours)
@@ -173,7 +169,7 @@ def _pair(ours: pd.DataFrame, theirs: pd.DataFrame) -> "tuple[pd.Series[Any], pd
 def _missing(
     table: pd.DataFrame, mine: pd.DataFrame, its: pd.DataFrame | None, rules: Mapping[str, GateRule]
 ) -> dict[str, str]:
-    """Say of every gated benchmark that was not compared why."""
+    """Give the reason for every gated benchmark that was not compared."""
     found = {}
     for name in sorted(name for name, rule in rules.items() if rule.is_gated):
         has_mine = name in set(mine["benchmark"])

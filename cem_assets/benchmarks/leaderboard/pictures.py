@@ -1,8 +1,4 @@
-"""The plot of one benchmark's standings: a dot for every entry with its spread over seeds, published values set apart.
-
-The table itself is `cem_assets.benchmarks.leaderboard.standings`; pictures of predictions are
-`cem_assets.benchmarks.segmentation.pictures`.
-"""
+"""The plot of one benchmark's standings: a dot for every entry with its range over seeds, and published values apart."""
 
 import io
 import math
@@ -20,22 +16,23 @@ from cem_assets.imaging.gallery import MAX_BYTES, figure_png
 
 MAX_PANELS = 8
 MAX_ENTRIES = 25
-"""Entries shown in a panel, the best and the random ones; the table has all."""
+"""Largest number of entries in a panel: the published and the random ones, and the best of the others."""
 _BLUE, _GRAY, _RED = "#4c72b0", "#8c8c8c", "#c44e52"
 _SCALES = (1.0, 0.8, 0.6, 0.45, 0.3)
 _NAME_CHARACTERS = 34
 
 
 def standings_png(table: pd.DataFrame, title: str) -> bytes:
-    """Draw one benchmark.
+    """Draw the standings of one benchmark.
 
     Args:
-        table: Its rows of `cem_assets.benchmarks.leaderboard.standings.make_standings`.
+        table: The benchmark's rows of `cem_assets.benchmarks.leaderboard.standings.make_standings`.
 
     Returns:
-        A PNG of at most `MAX_BYTES`, equal for equal tables: a panel for each measure and setting, the first `MAX_PANELS`;
-        scores in percent with the range over seeds, the random encoder gray, published values red and hollow, beside the
-        setting of the most iterations; and a panel of gains over random initialisation where gains were published.
+        A PNG of at most `MAX_BYTES`; equal tables give equal bytes. It has a panel for each measure and setting, of which the
+        first `MAX_PANELS` are drawn, and a panel of gains over random initialisation if gains were published. Scores are in
+        percent, with the range over seeds. The random encoder is gray. Published values are red and hollow, and stand in the
+        panel of the setting with the most iterations.
     """
     panels = _panels(table)
     shown = panels[:MAX_PANELS]
@@ -58,7 +55,7 @@ def standings_png(table: pd.DataFrame, title: str) -> bytes:
 
 
 def _panels(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
-    """List panels: title, rows from the best down, and the column they are drawn by."""
+    """List the panels: title, rows from the best down, and the column that is drawn."""
     found: list[tuple[str, pd.DataFrame, str]] = []
     kept = table[~table["is_superseded"]]
     for (test_set, metric), rows in kept.groupby(["test_set", "metric"], sort=True):
@@ -67,7 +64,7 @@ def _panels(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
         gains = published[published["mean"].isna()]
         groups = settings_of(ours)
         for number, (iterations, opened, version, group) in enumerate(groups):
-            if number:  # published ones were made with the full number of iterations: they stand beside the most of ours
+            if number:  # published scores used the full number of iterations, so they belong to the first setting only
                 published, gains = published.iloc[:0], gains.iloc[:0]
             setting = f"{iterations:,} iterations, opened: {opened}" if iterations else ""
             if len(groups) > 1:
@@ -134,7 +131,7 @@ def _legend(table: pd.DataFrame) -> list[Line2D]:
 
 
 def _fitting(data: bytes) -> bytes:
-    """Bring a picture under `MAX_BYTES`: in few colours, then smaller and smaller."""
+    """Reduce a PNG until it fits into `MAX_BYTES`: first its colours, then its size."""
     if len(data) <= MAX_BYTES:
         return data
     with Image.open(io.BytesIO(data)) as picture:
@@ -151,7 +148,7 @@ def _fitting(data: bytes) -> bytes:
 
 
 def _plain(text: str, num_characters: int = _NAME_CHARACTERS) -> str:
-    """Shorten a name, and keep matplotlib from reading mathematics between dollar signs."""
+    """Shorten a name, and escape dollar signs so that matplotlib does not read formulas in it."""
     if len(text) > num_characters:
         text = f"{text[: num_characters - 2].rstrip()}.."
     return text.replace("$", r"\$")

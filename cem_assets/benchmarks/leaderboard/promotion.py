@@ -1,24 +1,25 @@
-"""Stage `benchmarks/promotions`: whether weights become champion, recorded for ever, and told to MLflow.
+"""Stage `benchmarks/promotions`: whether weights become champion. Every verdict is recorded for good, and MLflow is informed.
 
-The rule is `cem_assets.benchmarks.leaderboard.gate`. There is one champion for each network (`resnet50`, `efficientnet_b0`,
-...):
-who loads the champion gets the network expected. Records are numbered and never change; the newest one of a network
-that promoted says who is champion. MLflow mirrors it: alias `champion` on the version of the registered model named after
-the weights whose tag `digest` is that of their manifest, and tag `champion` with the network on that model.
+`cem_assets.benchmarks.leaderboard.gate` has the rule. There is one champion for each architecture (`resnet50`,
+`efficientnet_b0`, ...), so whoever loads a champion gets the network they expect. Records are numbered and never change; the
+newest record of an architecture that promoted its candidate names the champion. MLflow shows the same: the registered model
+that is named after the weights has the tag `champion` with the architecture, and its version whose tag `digest` is that of the
+weights' manifest has the alias `champion`.
 """
 
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from cem_assets.benchmarks.data.rows import known_benchmarks
 from cem_assets.benchmarks.leaderboard.card import promotion_card
 from cem_assets.benchmarks.leaderboard.gate import GateRule, PromotionVerdict, judge_promotion
 from cem_assets.benchmarks.leaderboard.stored import CARD, VERDICT
+from cem_assets.benchmarks.rows import known_benchmarks
 from cem_assets.benchmarks.scores.stored import read_score_rows, score_keys
 from cem_assets.errors import DataError
 from cem_assets.execution.checks import Outcome
@@ -41,7 +42,7 @@ from cem_assets.tracking.runs import open_tracked_run
 
 ALIAS = "champion"
 _WAIT_S = 10.0
-"""How long a promotion waits for MLflow; what it did not take by then is in the outbox."""
+"""How long a promotion waits for MLflow; whatever is not delivered by then stays in the outbox and is delivered later."""
 _RUN = ["benchmark", "parameters", "seed"]
 _MAX_REASON = 2000
 
@@ -51,16 +52,16 @@ class PromotionRecord:
     """One verdict.
 
     Attributes:
-        name: Of the record, its number with leading zeros.
-        weights: The candidate.
-        digest: Of the candidate's manifest.
-        family: Network.
-        is_promoted: Whether it became champion.
-        is_overridden: Whether it did against the rule.
-        reason: A person's.
+        name: Number of the record with leading zeros.
+        weights: Name of the candidate.
+        digest: Digest of the candidate's manifest.
+        family: Architecture of the network.
+        is_promoted: Whether the candidate became champion.
+        is_overridden: Whether it became champion against the rule.
+        reason: The reason that a person gave; may be empty.
         summary: The verdict in words.
-        champion: Whom it was judged against; empty for the first.
-        manifest: Of the record.
+        champion: The champion that it was judged against; empty for the first.
+        manifest: Manifest of the record.
     """
 
     name: str
@@ -77,7 +78,7 @@ class PromotionRecord:
 
 @dataclass(frozen=True)
 class _Case:
-    """All that a verdict rests on."""
+    """Everything that a verdict is based on."""
 
     manifest: Manifest
     family: str
@@ -88,25 +89,18 @@ class _Case:
 
 
 def promotion_records(store: Store) -> list[PromotionRecord]:
-    """List all verdicts, oldest first."""
+    """Read all verdicts, oldest first."""
     names = sorted((name for name in committed_partitions(store, PROMOTIONS) if name.isdecimal()), key=int)
     return [_record(require_manifest(store, PROMOTIONS, name)) for name in names]
 
 
-def current_champion(store: Store, family: str = "") -> PromotionRecord | None:
-    """Find who is champion.
+def champion_in(records: Sequence[PromotionRecord], family: str) -> PromotionRecord | None:
+    """Find the record that made the current champion of an architecture, such as "resnet50"; None if there is no champion.
 
     Args:
-        family: Network, such as "resnet50"; empty takes whoever became champion last, of any.
-
-    Returns:
-        The record that made them champion; None where there is no champion.
+        records: From `promotion_records`.
     """
-    return _champion_in(promotion_records(store), family)
-
-
-def _champion_in(records: list[PromotionRecord], family: str) -> PromotionRecord | None:
-    return next((item for item in reversed(records) if item.is_promoted and family in ("", item.family)), None)
+    return next((item for item in reversed(records) if item.is_promoted and item.family == family), None)
 
 
 def _record(manifest: Manifest) -> PromotionRecord:
@@ -125,37 +119,21 @@ def _record(manifest: Manifest) -> PromotionRecord:
     )
 
 
-def judge_weights(store: Store, weights: str, reason: str = "") -> PromotionVerdict:
-    """Say what the gate would say of weights, without recording or promoting.
-
-    Args:
-        weights: Their name.
-        reason: As for `promote`.
-
-    Raises:
-        FileNotFoundError: The weights are not in the store.
-        DataError: As for `promote`.
-    """
-    manifest = _candidate(store, weights)
-    champion = _champion_in(promotion_records(store), str(manifest.details["arch"]))
-    return _judged(_case(store, manifest, champion), reason)
-
-
 def promote(store: Store, weights: str, reason: str = "", run_id: str = "") -> StageResult:
-    """Make weights champion, if the gate lets them.
+    """Make weights champion if they pass the gate, and record the verdict in either case.
 
     Args:
-        weights: Their name; what is current in the store is judged.
-        reason: Overrides the gate where it is not blank, and is recorded.
+        weights: Name of the weights; the current ones in the store are judged.
+        reason: Overrides the gate if it is not blank, and is recorded.
 
     Returns:
-        The verdict's record in `benchmarks/promotions`, whether it promotes or not: `verdict.json` and `README.md`; not new
-        where the weights are champion already, or the newest verdict of their network rests on the very same. MLflow is told
-        in any case of a champion; while it is down that waits in the outbox.
+        The record in `benchmarks/promotions`, with `verdict.json` and `README.md`. It is not new if the weights are champion
+        already, or if the newest verdict on their architecture is based on exactly the same. MLflow is informed whenever the
+        weights are champion; while it cannot be reached the message waits in the outbox.
 
     Raises:
         FileNotFoundError: The weights are not in the store.
-        DataError: The reason is too long, or scores or the store's benchmarks have problems.
+        DataError: The reason is too long, scores cannot be compared, or the store's settings of benchmarks are not valid.
     """
     started = time.monotonic()
     reason = reason.strip()
@@ -164,7 +142,7 @@ def promote(store: Store, weights: str, reason: str = "", run_id: str = "") -> S
     manifest = _candidate(store, weights)
     while True:
         records = promotion_records(store)
-        champion = _champion_in(records, str(manifest.details["arch"]))
+        champion = champion_in(records, str(manifest.details["arch"]))
         if champion is not None and (champion.weights, champion.digest) == (weights, manifest.digest):
             _tell_mlflow(store, champion)
             return StageResult(champion.manifest, False, time.monotonic() - started)
@@ -175,9 +153,10 @@ def promote(store: Store, weights: str, reason: str = "", run_id: str = "") -> S
             return StageResult(newest.manifest, False, time.monotonic() - started)
         name = f"{(int(records[-1].name) if records else 0) + 1:04d}"
         inputs = Inputs(PROMOTIONS, name, CODE_VERSIONS[PROMOTIONS], parameters, upstream)
+        verdict = judge_promotion(case.candidate_scores, case.champion_scores, case.rules, reason)
         try:
-            record = _record(_commit(store, inputs, run_id, case, _judged(case, reason)))
-        except FileExistsError:  # another verdict came first: there may be another champion to be judged against
+            record = _record(_commit(store, inputs, run_id, case, verdict))
+        except FileExistsError:  # another verdict came first, so there may be another champion to be judged against
             continue
         if record.is_promoted:
             _tell_mlflow(store, record)
@@ -186,7 +165,7 @@ def promote(store: Store, weights: str, reason: str = "", run_id: str = "") -> S
 
 def _candidate(store: Store, weights: str) -> Manifest:
     if "+" in weights:
-        raise DataError(f"{weights!r} are fused features of several weights; expected the name of one. Promote one of them.")
+        raise DataError(f"{weights!r} are fused features of several weights; expected one name. Promote one of them.")
     return require_manifest(store, WEIGHTS, weights)
 
 
@@ -197,12 +176,8 @@ def _case(store: Store, manifest: Manifest, champion: PromotionRecord | None) ->
     return _Case(manifest, str(manifest.details["arch"]), champion, rules, mine, its)
 
 
-def _judged(case: _Case, reason: str) -> PromotionVerdict:
-    return judge_promotion(case.candidate_scores, case.champion_scores, case.rules, reason)
-
-
 def _scores_of(store: Store, weights: str, digest: str) -> pd.DataFrame:
-    """Read the main scores of weights with a digest, also such as were replaced by those of later weights of the name."""
+    """Read the main scores of weights with a digest, including those that scores of later weights of the name replaced."""
     frames = [pd.DataFrame(columns=[*_COLUMNS, "run_digest"])]
     for key in score_keys(store, weights=weights):
         folder = f"{BENCHMARK_SCORES}/{key.partition}"
@@ -210,7 +185,7 @@ def _scores_of(store: Store, weights: str, digest: str) -> pd.DataFrame:
             manifest = read_manifest(store, folder, number)
             try:
                 rows = read_score_rows(store, manifest)
-            except FileNotFoundError:  # swept since it was replaced; the record of the promotion has these rows
+            except FileNotFoundError:  # deleted since it was replaced; the record of the promotion holds these rows
                 continue
             rows = rows[(rows["weights_digest"] == digest) & rows["is_main"]]
             if len(rows):
@@ -227,7 +202,7 @@ _COLUMNS = [
 
 
 def _champion_scores(store: Store, champion: PromotionRecord) -> pd.DataFrame:
-    """Read a champion's scores: those in the store, and those recorded at its promotion where they are there no more."""
+    """Read a champion's scores from the store, and those that are no longer there from the record of its promotion."""
     there = _scores_of(store, champion.weights, champion.digest)
     recorded = pd.DataFrame(champion.manifest.details["scores"], columns=[*_COLUMNS, "run_digest"])
     known = {tuple(row) for row in there[_RUN].itertuples(index=False)}
@@ -280,7 +255,7 @@ def _commit(store: Store, inputs: Inputs, run_id: str, case: _Case, verdict: Pro
             "missing": dict(verdict.missing),
             "table": _rows(verdict.table),
         },
-        # The champion's own: what it is judged by later, when weights of its name have replaced its scores.
+        # If this candidate becomes champion, it is judged by these later, when weights of its name have replaced its scores.
         "scores": _rows(case.candidate_scores),
     }
     commit.write(VERDICT, (json.dumps(details, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
@@ -297,16 +272,16 @@ def _commit(store: Store, inputs: Inputs, run_id: str, case: _Case, verdict: Pro
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return rows as JSON values: numbers that are not there are None."""
+    """Return rows as JSON values; missing numbers become None."""
     found: list[dict[str, Any]] = json.loads(table.to_json(orient="records", double_precision=15))
     return found
 
 
 def _tell_mlflow(store: Store, record: PromotionRecord) -> None:
-    """Move the alias, through the outbox: one tracked run for each network, so that the newest champion wins.
+    """Move the alias, through the outbox, in one tracked run for each architecture, so that the newest champion wins.
 
-    Imported weights have no version, and a trained one's may not have been delivered yet: one is made of the card and the
-    sidecar, which name the weights by place and digest; a version that is there already is not made twice.
+    Imported weights have no version in MLflow, and that of trained weights may not have been delivered yet. So a version is
+    made of the card and the sidecar, which name the weights by their place and digest, unless there is one already.
     """
     weights = find_manifest(store, WEIGHTS, record.weights, record.digest)
     key = hashlib.sha256(f"{PROMOTIONS} {record.family}".encode()).hexdigest()
@@ -332,14 +307,14 @@ def _tell_mlflow(store: Store, record: PromotionRecord) -> None:
         run.close(_WAIT_S)
 
 
-def gate_passes(store: Store) -> Outcome:
+def gate_passes(store: Store, _: str = "") -> Outcome:
     """The newest candidate became champion: no gated benchmark fell by more than its tolerance, or a person said why."""
     records = promotion_records(store)
     if not records:
         return Outcome(False, f"no weights were put forward yet; materialize {PROMOTIONS} with the name of weights.")
     newest = records[-1]
     verdict = newest.manifest.details["verdict"]
-    champion = _champion_in(records, newest.family)
+    champion = champion_in(records, newest.family)
     facts: dict[str, Any] = {
         "weights": newest.weights,
         "family": newest.family,

@@ -1,25 +1,21 @@
-"""Stage `benchmarks/leaderboard`: all scores as one table, with plots, published figures and what changed.
-
-Ranking is `cem_assets.benchmarks.leaderboard.standings`; making scores is `cem_assets.benchmarks.scores.entry`, promotion
-`cem_assets.benchmarks.leaderboard.promotion`.
-"""
+"""Stage `benchmarks/leaderboard`: all scores as one table, with plots, published figures, and what changed."""
 
 import logging
-import time
 from typing import Any
 
 import pandas as pd
 
-from cem_assets.benchmarks.data.rows import known_benchmarks
 from cem_assets.benchmarks.leaderboard.card import leaderboard_card
 from cem_assets.benchmarks.leaderboard.changes import best_by_release, changes_between
 from cem_assets.benchmarks.leaderboard.standings import WeightsInfo, make_standings
 from cem_assets.benchmarks.leaderboard.stored import CARD, CSV, TABLE, read_standings, standings_bytes
+from cem_assets.benchmarks.rows import known_benchmarks
 from cem_assets.benchmarks.scores.stored import read_scores
 from cem_assets.cem.releases.stage import list_releases
 from cem_assets.cytoimagenet.releases.stage import list_cyto_releases
-from cem_assets.execution.stage import Progress, StageResult, no_progress
-from cem_assets.pretraining.weights.stored import stored_weights_rows
+from cem_assets.errors import DataError
+from cem_assets.execution.stage import Progress, StageResult, begin, no_progress
+from cem_assets.pretraining.rows import stored_weights_rows
 from cem_assets.store.assets import BENCHMARK_SCORES, CODE_VERSIONS, LEADERBOARD, WEIGHTS
 from cem_assets.store.commits import Commit
 from cem_assets.store.manifests import Inputs, Manifest, current_manifest, manifest_numbers, read_manifest
@@ -28,22 +24,22 @@ from cem_assets.store.store import Store
 logger = logging.getLogger(__name__)
 
 _BEFORE = "leaderboard before"
+"""Name of the previous leaderboard among the inputs of the next one."""
 _HISTORY = 3
-"""Leaderboards that are looked at for one to compare with."""
+"""How many of the newest leaderboards are tried as the one to compare with."""
 
 
 def make_leaderboard(store: Store, run_id: str = "", progress: Progress = no_progress) -> StageResult:
     """Compare all scores of a store.
 
     Returns:
-        The committed leaderboard: `leaderboard.parquet`, `leaderboard.csv`, one PNG for each benchmark that has a score,
-        `README.md`; or the current one, not new, where the same scores, weights and benchmarks gave it. A store without
-        scores has a leaderboard of published figures.
+        The committed leaderboard: `leaderboard.parquet`, `leaderboard.csv`, `README.md`, and one PNG for each benchmark that
+        has a score. If the current leaderboard was made from the same scores, weights and benchmarks, it is returned as not
+        new. In a store without scores the leaderboard holds the published figures.
 
     Raises:
-        ValueError: Scores cannot be compared, or the store's benchmarks or weights have problems; all are told.
+        DataError: Scores cannot be compared, or the store's settings of benchmarks or weights are not valid.
     """
-    started = time.monotonic()
     benchmarks = known_benchmarks(store)
     scores = read_scores(store)
     infos = _weights_infos(store, sorted(set(scores["weights"])))
@@ -65,17 +61,17 @@ def make_leaderboard(store: Store, run_id: str = "", progress: Progress = no_pro
     }
     history = _history(store)
     if history and _same(history[0], parameters, upstream):
-        newest = history.pop(0)  # where its files are damaged, they are made again from the one before it
-        if (found := Commit(store, newest.inputs, run_id).up_to_date) is not None:
-            return StageResult(found, False, time.monotonic() - started)
+        newest = history.pop(0)  # if its files are damaged, they are made again from the leaderboard before it
+        if (known := begin(store, newest.inputs, run_id).up_to_date) is not None:
+            return known
     before = next((item for item in history if store.size(f"{item.folder}/{TABLE}") is not None), None)
     previous = None if before is None else read_standings(store, before)
     if before is not None:
         upstream[_BEFORE] = before.digest
-    inputs = Inputs(LEADERBOARD, "", CODE_VERSIONS[LEADERBOARD], parameters, upstream)
-    commit = Commit(store, inputs, run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started)
+    stage = begin(store, Inputs(LEADERBOARD, "", CODE_VERSIONS[LEADERBOARD], parameters, upstream), run_id)
+    if stage.up_to_date:
+        return stage.up_to_date
+    commit = stage.commit
     table = make_standings(scores, infos, benchmarks, previous)
     changes = None if previous is None else changes_between(table, previous)
     releases = best_by_release(table, [m.inputs.folder for m in (*list_releases(store), *list_cyto_releases(store))])
@@ -98,17 +94,16 @@ def make_leaderboard(store: Store, run_id: str = "", progress: Progress = no_pro
         "superseded": int(ours["is_superseded"].sum()),
         "changes": 0 if changes is None else len(changes),
     }
-    details = {"leaders": _leaders(ours), "changes": _records(changes)}
-    return StageResult(commit.finish(counts, details), True, time.monotonic() - started)
+    return stage.finish(counts, {"leaders": _leaders(ours), "changes": _records(changes)})
 
 
 def _history(store: Store) -> list[Manifest]:
-    """List the leaderboards whose manifests can be read, newest first."""
+    """List the newest leaderboards whose manifests can be read, newest first."""
     found = []
     for number in reversed(manifest_numbers(store, LEADERBOARD)):
         try:
             found.append(read_manifest(store, LEADERBOARD, number))
-        except ValueError as error:  # one that was tampered with must not block its own replacement
+        except DataError as error:  # a damaged manifest must not prevent its own replacement
             logger.warning("%s", error)
         if len(found) == _HISTORY:
             break
@@ -122,7 +117,7 @@ def _same(before: Manifest, parameters: dict[str, Any], upstream: dict[str, str]
 
 
 def _weights_infos(store: Store, names: list[str]) -> dict[str, WeightsInfo]:
-    """Say of every name in the scores what its network is; names joined by "+" are fused features."""
+    """Look up the weights of every name in the scores; names joined by "+" are fused features."""
     rows = stored_weights_rows(store)
     found = {}
     for name in names:
@@ -152,7 +147,7 @@ def _leaders(ours: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _records(table: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """Return rows as JSON values: numbers that are not there are None."""
+    """Return rows as JSON values; missing numbers become None."""
     if table is None:
         return []
     plain = table.astype(object).where(table.notna(), None)

@@ -1,12 +1,8 @@
-"""Standings: many scores become one row per entry, ranked among comparable ones, beside published figures and older standings.
+"""Standings: scores become one row per entry, ranked among comparable entries, beside published figures and older standings.
 
-Tables in, tables out. Where scores lie is `cem_assets.benchmarks.scores.stored`; what differs between two standings is
-`cem_assets.benchmarks.leaderboard.changes`, the plots are `cem_assets.benchmarks.leaderboard.pictures`, the words
-`cem_assets.benchmarks.leaderboard.card`; whether weights become champion is `cem_assets.benchmarks.leaderboard.gate`.
-
-Words: an entry is the weights' scores over all seeds with equal parameters. A measure is a benchmark's test set and metric.
-A setting is how training was done: iterations, layers opened, version of the method. Entries of one measure and one setting
-are comparable.
+An entry is all scores of some weights with equal parameters, over all seeds. A measure is a benchmark's test set and metric. A
+setting is how training was done: the iterations, the layers that were opened for training, and the version of the method.
+Entries of the same measure and the same setting are comparable.
 """
 
 from collections.abc import Iterator, Mapping
@@ -68,19 +64,19 @@ DTYPES: dict[str, str] = {
     "source": "str",
     "note": "str",
 }
-"""Columns of standings, in order; `make_standings` says what they are."""
+"""Columns of standings, in order; `make_standings` explains them."""
 WHOLE = "all"
-"""Name of the test set of all test images."""
+"""Name of the test set that holds all test images."""
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What standings need to know of weights.
+    """What standings need to know about weights.
 
     Attributes:
-        arch: Network; empty where it is not known or there are several.
+        arch: Architecture of the network; empty if it is not known or there are several.
         is_random: Whether they were never trained.
-        digest: Of the weights that are current; empty where not known, and then none counts as superseded.
+        digest: Digest of the current weights. If it is empty it is not known, and no score counts as superseded.
     """
 
     arch: str = ""
@@ -92,18 +88,18 @@ _UNKNOWN = WeightsInfo()
 
 
 def aggregate_seeds(scores: pd.DataFrame, has_test_sets: bool = False) -> pd.DataFrame:
-    """Make one row for each entry out of one for each seed.
+    """Combine the rows of all seeds into one row for each entry.
 
     Args:
-        scores: The columns of `cem_assets.benchmarks.scores.stored.ScoreRow`, in any order; rows with `is_main` count.
-        has_test_sets: Whether a benchmark's single test sets count too, where they have the metric of its main rows.
+        scores: The columns of `cem_assets.benchmarks.scores.stored.ScoreRow`, in any order; only rows with `is_main` count.
+        has_test_sets: Whether the single test sets of a benchmark count too, if they have the metric of its main rows.
 
     Returns:
         The columns `ENTRY`, is_main, num_seeds, mean, std (with n - 1; NaN for one seed), lowest and highest (over seeds), low
-        and high (mean bounds of the seeds' own intervals) and num (the least), in order of `ENTRY`.
+        and high (means of the bounds of the seeds' own intervals) and num (the smallest), sorted by `ENTRY`.
 
     Raises:
-        DataError: Values are not finite, or a seed occurs twice in one entry; all are named.
+        DataError: Values are not finite, or a seed occurs twice in one entry; the error names the first ten.
     """
     is_counted = scores["is_main"].astype(bool)
     if has_test_sets:
@@ -145,20 +141,21 @@ def _name_of(row: "pd.Series[Any]") -> str:
 
 
 def place_in_settings(entries: pd.DataFrame, random_weights: frozenset[str] | set[str]) -> pd.DataFrame:
-    """Say which entries are comparable, in a new column `opened`.
+    """Add a column `opened`, in which comparable entries agree.
 
-    A random encoder is trained whole whatever is asked for, so it is comparable with any entry of as many iterations: its
-    row is repeated in each of their settings. Alone with its iterations it has the setting of its own layers.
+    A random encoder is always trained completely, so it is comparable with any entry of as many iterations, and its row is
+    repeated in each of their settings. If no other entry has its number of iterations, its setting is that of its own layers.
 
     Args:
-        entries: As `aggregate_seeds` gives them.
+        entries: From `aggregate_seeds`.
         random_weights: Names of weights that were never trained.
 
     Returns:
-        The same columns and `opened`: the layers opened in the setting, the entry's own being `finetune_layer`.
+        The same columns and `opened`, the layers opened in the setting; `finetune_layer` are the entry's own layers.
     """
     is_random = entries["weights"].isin(random_weights)
-    trained = entries[~is_random].assign(opened=entries["finetune_layer"])
+    trained = entries[~is_random]
+    trained = trained.assign(opened=trained["finetune_layer"])  # not of `entries`: an empty table would get rows of NaN
     key = [*MEASURE, "iterations", "code_version"]
     settings = trained[[*key, "opened"]].drop_duplicates()
     untrained = entries[is_random].merge(settings, on=key, how="left")
@@ -168,7 +165,10 @@ def place_in_settings(entries: pd.DataFrame, random_weights: frozenset[str] | se
 
 
 def settings_of(entries: pd.DataFrame) -> list[tuple[int, str, str, pd.DataFrame]]:
-    """Split standings by setting, in their order: iterations, layers opened, version, rows; a blank one where none is."""
+    """Split standings by setting, in their order, into iterations, layers opened, version and rows.
+
+    Standings without rows become one blank setting.
+    """
     groups = [(int(key[0]), str(key[1]), str(key[2]), group) for key, group in _grouped(entries, SETTING)]
     return groups or [(0, "", "", entries)]
 
@@ -179,9 +179,9 @@ def _grouped(table: pd.DataFrame, by: list[str]) -> Iterator[tuple[tuple[Any, ..
 
 
 def partner_of(parameters: str, others: pd.DataFrame) -> "pd.Series[Any] | None":
-    """Choose whom an entry is compared with among comparable ones: equal parameters before others, then the best mean.
+    """Choose the row that an entry is compared with: one of equal parameters before others, then the best mean.
 
-    Parameters can differ between comparable entries, as the pixel norms of weights are among them.
+    Parameters can differ between comparable entries, because the pixel norms of the weights are parameters.
     """
     if others.empty:
         return None
@@ -197,22 +197,25 @@ def make_standings(
     benchmarks: Mapping[str, AnyBenchmark],
     previous: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Rank weights on every measure, beside what was published and what stood before.
+    """Rank weights on every measure, beside published figures and the previous standings.
 
     Args:
-        scores: As for `aggregate_seeds`.
-        weights: By name; names that are missing count as trained, of unknown network.
-        benchmarks: Rows of the catalogue, for their published figures.
-        previous: Standings before these; None where there are none.
+        scores: See `aggregate_seeds`.
+        weights: By name; weights that are missing here count as trained and of an unknown network.
+        benchmarks: Rows of the catalogue, which hold the published figures.
+        previous: The standings before these; None if there are none.
 
     Returns:
-        The columns `DTYPES`; measures in order, the most iterations first, ranked entries, then superseded, then published.
-        `rank`: 1 is best, ties share the better rank; none for superseded and published rows. `gain` and `relative_gain`:
-        over the random encoder of the same network, as a difference and as a share of its mean. `previous` and
-        `change`: against the previous standings. `previous_release...`: the last mean of the same weights trained from
-        another release. `is_main`: the number that stands for the benchmark; others are its single test sets.
-        `is_superseded`: scores of weights that were replaced since. In published rows `low` and `high` are bounds of the
-        error, and a published gain has no mean.
+        The columns `DTYPES`. Measures are sorted, with the most iterations first; in each of them come ranked entries, then
+        superseded, then published ones.
+        `rank`: 1 is best, and ties share the better rank; superseded and published rows have none.
+        `gain`, `relative_gain`: over the random encoder of the same network, as a difference and as a share of its mean.
+        `previous`, `change`: the mean in the previous standings, and the difference to it.
+        `previous_release`, `previous_release_mean`, `release_change`: the last mean of the same weights trained from another
+        release, and the difference to it.
+        `is_main`: whether the row represents the benchmark; other rows are its single test sets.
+        `is_superseded`: whether the weights were replaced since they were scored.
+        In published rows `low` and `high` are bounds of the error, and a published gain has no mean.
     """
     placed = place_in_settings(
         aggregate_seeds(scores, has_test_sets=True), {name for name, info in weights.items() if info.is_random}
@@ -264,7 +267,7 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _add_gains(placed: pd.DataFrame, group: pd.DataFrame) -> None:
-    """Write into `placed` by how much each entry of a comparable group is above the random encoder of its network."""
+    """Write the gains of each entry of a comparable group over the random encoder of its network into `placed`."""
     random = group[group["is_random"]]
     for index, entry in group[~group["is_random"]].iterrows():
         same_network = random[random["arch"] == entry["arch"]] if entry["arch"] else random
@@ -299,7 +302,7 @@ def _with_history(placed: pd.DataFrame, previous: pd.DataFrame | None) -> pd.Dat
 
 
 def standing_rows(table: pd.DataFrame | None) -> pd.DataFrame | None:
-    """Return our own rows of weights that are current; None where there are no standings."""
+    """Return the rows of our own scores of current weights; None if there are no standings."""
     if table is None or table.empty:
         return None
     kept: pd.DataFrame = table[~table["is_published"] & ~table["is_superseded"]]
@@ -307,7 +310,7 @@ def standing_rows(table: pd.DataFrame | None) -> pd.DataFrame | None:
 
 
 def _published_row(row: AnyBenchmark, figure: PublishedScore, placed: pd.DataFrame) -> dict[str, Any]:
-    """Bring a published figure into our columns; its measure is matched with what was scored here, where that is plain."""
+    """Bring a published figure into our columns; its measure is matched with the metrics scored here if that is unambiguous."""
     measure = figure.measure.lower()
     metric = measure.removeprefix("gain in ").split(" over ")[0].replace(" ", "_")
     mine = placed[placed["benchmark"] == row.name]
@@ -315,7 +318,7 @@ def _published_row(row: AnyBenchmark, figure: PublishedScore, placed: pd.DataFra
     if metric not in metrics and len(alike := [name for name in metrics if name.endswith(f"_{metric}")]) == 1:
         metric = alike[0]
     sets = sorted(set(mine["test_set"]))
-    # A subset that is no test set of ours is a remark, such as "mean of the four Perez benchmarks".
+    # A subset that is not one of our test sets is a remark, such as "mean of the four Perez benchmarks".
     is_name = figure.subset in sets or (bool(figure.subset) and " " not in figure.subset)
     whole = sets[0] if len(sets) == 1 and not is_name else "all"
     value, error = figure.value / 100, figure.error / 100
@@ -326,7 +329,7 @@ def _published_row(row: AnyBenchmark, figure: PublishedScore, placed: pd.DataFra
         "metric": metric,
         "weights": figure.weights,
         "mean": np.nan if is_gain else value,
-        # Read as a share of the random encoder's IoU: +73 points would leave it no more than 27 %.
+        # The gain is a share of the random encoder's IoU; as points, a gain of 73 would leave the random encoder at most 27 %.
         "relative_gain": value if is_gain else np.nan,
         "low": value - error,
         "high": value + error,
@@ -339,7 +342,7 @@ def _published_row(row: AnyBenchmark, figure: PublishedScore, placed: pd.DataFra
 
 
 def _gains_of_published(table: pd.DataFrame) -> pd.DataFrame:
-    """Add gains to published figures, where the random encoder's was published beside them."""
+    """Add gains to published figures if the figure of the random encoder was published beside them."""
     if table.empty:
         return table
     table["gain"] = np.nan

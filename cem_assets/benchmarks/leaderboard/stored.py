@@ -1,9 +1,4 @@
-"""Files of a leaderboard and of promotions in the store: their names, and reading the table back.
-
-Standings are `cem_assets.benchmarks.leaderboard.standings`; making a leaderboard is `cem_assets.benchmarks.leaderboard.stage`,
-verdicts are
-`cem_assets.benchmarks.leaderboard.promotion`.
-"""
+"""Names of the files of a leaderboard and of promotions in the store, and reading the table of standings."""
 
 from typing import Any
 
@@ -24,7 +19,7 @@ VERDICT = "verdict.json"
 
 _TYPES = {"str": pa.string(), "int64": pa.int64(), "Int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 STANDINGS_SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in DTYPES.items()])
-"""Numbers that are not there are null."""
+"""Missing numbers are null."""
 
 
 def standings_bytes(table: pd.DataFrame) -> bytes:
@@ -34,13 +29,10 @@ def standings_bytes(table: pd.DataFrame) -> bytes:
 
 
 def read_standings(store: Store, manifest: Manifest) -> pd.DataFrame:
-    """Read the standings of a leaderboard.
-
-    Args:
-        manifest: Of `benchmarks/leaderboard`.
+    """Read the standings of a leaderboard, given its manifest.
 
     Returns:
-        The columns of `cem_assets.benchmarks.leaderboard.standings.DTYPES`; columns that an older version did not write are
+        The columns of `cem_assets.benchmarks.leaderboard.standings.DTYPES`; those that an older version did not write are
         blank.
     """
     with store.open(f"{manifest.folder}/{TABLE}") as handle:

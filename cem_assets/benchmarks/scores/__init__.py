@@ -1,1 +1,1 @@
-"""What every score shares: its inputs, its files in the store, its pictures, its checks."""
+"""What all scores have in common: their inputs, their files in the store, their pictures and their check."""

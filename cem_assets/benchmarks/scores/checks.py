@@ -1,4 +1,4 @@
-"""What must be true of committed scores."""
+"""The check of committed scores."""
 
 import math
 
@@ -28,6 +28,6 @@ def scores_are_whole(store: Store, benchmark: str, weights: str) -> Outcome:
             problems.append(f"{key.partition}: no row is the main one")
     facts = {"runs": num_runs, "rows": num_rows}
     if problems:
-        told = "; ".join(problems[:5])
-        return Outcome(False, f"{len(problems)} problem(s): {told}. Materialize {BENCHMARK_SCORES} of these again.", facts)
+        listing = "; ".join(problems[:5])
+        return Outcome(False, f"{len(problems)} problem(s): {listing}. Materialize {BENCHMARK_SCORES} of these again.", facts)
     return Outcome(True, f"{num_runs} score(s) of {num_rows} numbers are whole", facts)

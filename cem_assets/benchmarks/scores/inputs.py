@@ -1,8 +1,4 @@
-"""What a benchmark score is made from: the parameters a user gives, the weights, and what goes into every row.
-
-Scoring itself is `cem_assets.benchmarks.segmentation.stage` and `cem_assets.benchmarks.transfer.stage`; the entry to both is
-`cem_assets.benchmarks.scores.entry`.
-"""
+"""What a benchmark score is made from: the parameters that a user gives, the weights, and what all its rows have in common."""
 
 import math
 from collections.abc import Sequence
@@ -12,39 +8,44 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cem_assets.benchmarks.scores.stored import ScoreKey, ScoreRow
+from cem_assets.errors import DataError
 from cem_assets.store.assets import BENCHMARK_SCORES, CODE_VERSIONS, WEIGHTS
 from cem_assets.store.manifests import require_manifest
 from cem_assets.store.store import Store
 
 GIVEN = "given"
-"""Name in the place of weights, for benchmarks that are a table of ready features."""
+"""Stands in the place of the weights' name for benchmarks that are a table of ready features."""
 ALL = "all"
-"""Name of the test set where there is one, or all are meant."""
+"""Name of the test set if there is only one, or if all of them are meant."""
 
 
 class ScoreParams(BaseModel):
-    """How weights are scored. What decides no number is marked so, and another value of it asks for no other partition.
+    """How weights are scored.
+
+    The fields from `device` on do not change the score, except for rounding, and they are not part of the partition's name.
 
     Attributes:
-        seed: Of the new layers, the crops and their order; also of the map of a transfer benchmark.
-        iterations: Optimiser steps; 0 for the benchmark's own. Without meaning for transfer, like `finetune_layer`.
-        finetune_layer: Shallowest layer of the encoder that is trained; empty for the benchmark's own. Random weights are
-            always trained whole.
+        seed: Seed of the new layers, of the crops and their order, and of the map of a transfer benchmark.
+        iterations: Optimiser steps; 0 takes the benchmark's own number. Not used for transfer benchmarks, like
+            `finetune_layer`.
+        finetune_layer: Shallowest layer of the encoder that is trained; empty takes the benchmark's own choice. Random weights
+            are always trained completely.
         params: Changes to the benchmark's parameters by name: fields of
-            `cem_assets.benchmarks.segmentation.params.SegmentationParams`, or of a recipe and of
-            `cem_assets.benchmarks.transfer.features_stage.FeatureSettings` (`k`, `metric`, `preprocessing`, ...).
-        device: "auto", "cpu" or "cuda"; decides no number beyond rounding, like the next five.
-        num_threads: Of torch, on a CPU; 0 leaves torch's choice.
-        crop_threads: Threads that make crops, a step ahead.
-        slab_px: Slices of a volume read and predicted at once.
+            `cem_assets.benchmarks.segmentation.params.SegmentationParams`; or fields of a recipe
+            (`cem_assets.benchmarks.transfer.params`) and of `cem_assets.benchmarks.transfer.features.params.FeatureSettings`,
+            such as `k`, `metric` and `preprocessing`.
+        device: "auto", "cpu" or "cuda".
+        num_threads: Threads of torch on a CPU; 0 leaves the choice to torch.
+        crop_threads: Threads that make the crops of the next step.
+        slab_px: Slices of a volume that are read and predicted at once.
         tile_px: Side of the largest plane that is predicted in one piece, a multiple of 32.
-        cache_mib: Training images are held in memory up to this size, and read when they are needed beyond it.
-        checkpoint_interval_s: A killed training loses at most so many seconds.
-        evaluate_every: Steps between two evaluations on the validation images, or the test images where there are none;
-            for the curve alone: nothing is chosen by it. 0 for none. Decides no number.
-        max_pictures: Predictions, or confusion matrices, that are drawn. Decides no number.
-        has_map: Whether features are laid out by UMAP. Decides no number.
-        keep_model: Whether the trained network is kept as `model.safetensors`. Decides no number.
+        cache_mib: Training images up to this total size are held in memory; larger sets are read whenever they are needed.
+        checkpoint_interval_s: A killed training loses at most this many seconds.
+        evaluate_every: Steps between two evaluations on the validation images, or on the test images if there are none. They
+            are made only for the curve; nothing is chosen by them. 0 for no evaluations.
+        max_pictures: Number of predictions, or of confusion matrices, that are drawn.
+        has_map: Whether features are laid out by UMAP.
+        keep_model: Whether the trained network is kept as `model.safetensors`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -68,16 +69,16 @@ class ScoreParams(BaseModel):
 
 @dataclass(frozen=True)
 class ScoredWeights:
-    """Committed weights, as far as their manifest tells.
+    """What the manifest of committed weights says about them.
 
     Attributes:
         name: The partition of `pretraining/weights`.
-        digest: Of its manifest.
-        arch: Of the encoder.
+        digest: Digest of the weights' manifest.
+        arch: Architecture of the encoder.
         method: "random", "moco", "swav" or "supervised".
-        norms: Mean and deviation of pixels on a scale of 0 to 1; None where they are not known.
-        release: What they were trained on, such as "cem/releases/v2"; empty for imported ones.
-        release_digest: Of its manifest.
+        norms: Mean and standard deviation of pixels on a scale of 0 to 1; None if they are not known.
+        release: The release they were trained on, such as "cem/releases/v2"; empty for imported weights.
+        release_digest: Digest of the release's manifest.
     """
 
     name: str
@@ -90,7 +91,7 @@ class ScoredWeights:
 
     @property
     def upstream(self) -> dict[str, str]:
-        """What a manifest's inputs say of them."""
+        """The weights as inputs of a partition."""
         return {f"{WEIGHTS}/{self.name}": self.digest}
 
 
@@ -98,7 +99,7 @@ def find_weights(store: Store, name: str) -> ScoredWeights:
     """Look up committed weights.
 
     Raises:
-        FileNotFoundError: Nothing is committed; the error says what to materialize.
+        FileNotFoundError: They are not committed; the error says what to materialize.
     """
     manifest = require_manifest(store, WEIGHTS, name)
     details = manifest.details
@@ -117,13 +118,12 @@ def find_weights(store: Store, name: str) -> ScoredWeights:
 
 @dataclass(frozen=True)
 class RowMaker:
-    """What all rows of one partition have in common.
+    """Makes the rows of one partition from what they have in common.
 
     Attributes:
-        key: Of the partition.
-        weights: Those that were scored; none for given features.
-        finetune_layer: Which layers were opened; empty for transfer.
-        iterations: Training steps; 0 for transfer.
+        weights: The weights that were scored; none for given features.
+        finetune_layer: Shallowest layer that was trained; empty for transfer benchmarks.
+        iterations: Training steps; 0 for transfer benchmarks.
     """
 
     key: ScoreKey
@@ -142,7 +142,7 @@ class RowMaker:
         interval: float = 0.0,
         is_main: bool = False,
     ) -> ScoreRow:
-        """Make one row; `interval` is half the width of the 95 % interval, which stays within 0..1."""
+        """Make one row; `interval` is half the width of the 95 % confidence interval, which is clipped to 0..1."""
         return ScoreRow(
             benchmark=self.key.benchmark,
             weights=self.key.weights,
@@ -170,18 +170,18 @@ def _joined(texts: Sequence[str]) -> str:
 
 
 def plain_row(row: ScoreRow) -> dict[str, Any]:
-    """Give what differs from row to row of a partition, as JSON values; None for what is no number."""
+    """Return what differs between the rows of a partition, as JSON values; NaN and infinity become None."""
     kept = ("test_set", "metric", "class_name", "value", "low", "high", "num", "is_main")
     return {name: finite(getattr(row, name)) for name in kept}
 
 
 def main_of(rows: Sequence[ScoreRow]) -> dict[str, Any]:
-    """Give the row of the leaderboard."""
+    """Return the row for the leaderboard, as `plain_row` does."""
     return next(plain_row(row) for row in rows if row.is_main)
 
 
 def finite(value: Any) -> Any:
-    """Turn numbers that JSON does not have into None, also inside of lists and dicts."""
+    """Replace NaN and infinity by None, also inside of lists and dicts, because JSON does not have them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -191,10 +191,10 @@ def finite(value: Any) -> Any:
     return value
 
 
-def in_words(error: ValidationError, what: str) -> ValueError:
-    """Say what is wrong with parameters, all of it in one line."""
-    told = [
+def in_words(error: ValidationError, what: str) -> DataError:
+    """Make an error that lists everything that is wrong with parameters."""
+    problems = [
         f"{'.'.join(map(str, item['loc'])) or 'together'}: {item['msg']} (found {item['input']!r:.80})"
         for item in error.errors()
     ]
-    return ValueError(f"{what} cannot be used: {'; '.join(told)}.")
+    return DataError(f"{what} cannot be used: {'; '.join(problems)}.")

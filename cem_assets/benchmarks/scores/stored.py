@@ -1,8 +1,7 @@
-"""Benchmark scores in the store: one immutable partition for each benchmark, weights, parameters and seed.
+"""Benchmark scores in the store: one partition for each benchmark, weights, parameters and seed.
 
-`benchmarks/scores/<benchmark>/<weights>/<parameter digest>-s<seed>/` commits as every asset does, so nothing overwrites
-another score; rows are `scores.parquet` of its content. Making them is `cem_assets.benchmarks.scores.entry`, comparing them
-`cem_assets.benchmarks.leaderboard.stage`.
+`benchmarks/scores/<benchmark>/<weights>/<parameter digest>-s<seed>/` is committed like every partition, and its content holds
+the rows as `scores.parquet`. No score overwrites another.
 """
 
 import hashlib
@@ -46,13 +45,12 @@ SCORES_SCHEMA = schema_of(
 
 @dataclass(frozen=True)
 class ScoreKey:
-    """Which score.
+    """Identifies a score.
 
     Attributes:
-        benchmark: Its name.
-        weights: Name of the weights; two joined by "+" where their features are fused.
-        parameters: 12 hex digits of `parameters_digest`.
-        seed: Of the training or of draws.
+        weights: Name of the weights; several names joined by "+" if their features are fused.
+        parameters: The 12 hex digits of `parameters_digest`.
+        seed: Seed of the training, or of the random draws.
     """
 
     benchmark: str
@@ -62,32 +60,29 @@ class ScoreKey:
 
     @property
     def partition(self) -> str:
-        """Path below `benchmarks/scores`."""
+        """The path below `benchmarks/scores`."""
         return f"{self.benchmark}/{self.weights}/{self.parameters}-s{self.seed}"
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One number.
+    """One number of a score.
 
     Attributes:
-        benchmark: Its name.
-        weights: Name of the weights.
-        weights_digest: Of their manifest.
-        release: What they were trained on, such as "cem/releases/v2"; empty for imported ones.
-        release_digest: Of that release.
-        seed: Of the training.
-        parameters: Digest of all parameters.
-        finetune_layer: Which layers were opened; empty for transfer.
-        iterations: Training steps; 0 for transfer.
-        test_set: Which test images, such as "test1"; "all" where there is one set.
+        weights_digest: Digest of the weights' manifest.
+        release: The release they were trained on, such as "cem/releases/v2"; empty for imported weights.
+        release_digest: Digest of the release's manifest.
+        parameters: Digest of all parameters except the seed.
+        finetune_layer: Shallowest layer that was trained; empty for transfer benchmarks.
+        iterations: Training steps; 0 for transfer benchmarks.
+        test_set: Name of the test set, such as "test1"; "all" if there is only one.
         metric: "iou", "nsc_accuracy", "nscb_accuracy", "knn_accuracy", ...
-        class_name: Class, for a score of one class; empty for the mean.
+        class_name: Name of the class that was scored; empty for the mean over classes.
         value: The score, 0 to 1.
-        low, high: Of the 95 % interval; equal to the value where there is none.
-        num: What was counted: images, treatments, cells.
-        is_main: Whether this is the number of the leaderboard.
-        code_version: Of the asset.
+        low, high: Bounds of the 95 % confidence interval; equal to the value if there is none.
+        num: Number of images, treatments or cells that were scored.
+        is_main: Whether this number represents the score on the leaderboard.
+        code_version: Code version of the asset.
     """
 
     benchmark: str
@@ -111,13 +106,13 @@ class ScoreRow:
 
 
 def parameters_digest(parameters: Mapping[str, Any]) -> str:
-    """Sum up every parameter but the seed, in 12 hex digits; values are JSON."""
+    """Hash all parameters except the seed to 12 hex digits; the values must be JSON values."""
     kept = {name: value for name, value in parameters.items() if name != "seed"}
     return hashlib.sha256(canonical_json(kept)).hexdigest()[:_DIGITS]
 
 
 def rows_bytes(rows: Sequence[ScoreRow]) -> bytes:
-    """Write rows as Parquet, in the order given."""
+    """Write rows as Parquet in this order."""
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCORES_SCHEMA)
     return parquet_bytes([table], SCORES_SCHEMA)
 
@@ -126,8 +121,8 @@ def score_keys(store: Store, benchmark: str = "", weights: str = "") -> Iterator
     """List the scores that are committed, in order of benchmark, weights and parameters.
 
     Args:
-        benchmark: Of this one alone.
-        weights: Of these alone.
+        benchmark: Takes only scores on this benchmark; empty takes all.
+        weights: Takes only scores of these weights; empty takes all.
     """
     for name in [benchmark] if benchmark else store.children(BENCHMARK_SCORES):
         for which in [weights] if weights else store.children(f"{BENCHMARK_SCORES}/{name}"):
@@ -139,10 +134,10 @@ def score_keys(store: Store, benchmark: str = "", weights: str = "") -> Iterator
 
 
 def read_scores(store: Store, benchmark: str = "", weights: str = "") -> pd.DataFrame:
-    """Read all scores, one row for each number.
+    """Read scores, one row for each number; see `score_keys` for the arguments.
 
     Returns:
-        The columns of `ScoreRow`, and `digest` and `folder` of the partition.
+        The columns of `ScoreRow`, and `digest` and `folder` of the partition's manifest.
     """
     frames = []
     for key in score_keys(store, benchmark, weights):

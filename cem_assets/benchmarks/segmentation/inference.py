@@ -1,13 +1,15 @@
 """Prediction of images and volumes with a trained segmentation network, and scores of whole test sets.
 
-Volumes may be larger than memory: anything that is sliced like an array is read and written slab by slab (Zarr arrays,
-numpy memmaps). Every slice goes through the network alone, so slabs of any thickness give the same result, bit by bit
-on one device. Planes too large for the device are predicted in tiles whose margin holds all that a pixel depends on:
-equal to the whole plane's up to the rounding of float32. Counting is `segmentation_metrics`.
+A volume may be larger than memory. It is read and written slab by slab, so it can be anything that is sliced like an array,
+such as a Zarr array or a numpy memmap. Every slice goes through the network alone, so the result does not depend on the
+thickness of the slabs; on one device it is the same bit by bit. A plane that is too large for the device is predicted in tiles,
+with a margin that contains everything a pixel depends on. The result equals that of the whole plane up to the rounding of
+float32.
+`cem_assets.benchmarks.segmentation.metrics` counts the pixels.
 
-Source: `inference2d.py`, `inference3d.py` and `inference_mixed.py` of volume-em/cem-dataset. There each plane's
-probabilities are truncated to 255 / planes levels and added up in 8 bits, which loses up to one level per plane; here
-they are added in float32. `rounding="uint8"` of the parameters does as they do.
+Source: `inference2d.py`, `inference3d.py` and `inference_mixed.py` of volume-em/cem-dataset. They truncate the probabilities of
+each plane to 255 / planes levels and add them up in 8 bits, which loses up to one level per plane. Here they are added in
+float32; the parameter `rounding="uint8"` does what the scripts do.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,16 +27,16 @@ from cem_assets.benchmarks.segmentation.params import FACTOR_PX, EvaluationRule,
 from cem_assets.errors import DataError
 
 SLAB_PX = 16
-"""Slices read and written at once."""
+"""Number of slices that are read and written at once."""
 _AXES: dict[PredictionMode, tuple[int, ...]] = {"stack": (0,), "orthoplane": (0, 1, 2)}
 
 
 class Sliceable(Protocol):
-    """What is read and written by slices: a numpy array, a memmap, a Zarr array."""
+    """An array that is read and written by slices: a numpy array, a memmap or a Zarr array."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes of the axes."""
+        """The sizes of the axes."""
         ...
 
     def __getitem__(self, key: Any) -> Any: ...
@@ -44,14 +46,14 @@ class Sliceable(Protocol):
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained network and how it runs.
+    """A trained network that predicts classes.
 
     Attributes:
-        model: Logits (n, num_classes, h, w) of images (n, 1, h, w); it is put into evaluation mode.
-        params: Its benchmark: classes, norms, threshold, rounding.
-        device: Where the model is and stays.
-        slab_px: Slices read and written at once; memory grows with it, results do not change.
-        tile_px: Largest side of a plane that is predicted in one piece, and side of the pieces of a larger one.
+        model: Makes logits (n, num_classes, h, w) from images (n, 1, h, w). It is put into evaluation mode.
+        params: Its classes, pixel norms, threshold and rounding are used.
+        device: The device of the model.
+        slab_px: Number of slices that are read and written at once. Memory grows with it, but the result does not change.
+        tile_px: Largest side of a plane that is predicted in one piece, and the side of the pieces of a larger plane.
     """
 
     model: nn.Module
@@ -62,7 +64,7 @@ class Predictor:
 
     def __post_init__(self) -> None:
         if self.slab_px < 1 or self.tile_px < FACTOR_PX or self.tile_px % FACTOR_PX:
-            raise DataError(
+            raise ValueError(
                 f"slab_px is {self.slab_px} and tile_px {self.tile_px}; expected at least 1, and a multiple of {FACTOR_PX}."
             )
 
@@ -70,17 +72,17 @@ class Predictor:
         """Predict one plane at its own size.
 
         Args:
-            image: uint8 (h, w). It is padded below and to the right to a multiple of 32, mirrored about its border.
+            image: uint8 (h, w). It is mirrored at its lower and right border until its sides are multiples of 32.
 
         Returns:
-            float32 (num_classes, h, w): sigmoid for one class, else softmax.
+            float32 (num_classes, h, w), by a sigmoid for one class and by a softmax for more.
         """
         height, width = image.shape
         padding = ((0, -height % FACTOR_PX), (0, -width % FACTOR_PX))
         return np.ascontiguousarray(self._whole(np.pad(image, padding, mode="reflect"))[:, :height, :width])
 
     def _whole(self, plane: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Predict a plane whose sides are multiples of 32, in tiles where it is large."""
+        """Predict a plane whose sides are multiples of 32, in tiles if it is large."""
         if max(plane.shape) <= self.tile_px:
             return self._network(plane)
         halo_px = int(getattr(self.model, "halo_px", 544))
@@ -98,7 +100,7 @@ class Predictor:
         return self._activated(pixels[None, None]).cpu().numpy()
 
     def _activated(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn pixels float32 (1, 1, h, w) of 0..1 into probabilities (num_classes, h, w)."""
+        """Turn pixels, float32 (1, 1, h, w) on a scale of 0 to 1, into probabilities (num_classes, h, w)."""
         self.model.eval()
         with torch.inference_mode():
             inputs = pixels.sub(self.params.mean).div_(self.params.std)
@@ -107,10 +109,10 @@ class Predictor:
             return activated
 
     def predict_2d(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Predict an image resized down to multiples of 32, and resize the classes back to the nearest pixel.
+        """Predict an image that is resized down to multiples of 32, and resize the classes back by the nearest pixel.
 
         Args:
-            image: uint8 (h, w). A side under 32 px is padded to 32 instead, mirrored, and cut off again.
+            image: uint8 (h, w). A side of less than 32 px is mirrored to 32 px instead, and cut off again.
 
         Returns:
             uint8 (h, w), class numbers.
@@ -128,14 +130,14 @@ class Predictor:
         return back.numpy()[:height, :width]
 
     def classes(self, total: NDArray[Any], num_planes: int) -> NDArray[np.uint8]:
-        """Decide from summed probabilities.
+        """Choose the class of every pixel from probabilities that were summed over planes.
 
         Args:
-            total: float32 (num_classes, ...), or uint8 as `rounding="uint8"` adds them up.
-            num_planes: Planes summed.
+            total: float32 (num_classes, ...), or uint8 with `rounding="uint8"`.
+            num_planes: Number of planes in the sum.
 
         Returns:
-            uint8 (...), class numbers; of equally probable classes the first.
+            uint8 (...), class numbers; the lowest of equally probable classes.
         """
         if self.params.num_classes > 1:
             return np.asarray(total.argmax(axis=0), np.uint8)
@@ -155,13 +157,13 @@ class Predictor:
         Args:
             volume: uint8 (z, y, x).
             mode: "stack" for planes along z, "orthoplane" for planes along all three axes.
-            out: uint8 (z, y, x), filled with class numbers.
-            scratch: Orthoplane alone: holds the sums, `scratch_shape` and `scratch_dtype`; what it held is written
-                over. None takes memory of 4 * num_classes bytes per voxel.
-            progress: Told the slices predicted and those there are in all.
+            out: uint8 (z, y, x), which is filled with class numbers.
+            scratch: Used only for "orthoplane". An array of `scratch_shape` and `scratch_dtype` for the sums, whose content is
+                overwritten. None takes memory of 4 * num_classes bytes per voxel.
+            progress: Called with the number of slices that were predicted, and of all slices.
 
         Raises:
-            DataError: Shapes do not fit, or the mode is not for volumes.
+            DataError: The volume is not uint8.
         """
         axes = _AXES.get(mode)
         problems = []
@@ -174,7 +176,7 @@ class Predictor:
         if scratch is not None and tuple(scratch.shape) != (self.params.num_classes, *volume.shape):
             problems.append(f"the scratch is {tuple(scratch.shape)}, expected {(self.params.num_classes, *volume.shape)}")
         if problems:
-            raise DataError(f"the volume cannot be predicted: {'; '.join(problems)}.")
+            raise ValueError(f"the volume cannot be predicted: {'; '.join(problems)}.")
         assert axes is not None
         total = sum(volume.shape[axis] for axis in axes)
         if axes == (0,):
@@ -194,11 +196,11 @@ class Predictor:
 
     @property
     def scratch_dtype(self) -> np.dtype[Any]:
-        """Type of the sums of planes."""
+        """The number type of the sums over planes."""
         return np.dtype(np.uint8 if self.params.rounding == "uint8" else np.float32)
 
     def scratch_shape(self, volume: Sliceable) -> tuple[int, ...]:
-        """Shape of the sums of planes, (num_classes, z, y, x)."""
+        """The shape of the sums over planes, (num_classes, z, y, x)."""
         return (self.params.num_classes, *volume.shape)
 
     def _slabs(
@@ -209,16 +211,18 @@ class Predictor:
         progress: Callable[[int, int], None] | None,
         done: tuple[int, int],
     ) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
-        """Predict a volume along one axis; yields places and probabilities (num_classes, z, y, x), scaled for rounding."""
+        """Predict a volume along one axis, and yield windows with their probabilities (num_classes, z, y, x)."""
         for window in _windows(volume.shape, axis, self.slab_px):
             slab = np.asarray(volume[window])
             if slab.dtype != np.uint8:
-                raise DataError(f"the volume is {slab.dtype}; expected uint8. Standardize it first.")
+                raise DataError(
+                    f"the volume is {slab.dtype}; expected uint8. Convert it to uint8 and prepare the benchmark again."
+                )
             sums = np.empty((self.params.num_classes, *slab.shape), self.scratch_dtype)
             for number in range(slab.shape[axis]):
                 found = self.probabilities(slab.take(number, axis=axis))
                 if self.params.rounding == "uint8":
-                    found = (found * (255 / num_planes)).astype(np.uint8)  # truncated, in float32, as the published scripts do
+                    found = (found * (255 / num_planes)).astype(np.uint8)  # truncated from float32 as in the published scripts
                 sums[(slice(None),) * (axis + 1) + (number,)] = found
                 if progress is not None:
                     progress(done[0] + window[axis].start + number + 1, done[1])
@@ -236,12 +240,12 @@ class LabelledImage:
     """An image or a volume of a test set.
 
     Attributes:
-        name: For messages.
+        name: Name for error texts.
         image: uint8 (h, w) or (z, y, x).
-        labels: Class numbers, of the same shape.
-        test_set: Name of its set; of use where several sets are scored together ("mixed").
-        rule: How it is predicted and scored; None takes that of the parameters.
-        out: uint8, where a volume's prediction goes; None keeps it in memory.
+        labels: Class numbers of the same shape.
+        test_set: Name of its test set, if several sets are scored together ("mixed").
+        rule: How it is predicted and scored; None takes the rule of the parameters.
+        out: uint8 of the same shape, which receives the prediction of a volume; None keeps the prediction in memory.
         scratch: See `Predictor.predict_volume`.
     """
 
@@ -256,14 +260,15 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class SegmentationScore:
-    """What a network scores.
+    """The score of a network.
 
     Attributes:
-        mean_iou: Of the scored classes over all pixels of the test set; mixed: the mean of the sets' own.
-        set_iou: The same for every test set.
-        class_iou: IoU by scored class over all pixels of all sets, NaN for an empty class.
-        image_iou: Mean of the images' own, with the published scripts' rule for empty classes; mixed: of the sets'.
-        counts: Pixels of every class, by test set.
+        mean_iou: Mean IoU of the scored classes over all pixels of the test set. If there are several sets, the mean over them.
+        set_iou: Mean IoU of the scored classes, by test set.
+        class_iou: IoU over all pixels of all sets, by scored class; NaN for an empty class.
+        image_iou: Mean over the images of their own IoU, with the rule of the published scripts for empty classes. If there are
+            several sets, the mean over them.
+        counts: Number of pixels of every class, by test set.
     """
 
     mean_iou: float
@@ -278,18 +283,14 @@ def score_images(
     images: Iterable[LabelledImage],
     seen: Callable[[LabelledImage, Sliceable], None] | None = None,
 ) -> SegmentationScore:
-    """Predict and score the images of a test set, or of several.
+    """Predict and score the images of one or several test sets.
 
     Args:
-        predictor: The network.
-        images: Taken one after the other, so a generator keeps one in memory.
-        seen: Called with every image and its prediction, for pictures and files.
-
-    Returns:
-        The scores.
+        images: They are taken one after the other, so a generator keeps only one in memory.
+        seen: Called with every image and its prediction, such as to draw them.
 
     Raises:
-        DataError: There are no images; or one does not fit its labels or its rule, and is named.
+        DataError: There are no images, or an image does not fit its labels or its rule; the error names it.
     """
     params = predictor.params
     num_labels = max(2, params.num_classes)
@@ -298,16 +299,16 @@ def score_images(
     for item in images:
         rule = item.rule or params.evaluation_rule()
         if rules.setdefault(item.test_set, rule) != rule:
-            raise DataError(f"{item.name}: test set {item.test_set!r} has two rules; expected one for all its images.")
+            raise ValueError(f"{item.name}: test set {item.test_set!r} has two rules; expected one for all its images.")
         try:
             prediction, counts = _predict_and_count(predictor, item, rule, num_labels)
-        except ValueError as error:
+        except DataError as error:
             raise DataError(f"{item.name}: {error}") from error
         by_set.setdefault(item.test_set, []).append(counts)
         if seen is not None:
             seen(item, prediction)
     if not by_set:
-        raise DataError("there are no test images; expected at least one with its labels.")
+        raise DataError("there are no test images; expected at least one with its labels. Add test images.")
     totals = {name: _sum(counts) for name, counts in by_set.items()}
     set_iou = {name: total.mean_iou(rules[name].scored_classes) for name, total in totals.items()}
     image_iou = {name: mean_image_iou(counts, rules[name].scored_classes) for name, counts in by_set.items()}
@@ -339,7 +340,7 @@ def _predict_and_count(
         return prediction, count_by_rule(prediction, np.asarray(item.labels[...]), num_labels, rule)
     out: Sliceable = np.empty(item.image.shape, np.uint8) if item.out is None else item.out
     predictor.predict_volume(item.image, rule.mode, out, item.scratch)
-    # Components may reach through the whole volume, so matching has to see it at once.
+    # A component may extend through the whole volume, so matching needs all of it at once.
     thickness = out.shape[0] if rule.is_instance_matched else predictor.slab_px
     parts = [
         count_by_rule(np.asarray(out[window]), np.asarray(item.labels[window]), num_labels, rule)

@@ -1,7 +1,6 @@
-"""Images of a prepared segmentation benchmark as training and testing take them: planes held in memory, volumes on scratch.
+"""Images of a prepared segmentation benchmark for training and testing: planes in memory, and volumes on the scratch disk.
 
-How they are stored is `cem_assets.benchmarks.data.segmentation_sets`; who uses them is
-`cem_assets.benchmarks.segmentation.stage`.
+`cem_assets.benchmarks.data.segmentation_sets` stores them.
 """
 
 from collections import Counter
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.benchmarks.data.segmentation_sets import PreparedBenchmark, PreparedItem
+from cem_assets.benchmarks.segmentation.augmentation import ImageAndMask
 from cem_assets.benchmarks.segmentation.params import EvaluationRule, SegmentationParams
 from cem_assets.errors import DataError
 from cem_assets.formats.arrays import require_disk
@@ -23,48 +23,43 @@ from cem_assets.store.scratch import scratch_folder
 if TYPE_CHECKING:
     from cem_assets.benchmarks.segmentation.inference import LabelledImage, Predictor
 
-Plane = tuple[NDArray[np.uint8], NDArray[np.uint8]]
-"""Image and mask, uint8 (height, width)."""
 _COPY_PX = 112
-"""Slices copied at once: as deep as a chunk of a stored volume."""
+"""Number of slices that are copied at once, which is the depth of a chunk of a stored volume."""
 _MAX_NAMED = 5
 
 
 def rules_of(benchmark: PreparedBenchmark, params: SegmentationParams) -> dict[str, EvaluationRule]:
-    """Say how the test images of every part are predicted and scored.
+    """Return the rule by which the test images of every part are predicted and scored.
 
-    Args:
-        benchmark: Prepared.
-        params: With `test_mode` "mixed" the parts of a union bring their own rules.
+    With the test mode "mixed" the parts of a union have their own rules.
 
     Raises:
         DataError: A part has no rule.
     """
     if params.test_mode != "mixed":
         return {part: params.evaluation_rule() for part in benchmark.parts}
-    told = benchmark.manifest.details.get("rules") or {}
-    if lacking := [part or "its own images" for part in benchmark.parts if part not in told]:
+    recorded = benchmark.manifest.details.get("rules") or {}
+    if lacking := [part or "its own images" for part in benchmark.parts if part not in recorded]:
         raise DataError(
-            f'benchmark {benchmark.name!r} has test_mode "mixed", but no rule for {", ".join(lacking)}; name the rule of every '
-            "part in its union, and prepare it again."
+            f'benchmark {benchmark.name!r} has test_mode "mixed", but no rule for {", ".join(lacking)}. Add the rule of every '
+            "part to its union, and prepare it again."
         )
     return {
-        part: EvaluationRule(**{**told[part], "scored_classes": tuple(told[part]["scored_classes"])})
+        part: EvaluationRule(**{**recorded[part], "scored_classes": tuple(recorded[part]["scored_classes"])})
         for part in benchmark.parts
     }
 
 
 def check_items(benchmark: PreparedBenchmark, rules: dict[str, EvaluationRule], num_labels: int) -> None:
-    """Refuse what training or testing would stumble over hours later.
+    """Refuse a benchmark for which training or testing would fail hours later.
 
     Args:
-        benchmark: Prepared.
-        rules: Of `rules_of`.
+        rules: The result of `rules_of`.
         num_labels: Class numbers are 0..num_labels - 1.
 
     Raises:
-        DataError: There is nothing to train or test on, an image does not fit its rule, or labels are no known class;
-            the first ones are named.
+        DataError: There is nothing to train or test on, an image does not fit its rule, or a label is not a known class; the
+            error lists the first problems.
     """
     problems = [f"there is nothing in the split {split!r}" for split in ("train", "test") if not benchmark.items(split)]
     for item in benchmark.items("test"):
@@ -74,7 +69,7 @@ def check_items(benchmark: PreparedBenchmark, rules: dict[str, EvaluationRule], 
             problems.append(
                 f"test image {item.name} is {item.shape}, and is tested as {rule.mode!r}; expected test_mode {wanted}"
             )
-        # A class the network does not know may say where a volume is labelled, and no more.
+        # A class that the network does not know may only mark where a volume is labelled.
         if any(item.label_counts[num_labels:]) and not (rule.mask_unlabelled and item.is_volume):
             problems.append(f"test image {item.name} has labels above {num_labels - 1}; set num_classes, or relabel it")
     problems += [
@@ -95,16 +90,16 @@ def check_items(benchmark: PreparedBenchmark, rules: dict[str, EvaluationRule], 
         raise DataError(f"benchmark {benchmark.name!r} cannot be scored: {shown}.")
 
 
-class TrainingPlanes(Sequence[Plane]):
-    """The training images of a benchmark; volumes as their planes, along z, or along all axes for "orthoplane"."""
+class TrainingPlanes(Sequence[ImageAndMask]):
+    """The training images of a benchmark. A volume is all its planes along z, or along all three axes for "orthoplane"."""
 
     def __init__(self, items: Sequence[PreparedItem], rules: dict[str, EvaluationRule], cache_bytes: int) -> None:
-        """Read them, where they fit.
+        """Read the images, if they fit into memory.
 
         Args:
-            items: Of the split, in order.
-            rules: By part.
-            cache_bytes: Up to this size they are held in memory; larger sets are read plane by plane whenever one is asked for.
+            items: The items of the split, in order.
+            rules: The rule of each part.
+            cache_bytes: Images up to this total size are held in memory. From larger sets each plane is read when it is needed.
         """
         self._items = items
         self._places: list[tuple[int, int, int]] = []
@@ -114,19 +109,19 @@ class TrainingPlanes(Sequence[Plane]):
                 continue
             for axis in (0, 1, 2) if rules[item.part].mode == "orthoplane" else (0,):
                 self._places += [(number, axis, index) for index in range(item.shape[axis])]
-        self._held: dict[int, Plane] = {}
+        self._held: dict[int, ImageAndMask] = {}
         if 2 * sum(prod(item.shape) for item in items) <= cache_bytes:
-            for number in sorted(range(len(items)), key=lambda number: items[number].place):  # as they lie in the store
+            for number in sorted(range(len(items)), key=lambda number: items[number].place):  # in their order in the store
                 self._held[number] = _whole(items[number].image), _whole(items[number].mask)
 
     def __len__(self) -> int:
         return len(self._places)
 
     @overload
-    def __getitem__(self, row: int) -> Plane: ...
+    def __getitem__(self, row: int) -> ImageAndMask: ...
     @overload
-    def __getitem__(self, row: slice) -> list[Plane]: ...
-    def __getitem__(self, row: int | slice) -> Plane | list[Plane]:
+    def __getitem__(self, row: slice) -> list[ImageAndMask]: ...
+    def __getitem__(self, row: int | slice) -> ImageAndMask | list[ImageAndMask]:
         if isinstance(row, slice):
             return [self[number] for number in range(*row.indices(len(self)))]
         number, axis, index = self._places[row]
@@ -147,17 +142,15 @@ def labelled_images(
     is_mixed: bool,
     before_each: Callable[[int], None] | None = None,
 ) -> "Generator[LabelledImage, None, None]":
-    """Give images as `segmentation_inference.score_images` takes them, one at a time.
+    """Yield images for `cem_assets.benchmarks.segmentation.inference.score_images`, one at a time.
+
+    The pixels, sums and prediction of a volume are on the local scratch disk until the next image is requested.
 
     Args:
-        items: Of a split; planes of volumes among the validation images are tested one by one.
-        rules: By part.
-        predictor: Says how large its sums are.
-        is_mixed: Whether parts are test sets of their own.
-        before_each: Called with the number of every image before it is given.
-
-    Yields:
-        Images; a volume's pixels, sums and prediction lie on local scratch until the next one is asked for.
+        items: The items of a split.
+        rules: The rule of each part.
+        is_mixed: Whether each part is a test set of its own.
+        before_each: Called with the number of every image before it is yielded.
     """
     from cem_assets.benchmarks.segmentation.inference import LabelledImage
 
@@ -175,7 +168,7 @@ def labelled_images(
 def _volume_on_disk(
     item: PreparedItem, rule: EvaluationRule, predictor: "Predictor", test_set: str, folder: Path
 ) -> "LabelledImage":
-    """Copy a volume, which is read three times over in other slabs than its chunks, and make room for its prediction."""
+    """Copy a volume, which is read three times in slabs across its chunks, to the scratch disk, and reserve its prediction."""
     from cem_assets.benchmarks.segmentation.inference import LabelledImage
 
     voxels = prod(item.shape)
@@ -187,7 +180,7 @@ def _volume_on_disk(
     scratch: Any = np.memmap(folder / "sums", predictor.scratch_dtype, "w+", shape=sums) if sums else None
     num_labels = max(2, predictor.params.num_classes)
     if any(item.label_counts[num_labels:]):
-        # Labels the network does not know say where it is scored; what it finds there is a mistake.
+        # Labels that the network does not know mark where it is scored, and whatever it finds there is wrong.
         out, labels, rule = (
             _MaskedPrediction(out, labels),
             _KnownLabels(labels, num_labels),
@@ -204,7 +197,7 @@ def _copied(array: Any, path: Path) -> Any:
 
 
 class _MaskedPrediction:
-    """A prediction that reads as background wherever nothing is labelled."""
+    """A prediction that is read as background wherever nothing is labelled."""
 
     def __init__(self, prediction: Any, labels: Any) -> None:
         self._prediction, self._labels = prediction, labels
@@ -218,7 +211,7 @@ class _MaskedPrediction:
 
 
 class _KnownLabels:
-    """Labels that read as background where they are no class of the network."""
+    """Labels that are read as background where they are not a class of the network."""
 
     def __init__(self, labels: Any, num_labels: int) -> None:
         self._labels, self._num_labels = labels, num_labels
@@ -229,18 +222,14 @@ class _KnownLabels:
         return np.where(found < self._num_labels, found, np.uint8(0))
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        raise TypeError("labels are read only")
+        raise TypeError("labels cannot be changed")
 
 
 def pictured_planes(items: Sequence[PreparedItem], max_pictures: int) -> dict[int, list[int]]:
-    """Choose what is drawn: parts and their images in turn, then more slices of volumes.
-
-    Args:
-        items: Of the test split.
-        max_pictures: How many planes.
+    """Choose up to `max_pictures` planes of test images to draw: of all parts and their images in turn, then more of volumes.
 
     Returns:
-        By number of an image its slices, evenly spaced; [0] for a plane.
+        The evenly spaced slices of each chosen image, by its number; [0] for an image that is a plane.
     """
     depths = [item.shape[0] if item.is_volume else 1 for item in items]
     chosen: Counter[int] = Counter()

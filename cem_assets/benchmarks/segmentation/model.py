@@ -1,7 +1,7 @@
-"""The network of segmentation benchmarks: a U-Net over a pretrained or random encoder, with part of it frozen.
+"""The network of segmentation benchmarks: a U-Net over a pretrained or random encoder, part of which may be frozen.
 
-Names of its weights are those of segmentation-models-pytorch's `Unet`, so published benchmark models load. How it is
-trained is `segmentation_training`; weights are read from files elsewhere and come in as a dict of tensors.
+Its weights have the names of `Unet` of segmentation-models-pytorch, so published benchmark models can be loaded.
+`cem_assets.benchmarks.segmentation.training` trains it.
 """
 
 from collections.abc import Mapping
@@ -11,25 +11,24 @@ import segmentation_models_pytorch as smp  # type: ignore[import-untyped,unused-
 import torch
 from torch import nn
 
-from cem_assets.benchmarks.segmentation.params import EncoderBatchNorm, FinetuneLayer
+from cem_assets.benchmarks.segmentation.params import ARCHITECTURES, EncoderBatchNorm, FinetuneLayer
 from cem_assets.errors import DataError
 
-ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
-"""Encoders whose names in segmentation-models-pytorch are torchvision's; its EfficientNets have other names."""
 HALO_PX = {"resnet18": 320, "resnet34": 544, "resnet50": 320}
-"""What a pixel's prediction depends on lies closer than this, a multiple of 32. Measured by gradients: 297 px for
-resnet18 and 293 for resnet50; for resnet34, whose encoder sees 899 px across instead of 435, reckoned as 530."""
+"""The prediction of a pixel depends only on pixels closer than this, rounded up to a multiple of 32. Gradients show a distance
+of 297 px for resnet18 and 293 px for resnet50. For resnet34, whose encoder sees 899 px across instead of 435, it is estimated
+as 530 px."""
 _LAYERS: tuple[str, ...] = ("layer4", "layer3", "layer2", "layer1")
 _MAX_NAMED = 5
 
 
 class SegmentationUnet(smp.Unet):  # type: ignore[misc,unused-ignore]
-    """U-Net of one input channel whose frozen layers stay in evaluation mode while the rest trains.
+    """A U-Net with one input channel, whose frozen layers stay in evaluation mode while the others are trained.
 
     Attributes:
-        finetune_layer: What was opened.
-        evaluated: Names of modules that never enter training mode.
-        halo_px: Of its architecture, see `HALO_PX`.
+        finetune_layer: The shallowest layer of the encoder that is trained.
+        evaluated: Names of the modules that never enter training mode.
+        halo_px: See `HALO_PX`.
     """
 
     finetune_layer: FinetuneLayer = "all"
@@ -37,7 +36,7 @@ class SegmentationUnet(smp.Unet):  # type: ignore[misc,unused-ignore]
     halo_px: int = max(HALO_PX.values())
 
     def train(self, mode: bool = True) -> "SegmentationUnet":
-        """Set the mode of all but the frozen BatchNorm layers."""
+        """Set the mode of all layers except the frozen BatchNorm layers."""
         super().train(mode)
         for name in self.evaluated:
             self.get_submodule(name).eval()
@@ -57,26 +56,26 @@ def build_unet(
 
     Args:
         arch: One of `ARCHITECTURES`.
-        num_classes: Outputs: logits of foreground for 1, of every class for more.
-        encoder_state: Weights of the encoder by torchvision's names, first convolution of one channel, no head; None
-            for random ones, which are trained whole, whatever `finetune_layer` says.
-        finetune_layer: "none" freezes the encoder; "layer4" opens its deepest layer, "layer3" the two deepest, and so on
-            (the first convolution stays frozen); "all" opens everything.
-        encoder_batchnorm: BatchNorm of frozen layers. "frozen": as pretrained, statistics too. "batch": factors stay,
-            but it normalises by the batch and its running statistics follow. "trained": like "batch", and its factors
-            are trained.
-        seed: Of the random weights; no global generator is read or moved.
+        num_classes: Number of outputs: 1 gives logits of the foreground, more give logits of every class.
+        encoder_state: Weights of the encoder with torchvision's names, with one input channel and without a head. None takes
+            random weights, which are always trained completely, whatever `finetune_layer` is.
+        finetune_layer: "none" freezes the encoder. "layer4" trains its deepest layer, "layer3" the two deepest, and so on,
+            while the first convolution stays frozen. "all" trains everything.
+        encoder_batchnorm: What the BatchNorm of frozen layers does. "frozen" keeps everything as pretrained, also the
+            statistics. "batch" keeps the factors, but normalises by the batch and updates the running statistics. "trained" is
+            like "batch", and the factors are trained.
+        seed: Seed of the random weights. The global random generators are neither read nor changed.
 
     Returns:
-        The network, float32, in training mode; frozen parameters need no gradient.
+        The network, float32, in training mode. Frozen parameters need no gradient.
 
     Raises:
-        DataError: A name is not known, or tensors are missing, unexpected or misshaped; all are named.
+        DataError: Tensors of the encoder are missing, unexpected or of the wrong shape; the error lists them.
 
-    Source: `finetune.py` of volume-em/cem-dataset. It freezes the encoder's parameters only and calls `train()` on the
-    whole network, so there the running statistics of a frozen encoder follow the benchmark ("batch" here), and for
-    the Perez and All-Mito sets the factors are trained as well ("trained"). By default we freeze the statistics too:
-    a frozen encoder is then the same function for every benchmark and batch.
+    Source: `finetune.py` of volume-em/cem-dataset. It freezes only the parameters of the encoder and calls `train()` on the
+    whole network. So the running statistics of a frozen encoder follow the benchmark there ("batch" here), and for the Perez
+    and All-Mito sets the factors are trained as well ("trained"). By default we freeze the statistics too, so that a frozen
+    encoder is the same function for every benchmark and batch.
     """
     problems = []
     if arch not in ARCHITECTURES:
@@ -88,7 +87,7 @@ def build_unet(
     if num_classes < 1:
         problems.append(f"num_classes is {num_classes}, expected at least 1")
     if problems:
-        raise DataError(f"no network can be built: {'; '.join(problems)}.")
+        raise ValueError(f"no network can be built: {'; '.join(problems)}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SegmentationUnet(arch, encoder_weights=None, in_channels=1, classes=num_classes)
@@ -111,17 +110,17 @@ def _load_encoder(encoder: nn.Module, state: Mapping[str, torch.Tensor], arch: s
     if problems:
         more = f" and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
         raise DataError(
-            f"these weights do not fit an encoder {arch} of one channel: {'; '.join(problems[:_MAX_NAMED])}{more}. "
-            "Give those of the right architecture, without its head."
+            f"these weights do not fit a {arch} encoder with one channel: {'; '.join(problems[:_MAX_NAMED])}{more}. "
+            "Use weights of this architecture, without the head."
         )
     encoder.load_state_dict(dict(state))
 
 
 def _freeze(model: SegmentationUnet, encoder_batchnorm: EncoderBatchNorm) -> None:
-    opened = _LAYERS if model.finetune_layer == "all" else _LAYERS[: _depth(model.finetune_layer)]
+    trained = _LAYERS if model.finetune_layer == "all" else _LAYERS[: _depth(model.finetune_layer)]
     evaluated = []
     for name, module in model.encoder.named_children():
-        if model.finetune_layer == "all" or name in opened:
+        if model.finetune_layer == "all" or name in trained:
             continue
         module.requires_grad_(False)
         for inner, layer in module.named_modules(prefix=f"encoder.{name}"):
@@ -135,5 +134,5 @@ def _freeze(model: SegmentationUnet, encoder_batchnorm: EncoderBatchNorm) -> Non
 
 
 def _depth(finetune_layer: str) -> int:
-    """Return how many of the deepest layers are opened."""
+    """Return how many of the deepest layers are trained."""
     return _LAYERS.index(finetune_layer) + 1 if finetune_layer in _LAYERS else 0

@@ -1,8 +1,7 @@
-"""Parameters of a segmentation benchmark: what is trained, how it is augmented, how it is tested and scored.
+"""Parameters of a segmentation benchmark: what is trained, how it is augmented, and how it is tested and scored.
 
-Light on purpose: no torch here, so that definitions load fast. The numbers of each published benchmark are rows of the
-catalogue; the defaults here are what they share. Who uses them: `segmentation_model`, `segmentation_augmentation`,
-`segmentation_training`, `segmentation_inference`, `segmentation_metrics`.
+The numbers of each published benchmark are rows of the catalogue, and the defaults here are what they have in common. This
+module does not import torch, so that Dagster's definitions load fast.
 
 Source: the benchmark configurations of volume-em/cem-dataset (eLife 65894).
 """
@@ -12,22 +11,23 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cem_assets.errors import DataError
-
 FinetuneLayer = Literal["none", "layer4", "layer3", "layer2", "layer1", "all"]
-"""The shallowest layer of the encoder that is trained, deeper ones with it."""
+"""The shallowest layer of the encoder that is trained; all deeper layers are trained too."""
 EncoderBatchNorm = Literal["frozen", "batch", "trained"]
-"""BatchNorm of frozen layers of the encoder; `segmentation_model.build_unet` says what each does."""
+"""What the BatchNorm of frozen layers does; see `cem_assets.benchmarks.segmentation.model.build_unet`."""
 PredictionMode = Literal["2d", "stack", "orthoplane"]
-"""How an image or a volume is predicted."""
+"""How an image or a volume is predicted; see `EvaluationRule`."""
 TestMode = Literal["2d", "stack", "orthoplane", "mixed"]
 Rounding = Literal["none", "uint8"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
+"""Encoders that a U-Net can be built over. They have the same names in segmentation-models-pytorch and in torchvision; its
+EfficientNets have other names."""
 FACTOR_PX = 32
-"""The network halves five times: sides of what it is given are multiples of this."""
+"""The network halves its input five times, so the sides of the input must be multiples of this."""
 TEST_FIELDS = ("scored_classes", "test_mode", "is_instance_matched", "mask_unlabelled", "threshold", "rounding")
-"""Fields that change what a trained network scores, never how it is trained."""
+"""Fields that change the score of a trained network, but not how it is trained."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class EvaluationRule:
     """How one test set is predicted and scored.
 
     Attributes:
-        mode: "2d": each image alone, resized down; "stack": xy planes; "orthoplane": planes of all three axes.
+        mode: "2d" predicts each image alone, resized down to multiples of 32. "stack" predicts the xy planes of a volume, and
+            "orthoplane" the planes along all three axes.
         scored_classes: Classes whose IoU is averaged.
-        is_instance_matched: Only predicted components that touch a labelled one of the same class count, for sets in
-            which not every instance is labelled.
-        mask_unlabelled: Predictions count only where the labels are not 0.
+        is_instance_matched: Whether only predicted components count that touch a labelled one of the same class. This is for
+            test sets in which not every instance is labelled.
+        mask_unlabelled: Whether predictions count only where the labels are not 0.
     """
 
     mode: PredictionMode
@@ -49,39 +50,40 @@ class EvaluationRule:
 
 
 class SegmentationParams(BaseModel):
-    """One segmentation benchmark.
+    """How a network is trained, tested and scored on one segmentation benchmark.
 
     Attributes:
-        num_classes: Outputs of the network. 1: foreground against background, masks of 0 and 1; else masks of
-            0..num_classes - 1, 0 for background.
-        class_weights: Of the cross-entropy, one for each class; empty for equal ones.
-        scored_classes: Classes whose IoU is averaged; empty for all but background.
-        iters: Optimiser steps.
-        batch_size: Crops in a step.
+        num_classes: Number of outputs of the network. 1 is foreground against background, with masks of 0 and 1. With more,
+            masks have the values 0..num_classes - 1, and 0 is background.
+        class_weights: Weights of the classes in the cross-entropy; empty weighs them equally.
+        scored_classes: Classes whose IoU is averaged; empty takes all except background.
+        iters: Number of optimiser steps.
+        batch_size: Number of crops in a step.
         crop_px: Side of a crop, a multiple of 32.
-        lr: Peak of the one-cycle schedule.
-        weight_decay: Of AdamW.
-        finetune_layer: See `FinetuneLayer`; random weights are opened whole, whatever is said here.
+        lr: Highest learning rate of the one-cycle schedule.
+        weight_decay: Weight decay of AdamW.
+        finetune_layer: See `FinetuneLayer`. Random weights are always trained completely.
         encoder_batchnorm: See `EncoderBatchNorm`.
         dtype: Number type of the network's forward pass in training; losses are float32.
-        seed: Of the initial weights, of the order of images and of the augmentation.
+        seed: Seed of the initial weights, of the order of the images and of the augmentation.
         crop_scale: Smallest and largest share of the padded image's area that a crop shows.
-        crop_ratio: Smallest and largest ratio of its width to its height, drawn log-uniformly.
-        rotation_deg: Crops are turned by angles between minus and plus this.
-        rotation_share: Share of crops that are turned.
-        brightness, contrast: Pixels on 0..1 become x * (1 + c) + b, b and c drawn between minus and plus these.
+        crop_ratio: Smallest and largest ratio of a crop's width to its height, drawn log-uniformly.
+        rotation_deg: Crops are rotated by angles between minus and plus this.
+        rotation_share: Share of crops that are rotated.
+        brightness, contrast: A pixel x on a scale of 0 to 1 becomes x * (1 + c) + b, where b and c are drawn between minus and
+            plus these.
         jitter_share: Share of crops whose brightness and contrast change.
-        flip_share: Share of crops mirrored left to right, and, drawn apart, upside down.
-        has_noise: Half of the crops get Gaussian noise.
-        has_blur: Half of the crops are blurred.
-        foreground_share: Share of crops placed so that they hold a labelled pixel, where there is one; 0.8 for
-            sparse sets.
-        mean, std: Of the pixels on 0..1, those the encoder's weights were trained with.
-        test_mode: See `EvaluationRule.mode`; "mixed": every test set brings its own rule, and sets count alike.
+        flip_share: Share of crops that are mirrored left to right, and, drawn separately, upside down.
+        has_noise: Whether half of the crops get Gaussian noise.
+        has_blur: Whether half of the crops are blurred.
+        foreground_share: Share of crops that are placed so that they contain a labelled pixel, if the image has one; 0.8 for
+            test sets with few labels.
+        mean, std: Mean and standard deviation of pixels on a scale of 0 to 1 that the encoder's weights were trained with.
+        test_mode: See `EvaluationRule.mode`. With "mixed" every test set has its own rule, and all sets count equally.
         is_instance_matched, mask_unlabelled: See `EvaluationRule`.
-        threshold: Probability above which a pixel is foreground, for one class.
-        rounding: "uint8" adds up planes as the published scripts do, each truncated to 255 / planes levels; only for
-            comparison with them.
+        threshold: Probability above which a pixel is foreground if there is one class.
+        rounding: "uint8" adds up planes as the published scripts do, where each is truncated to 255 / planes levels. Use it
+            only for comparison with them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -121,7 +123,7 @@ class SegmentationParams(BaseModel):
     def _check(self) -> Self:
         problems = []
         if self.class_weights and self.num_classes == 1:
-            problems.append("class_weights are given for one class, expected none: there the loss has no classes to weigh")
+            problems.append("class_weights are given for one class, but its loss has no classes to weigh; expected none")
         elif self.class_weights and (len(self.class_weights) != self.num_classes or not any(self.class_weights)):
             problems.append(f"class_weights are {self.class_weights}, expected {self.num_classes} numbers, not all 0")
         known = (1,) if self.num_classes == 1 else tuple(range(self.num_classes))
@@ -138,19 +140,15 @@ class SegmentationParams(BaseModel):
         if self.mask_unlabelled and self.num_classes == 1:
             problems.append("mask_unlabelled with one class would hide every false positive, expected it for several classes")
         if problems:
-            raise DataError("; ".join(problems))
+            raise ValueError("; ".join(problems))  # pydantic makes a ValidationError of it
         return self
 
     def classes_to_score(self) -> tuple[int, ...]:
-        """Return `scored_classes`, or all but background where none are named."""
+        """Return `scored_classes`, or all classes except background if it is empty."""
         return self.scored_classes or (tuple(range(1, self.num_classes)) if self.num_classes > 1 else (1,))
 
     def evaluation_rule(self) -> EvaluationRule:
-        """Return the rule of the test set.
-
-        Raises:
-            DataError: The mode is "mixed": the sets bring their own.
-        """
+        """Return the rule of the test set; there is none if the test mode is "mixed", where every set has its own."""
         if self.test_mode == "mixed":
-            raise DataError('test_mode is "mixed", so there is no one rule; expected a rule with every test image.')
+            raise ValueError('test_mode is "mixed", so there is no single rule; expected a rule with every test image.')
         return EvaluationRule(self.test_mode, self.classes_to_score(), self.is_instance_matched, self.mask_unlabelled)

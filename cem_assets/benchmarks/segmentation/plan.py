@@ -1,6 +1,6 @@
-"""What exactly a segmentation score is: a benchmark, weights and every parameter, made definite before anything is computed.
+"""What exactly a segmentation score is: a benchmark, weights and every parameter, known before anything is computed.
 
-Carrying a plan out is `cem_assets.benchmarks.segmentation.stage`.
+`cem_assets.benchmarks.segmentation.stage` carries a plan out.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from cem_assets.benchmarks.data.segmentation_sets import PreparedBenchmark, open
 from cem_assets.benchmarks.scores.inputs import ScoredWeights, ScoreParams, find_weights, in_words
 from cem_assets.benchmarks.scores.stored import ScoreKey, parameters_digest
 from cem_assets.benchmarks.segmentation.items import check_items, rules_of
-from cem_assets.benchmarks.segmentation.params import TEST_FIELDS, EvaluationRule, SegmentationParams
+from cem_assets.benchmarks.segmentation.params import ARCHITECTURES, TEST_FIELDS, EvaluationRule, SegmentationParams
 from cem_assets.catalog.benchmarks import SegmentationBenchmark
 from cem_assets.errors import DataError
 from cem_assets.store.assets import BENCHMARK_DATA, BENCHMARK_SCORES, CODE_VERSIONS
@@ -22,23 +22,20 @@ from cem_assets.store.manifests import Inputs, canonical_json
 from cem_assets.store.store import Store
 
 RUNS = "_runs"
-"""Folder beside a weights' partitions that holds the state of trainings; no content."""
+"""Folder beside the partitions of weights, for the state of trainings; nothing in it is content."""
 NUM_POINTS = 20
-"""Points of the loss curve where nothing is evaluated."""
-ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
-"""Encoders a U-Net can be built over; those of `segmentation_model`, without its imports."""
+"""Number of points of the loss curve if nothing is evaluated."""
 
 
 @dataclass(frozen=True)
 class SegmentationPlan:
-    """One score, made definite.
+    """Everything that one score depends on.
 
     Attributes:
-        benchmark: Prepared.
-        weights: Of the encoder.
-        params: Of training and testing, all of them.
+        weights: The weights of the encoder.
+        params: All parameters of training and testing.
         rules: How the test images of every part are scored.
-        asked: What the user gave.
+        asked: The parameters that the user gave.
     """
 
     benchmark: PreparedBenchmark
@@ -49,7 +46,7 @@ class SegmentationPlan:
 
     @property
     def key(self) -> ScoreKey:
-        """The partition."""
+        """The key, which names the partition."""
         digest = parameters_digest(self._parameters())
         return ScoreKey(self.benchmark.name, self.weights.name, digest, self.params.seed)
 
@@ -58,7 +55,7 @@ class SegmentationPlan:
 
     @property
     def inputs(self) -> Inputs:
-        """What the partition is made from; what is shown of it counts, though it decides no number."""
+        """What the partition is made from. Settings of its pictures count too, although they do not change the score."""
         asked = self.asked
         shown = {"evaluate_every": asked.evaluate_every, "max_pictures": asked.max_pictures, "keep_model": asked.keep_model}
         upstream = {f"{BENCHMARK_DATA}/{self.benchmark.name}": self.benchmark.manifest.digest, **self.weights.upstream}
@@ -67,7 +64,7 @@ class SegmentationPlan:
 
     @property
     def run(self) -> str:
-        """16 hex digits of everything that may not change when the training goes on."""
+        """16 hex digits of everything that must be the same when the training is continued."""
         trained = {name: value for name, value in self._parameters().items() if name not in TEST_FIELDS}
         inputs = self.inputs
         about = {"params": trained, "upstream": dict(inputs.upstream), "code": inputs.code_version, "every": self.every}
@@ -75,31 +72,31 @@ class SegmentationPlan:
 
     @property
     def every(self) -> int:
-        """Steps from point to point of the curve."""
+        """Number of steps between two points of the curve."""
         return self.asked.evaluate_every or max(1, self.params.iters // NUM_POINTS)
 
     @property
     def folder(self) -> str:
-        """Where the training keeps its state."""
+        """The folder in which the training keeps its state."""
         return f"{BENCHMARK_SCORES}/{self.benchmark.name}/{self.weights.name}/{RUNS}/{self.run[:12]}-s{self.params.seed}"
 
     @property
     def is_mixed(self) -> bool:
-        """Whether the parts are test sets of their own."""
+        """Whether each part is a test set of its own."""
         return self.params.test_mode == "mixed"
 
 
 def plan_segmentation(store: Store, row: SegmentationBenchmark, weights: str, asked: ScoreParams) -> SegmentationPlan:
-    """Make a score definite, before anything is computed.
+    """Find out everything that a score depends on, before anything is computed.
 
     Raises:
-        FileNotFoundError: Benchmark or weights are not committed; the error says what to materialize.
-        DataError: Parameters are unknown or make no sense, or the weights do not fit the benchmark.
+        FileNotFoundError: The benchmark or the weights are not committed; the error says what to materialize.
+        DataError: Parameters are unknown or not valid, or the weights do not fit the benchmark.
     """
     if "+" in weights:
         raise DataError(
-            f"weights are {weights!r}: a network has one encoder, so segmentation cannot fuse weights; score each alone, or "
-            "fuse them for a transfer benchmark."
+            f"weights are {weights!r}, but a network has one encoder, so segmentation cannot fuse weights. Score each alone, "
+            "or fuse them for a transfer benchmark."
         )
     benchmark, found = open_benchmark(store, row.name), find_weights(store, weights)
     if found.arch not in ARCHITECTURES:
@@ -114,17 +111,17 @@ def plan_segmentation(store: Store, row: SegmentationBenchmark, weights: str, as
 
 
 def params_of(row: SegmentationBenchmark, weights: ScoredWeights, asked: ScoreParams) -> SegmentationParams:
-    """Make all parameters: the row's, the weights' pixel norms, and what the user changes, the later ones first.
+    """Combine the parameters of the row, the pixel norms of the weights, and the user's changes; later ones override earlier.
 
-    Weights that name no norms are given those of the row, or the defaults, which are CEM500K's. Where `num_classes` is
-    not said it follows from the benchmark's classes. Random weights are opened whole.
+    Weights without norms get those of the row, or the defaults, which are those of CEM500K. If `num_classes` is not given, it
+    follows from the benchmark's classes. Random weights are always trained completely.
 
     Raises:
-        DataError: A name is unknown, or a value makes no sense; all are named.
+        DataError: A name is unknown, or a value is not valid; the error lists all problems.
     """
     what = f"parameters of benchmark {row.name!r}"
     if "seed" in asked.params:
-        raise DataError(f"{what} hold a seed; give it as `seed`, which names the partition.")
+        raise DataError(f"{what} contain a seed; give it as `seed` instead, because it is part of the partition's name.")
     values: dict[str, Any] = {"num_classes": 1 if len(row.classes) == 2 else len(row.classes), **row.params}
     if weights.norms is not None:
         values |= {"mean": weights.norms[0], "std": weights.norms[1]}

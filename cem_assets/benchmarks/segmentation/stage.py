@@ -1,14 +1,12 @@
-"""Stage `benchmarks/scores` for segmentation benchmarks: a U-Net trained over given weights, tested and scored.
+"""Stage `benchmarks/scores` for segmentation benchmarks: a U-Net is trained over given weights, tested and scored.
 
-The network, its training and its prediction are `cem_assets.benchmarks`; here they meet the store: a training keeps its
-state under `_runs` beside the partition and goes on from it, whoever asks. What exactly is scored is
-`cem_assets.benchmarks.segmentation.plan`, the entry `cem_assets.benchmarks.scores.entry`.
+A training keeps its state under `_runs` beside the partition, and every later call continues from it.
+`cem_assets.benchmarks.segmentation.plan` says what exactly is scored.
 """
 
 import json
 import math
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -16,18 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cem_assets.benchmarks.scores.inputs import ALL, RowMaker, finite, main_of, plain_row
-from cem_assets.benchmarks.scores.pictures import history_png
 from cem_assets.benchmarks.scores.stored import ROWS, ScoreRow, rows_bytes
 from cem_assets.benchmarks.segmentation.items import TrainingPlanes, labelled_images, pictured_planes
 from cem_assets.benchmarks.segmentation.metrics import iterations_to_share, mask_unlabelled, match_instances
-from cem_assets.benchmarks.segmentation.pictures import errors_png
 from cem_assets.benchmarks.segmentation.plan import SegmentationPlan
-from cem_assets.execution.stage import Progress, StageResult, no_progress
+from cem_assets.execution.stage import Beginning, Progress, StageResult, begin, no_progress
 from cem_assets.pretraining.training.environment import environment_of
 from cem_assets.pretraining.training.runs import RunStatus, StoreCheckpoints, stop_watch, withdraw_stop, write_status
 from cem_assets.pretraining.weights.stored import load_encoder_weights
-from cem_assets.store.commits import Commit, installed_versions
-from cem_assets.store.manifests import Manifest
+from cem_assets.store.commits import installed_versions
 from cem_assets.store.store import Store
 from cem_assets.tracking.mlflow import Metric
 from cem_assets.tracking.runs import TrackedRun, open_tracked_run
@@ -42,7 +37,7 @@ if TYPE_CHECKING:
 RESULTS = "results.json"
 MODEL = "model.safetensors"
 SHARE = 0.95
-"""Of the best IoU: how many steps a training needs to come so near is told."""
+"""The share of the best IoU for which the number of steps that the training needed is reported."""
 
 
 def score_segmentation(
@@ -53,23 +48,23 @@ def score_segmentation(
     should_stop: Callable[[], bool] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> StageResult:
-    """Train, from the newest checkpoint where there is one; test; commit.
+    """Train a network from the newest checkpoint if there is one, test it, and commit its scores.
 
     Args:
-        should_stop: Asked after every step on a CPU and every 16 on a GPU, and before every test image.
-        tags: More tags of the MLflow run.
+        should_stop: Called after every step on a CPU and after every 16 steps on a GPU, and before every test image. The work
+            stops when it returns True.
+        tags: Additional tags of the MLflow run.
 
     Returns:
-        The committed partition of `benchmarks/scores`; the state of the training is deleted then.
+        The committed partition of `benchmarks/scores`. The state of the training is deleted after the commit.
 
     Raises:
-        RuntimeError: The loss is not finite; the last good state stays.
-        InterruptedError: A stop was wanted; the state is kept.
+        DataError: The loss is not finite; the last good state is kept.
+        InterruptedError: `should_stop` returned True, or a stop was requested in the store; the state is kept.
     """
-    started = time.monotonic()
-    commit = Commit(store, plan.inputs, run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started)
+    stage = begin(store, plan.inputs, run_id)
+    if stage.up_to_date:
+        return stage.up_to_date
     import torch
 
     from cem_assets.benchmarks.segmentation.inference import Predictor
@@ -91,17 +86,17 @@ def score_segmentation(
     )
     predictor = Predictor(model, params, device, asked.slab_px, asked.tile_px)
     watch = stop_watch(store, plan.folder)
-    withdraw_stop(store, plan.folder)  # of an earlier time
+    withdraw_stop(store, plan.folder)  # an old request must not stop this call
 
     def is_stop_wanted() -> bool:
         return (should_stop is not None and should_stop()) or watch()
 
     with _tracked(store, plan, device, dict(tags or {})) as run:
-        work = _Work(store, plan, predictor, run, progress, is_stop_wanted)
+        work = _Scoring(store, plan, predictor, run, progress, is_stop_wanted)
         try:
             results = work.train(model)
             score, pictures = work.test()
-            manifest = work.commit(commit, model, results, score, pictures)
+            result = work.commit(stage, model, results, score, pictures)
         except InterruptedError as error:
             work.status("stopped", str(error))
             run.finish("KILLED")
@@ -113,7 +108,7 @@ def score_segmentation(
         work.status("finished")
         store.delete([work.checkpoints.key])
         run.finish("FINISHED")
-    return StageResult(manifest, True, time.monotonic() - started)
+    return result
 
 
 def _tracked(store: Store, plan: SegmentationPlan, device: "torch.device", tags: dict[str, str]) -> TrackedRun:
@@ -131,7 +126,7 @@ def _tracked(store: Store, plan: SegmentationPlan, device: "torch.device", tags:
     return open_tracked_run(store, plan.run, f"benchmarks/{key.benchmark}", name, parameters, about | tags)
 
 
-class _Work:
+class _Scoring:
     """One call of `score_segmentation`."""
 
     def __init__(
@@ -153,7 +148,7 @@ class _Work:
         self.step = 0
 
     def train(self, model: "SegmentationUnet") -> "list[SegmentationResult]":
-        """Train to the end; return all points of the curve, those of earlier calls too."""
+        """Train to the end, and return all points of the curve, including those of earlier calls."""
         from cem_assets.benchmarks.segmentation.augmentation import CropSampler
         from cem_assets.benchmarks.segmentation.training import results_of, train_segmentation
 
@@ -166,7 +161,7 @@ class _Work:
         if steps < plan.params.iters:
             planes = TrainingPlanes(plan.benchmark.items("train"), dict(plan.rules), asked.cache_mib << 20)
         else:
-            planes = TrainingPlanes(plan.benchmark.items("train"), dict(plan.rules), 0)  # trained before: nothing to read
+            planes = TrainingPlanes(plan.benchmark.items("train"), dict(plan.rules), 0)  # already trained, so no image is read
         with closing(CropSampler(planes, plan.params, asked.crop_threads)) as sampler:
             for result in train_segmentation(
                 model,
@@ -188,21 +183,21 @@ class _Work:
         return self.results
 
     def _advance(self, step: int, total: int) -> None:
-        del total  # without the tests
+        del total  # it does not include the test images
         self.step = step
         self.progress(step, self.total)
 
     def _stopped(self, what: str) -> InterruptedError:
         key = self.plan.key
         return InterruptedError(
-            f"{what} of {key.benchmark!r} with {key.weights!r} was stopped, as was asked; its state is kept in "
-            f"{self.plan.folder}. Materialize it again to go on."
+            f"{what} of {key.benchmark!r} with {key.weights!r} was stopped on request; its state is kept in "
+            f"{self.plan.folder}. Materialize it again to continue."
         )
 
     def _evaluate(self, model: "torch.nn.Module") -> dict[int, float]:
         from cem_assets.benchmarks.segmentation.inference import score_images
 
-        del model  # the predictor has it
+        del model  # the predictor has the same one
         images = labelled_images(self.history_items, dict(self.plan.rules), self.predictor, self.plan.is_mixed)
         with closing(images):
             return score_images(self.predictor, images).class_iou
@@ -219,7 +214,7 @@ class _Work:
         return re.sub(r"[^\w. -]", "_", self.plan.benchmark.classes[number])
 
     def status(self, state: str, message: str = "") -> None:
-        """Tell how far it is; epochs are optimiser steps here."""
+        """Write the status of the run, in which optimiser steps stand in the place of epochs."""
         last = self.results[-1] if self.results else None
         step = max(self.step, last.step if last else 0)
         loss = last.loss if last else None
@@ -227,7 +222,7 @@ class _Work:
         write_status(self.store, self.plan.folder, status)
 
     def test(self) -> "tuple[SegmentationScore, dict[str, bytes]]":
-        """Predict the test images one by one, and draw some of them."""
+        """Predict the test images one by one, and draw some of them as PNG bytes by file name."""
         from cem_assets.benchmarks.segmentation.inference import score_images
 
         wanted = pictured_planes(self.tests, self.plan.asked.max_pictures)
@@ -252,20 +247,22 @@ class _Work:
 
     def commit(
         self,
-        commit: Commit,
+        stage: Beginning,
         model: "SegmentationUnet",
         results: "Sequence[SegmentationResult]",
         score: "SegmentationScore",
         pictures: dict[str, bytes],
-    ) -> Manifest:
-        """Write rows, results and pictures, and make them visible; tell MLflow."""
-        plan = self.plan
+    ) -> StageResult:
+        """Write rows, results and pictures, make them visible, and record them in MLflow."""
+        from cem_assets.benchmarks.segmentation.pictures import history_png
+
+        plan, commit = self.plan, stage.commit
         rows = _rows(plan, score)
         title = f"{plan.key.benchmark}, {plan.key.weights}, {plan.params.finetune_layer}, seed {plan.key.seed}"
         pictures = {**pictures, "history.png": history_png(results, title, plan.benchmark.classes)}
-        told = finite(_results(plan, results, score, rows))
+        report = finite(_results(plan, results, score, rows))
         commit.write(ROWS, rows_bytes(rows))
-        commit.write(RESULTS, json.dumps(told, indent=1, ensure_ascii=False).encode())
+        commit.write(RESULTS, json.dumps(report, indent=1, ensure_ascii=False).encode())
         for name, data in pictures.items():
             commit.write(name, data)
             self.run.log_artifact(name, data)
@@ -278,15 +275,15 @@ class _Work:
             "finetune_layer": plan.params.finetune_layer,
             "main": main_of(rows),
             "rows": [plain_row(row) for row in rows],
-            "steps_to_share": told["steps_to_share"],
+            "steps_to_share": report["steps_to_share"],
         }
         counts = {"rows": len(rows), "images": len(self.tests), "pictures": len(pictures), "iterations": plan.params.iters}
         versions = installed_versions("torch", "torchvision", "segmentation-models-pytorch")
-        manifest = commit.finish(counts, details, versions)
-        self.run.log_artifact(RESULTS, json.dumps(told, indent=1, ensure_ascii=False).encode())
+        result = stage.finish(counts, details, versions)
+        self.run.log_artifact(RESULTS, json.dumps(report, indent=1, ensure_ascii=False).encode())
         self.run.log_metrics([Metric(_metric_name(row), row.value, plan.params.iters) for row in rows])
-        self.run.log_tags({"scores_digest": manifest.digest})
-        return manifest
+        self.run.log_tags({"scores_digest": result.manifest.digest})
+        return result
 
 
 def _mean(values: Mapping[int, float]) -> float:
@@ -305,7 +302,7 @@ def _metric_name(row: ScoreRow) -> str:
 
 
 def _rows(plan: SegmentationPlan, score: "SegmentationScore") -> list[ScoreRow]:
-    """Make the rows: the mean first, then classes over all images, then every test set where there are several."""
+    """Make the rows: the mean, then the classes over all images, then every test set if there are several."""
     maker = RowMaker(plan.key, (plan.weights,), plan.params.finetune_layer, plan.params.iters)
     classes, items = plan.benchmark.classes, plan.benchmark.items("test")
     rows = [maker.row("iou", score.mean_iou, len(items), is_main=True)]
@@ -350,7 +347,9 @@ def _named(plan: SegmentationPlan, iou: Mapping[int, float]) -> dict[str, float]
 
 
 def _errors(image: "LabelledImage", prediction: "Sliceable", plane: int) -> bytes:
-    """Draw one plane as it is scored; components of a volume are matched in the plane alone."""
+    """Draw one plane as it is scored, except that components of a volume are matched only within the plane."""
+    from cem_assets.benchmarks.segmentation.pictures import errors_png
+
     box: Any = plane if len(image.image.shape) == 3 else ...
     pixels, found, labels = (np.asarray(array[box]) for array in (image.image, prediction, image.labels))
     rule = image.rule

@@ -1,15 +1,15 @@
-"""The loop that trains a segmentation network: a generator of results that knows neither runs, tracking nor stores.
+"""The loop that trains a segmentation network. It is a generator of results, independent of runs, tracking and stores.
 
-Crops come from a sampler by the number of the step (`segmentation_augmentation.CropSampler` is one), the network from
-`segmentation_model`; state goes to a `CheckpointStore`, whose two methods are those of the pretraining room's.
+A sampler such as `cem_assets.benchmarks.segmentation.augmentation.CropSampler` makes the batch of each step,
+`cem_assets.benchmarks.segmentation.model` makes the network, and a `CheckpointStore` keeps the state.
 
-**Resuming.** A checkpoint holds the network, the optimiser, the steps made, the loss since the last result and
-the results so far, and no states of random generators, because none outlives a step. On the CPU, with
-one torch build and number of threads, a resumed run equals the uninterrupted one bit by bit. On a GPU cuDNN adds in an
-order that changes, unless the caller asks torch for deterministic algorithms.
+**Resuming.** A checkpoint holds the network, the optimiser, the number of steps, the loss since the last result and the results
+so far. It holds no states of random generators, because they are seeded anew in every step. On a CPU, with the same torch build
+and number of threads, a resumed run equals an uninterrupted one bit by bit. On a GPU cuDNN adds in a varying order, unless the
+caller sets torch to deterministic algorithms.
 
-Source: `finetune.py` and `train_utils.py` of volume-em/cem-dataset: AdamW on all opened parameters, one cycle of the
-learning rate and of the first momentum, binary or weighted cross-entropy.
+Source: `finetune.py` and `train_utils.py` of volume-em/cem-dataset: AdamW on all trained parameters, one cycle of the learning
+rate and of the first momentum, binary or weighted cross-entropy.
 """
 
 import contextlib
@@ -31,26 +31,27 @@ from torch.nn import functional
 from cem_assets.benchmarks.segmentation.augmentation import CropBatch
 from cem_assets.benchmarks.segmentation.params import TEST_FIELDS, SegmentationParams
 from cem_assets.errors import DataError
+from cem_assets.pretraining.training.checkpoints import CheckpointStore
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Of the checkpoints written here; another number is not read."""
+"""Version of the format of these checkpoints; files with another number are refused."""
 MAX_BYTES = 4 << 30
-"""Largest checkpoint that is read: a U-Net over a ResNet50, trained whole, takes about 0.4 GiB."""
+"""Largest checkpoint that is read; that of a completely trained U-Net over a ResNet50 takes about 0.4 GiB."""
 _CONTENTS = ("format", "params", "step", "loss_sum", "loss_count", "results", "state", "optimizer")
 _GPU_SYNC_STEPS = 16
 
 
 @dataclass(frozen=True)
 class SegmentationResult:
-    """Where training stands.
+    """The state of a training after some steps.
 
     Attributes:
-        step: Optimiser steps made.
-        loss: Mean since the result before.
-        learning_rate: Of the last step.
-        iou: IoU by class number, NaN for an empty class; nothing where no `evaluate` was given.
+        step: Number of optimiser steps so far.
+        loss: Mean loss since the previous result.
+        learning_rate: Learning rate of the last step.
+        iou: IoU by class number, NaN for an empty class; empty if there was no evaluation.
     """
 
     step: int
@@ -60,41 +61,20 @@ class SegmentationResult:
 
 
 class Sampler(Protocol):
-    """Gives the batch of a step, the same one whenever it is asked."""
+    """Makes the batch of any step; the same step always gives the same batch."""
 
     def __call__(self, step: int) -> CropBatch:
-        """Return images float32 (n, 1, h, w), normalised, and masks uint8 (n, h, w); steps are counted from 0."""
-        ...
-
-
-class CheckpointStore(Protocol):
-    """Keeps the newest state of one run.
-
-    `save` returns when the bytes are safe, and a reader never sees half of them.
-    """
-
-    def save(self, data: bytes) -> None:
-        """Replace the state."""
-        ...
-
-    def load(self) -> bytes | None:
-        """Return the newest state, None where nothing was saved yet."""
+        """Return normalised images, float32 (n, 1, h, w), and masks, uint8 (n, h, w); steps are counted from 0."""
         ...
 
 
 def one_cycle(step: int, iters: int, peak: float) -> tuple[float, float]:
-    """Give the learning rate and the first momentum of a step.
+    """Return the learning rate and the first momentum of a step; steps are counted from 0.
 
-    Args:
-        step: Counted from 0.
-        iters: Steps of the run.
-        peak: Highest rate.
+    The rate rises from peak / 25 to the peak during the first 30 % of all `iters` steps, and falls to peak / 250,000, both
+    along half a cosine. The momentum falls from 0.95 to 0.85 and rises again.
 
-    Returns:
-        The rate rises from peak / 25 over 30 % of the run and falls to peak / 250,000, both along half a cosine; the
-        momentum falls from 0.95 to 0.85 and rises again.
-
-    Source: the defaults of torch.optim.lr_scheduler.OneCycleLR, as a pure function: a resumed run needs no state for it.
+    Source: the defaults of torch.optim.lr_scheduler.OneCycleLR, as a pure function, so a resumed run needs no state for it.
     """
     top, last = 0.3 * iters - 1, iters - 1
 
@@ -109,21 +89,20 @@ def one_cycle(step: int, iters: int, peak: float) -> tuple[float, float]:
 
 
 def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, params: SegmentationParams) -> torch.Tensor:
-    """Compare logits with masks.
+    """Compute the loss of logits.
 
     Args:
         logits: float (n, num_classes, h, w).
         masks: uint8 (n, h, w), class numbers.
-        params: Classes and their weights.
 
     Returns:
-        float32 (): binary cross-entropy for one class, else cross-entropy, the mean weighted by the pixels' classes.
+        float32 (): binary cross-entropy for one class, or else the mean cross-entropy, weighted by the class of each pixel.
     """
     if params.num_classes == 1:
         return functional.binary_cross_entropy_with_logits(logits.float().squeeze(1), masks.float())
     weight = torch.tensor(params.class_weights, device=logits.device) if params.class_weights else None
     loss = functional.cross_entropy(logits.float(), masks.long(), weight, reduction="none")
-    # The mean as cross_entropy has it, but defined too where no pixel of the batch has a weight: there it is 0.
+    # This is the mean of cross_entropy, except that it is 0 instead of undefined if no pixel of the batch has a weight.
     total = torch.full_like(loss[0, 0, 0], loss.numel()) if weight is None else weight[masks.long()].sum()
     return loss.sum() / total.clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -142,35 +121,29 @@ def train_segmentation(
     checkpoint_interval_s: float = 600.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[SegmentationResult]:
-    """Train in place, from the newest checkpoint where there is one.
+    """Train a model in place, and continue from the newest checkpoint if there is one.
 
-    A result comes every `evaluate_every` steps and after the last one, each after its checkpoint is safe. A run
-    whose checkpoint says it is finished yields nothing, and the model has its weights; results of earlier calls are
-    given by `results_of`.
+    A result is yielded every `evaluate_every` steps and after the last step, once its checkpoint is saved. If the checkpoint is
+    that of a finished run, nothing is yielded, and the model gets the weights of the checkpoint. `results_of` returns the
+    results of earlier calls.
 
     Args:
-        model: From `segmentation_model.build_unet`; moved to the device.
-        sampler: Gives the crops of a step.
-        params: What is learned.
-        device: Where to train.
-        checkpoint: Where state is kept; None keeps none.
-        progress: Told the steps done and those of the whole run.
-        should_stop: Asked after every step on a CPU and every 16 on a GPU; once it says so, state is kept and the
-            generator ends.
-        evaluate_every: Steps from result to result; None for one result at the end.
-        evaluate: Given the model in evaluation mode, returns IoU by class.
-        checkpoint_interval_s: State is kept at least so often, besides at every result.
-        clock: Seconds, for the interval.
-
-    Yields:
-        What this call reached.
+        model: The network, such as one of `cem_assets.benchmarks.segmentation.model.build_unet`; it is moved to the device.
+        checkpoint: Keeps the state; None keeps nothing.
+        progress: Called with the number of steps so far, and of all steps.
+        should_stop: Called after every step on a CPU and after every 16 steps on a GPU. When it returns True, the state is
+            saved and the generator ends.
+        evaluate_every: Number of steps between two results; None for one result at the end.
+        evaluate: Called with the model in evaluation mode; returns the IoU by class.
+        checkpoint_interval_s: The state is saved with every result, and besides at least this often.
+        clock: Returns a time in seconds, for the interval.
 
     Raises:
-        DataError: The checkpoint is damaged or of another run; what differs is named.
-        RuntimeError: The loss or a weight is not finite; the step is named and the last good checkpoint stays.
+        DataError: The checkpoint is damaged or of another run, where the error says what differs. Or the loss or a weight is
+            not finite; then the error names the step, and the last good checkpoint is kept.
     """
     if evaluate_every is not None and evaluate_every < 1:
-        raise DataError(f"evaluate_every is {evaluate_every}; expected at least 1, or None for one result at the end.")
+        raise ValueError(f"evaluate_every is {evaluate_every}; expected at least 1, or None for one result at the end.")
     run = _Run(model, params, device, checkpoint, clock)
     run.resume()
     is_stopping = False
@@ -255,10 +228,10 @@ class _Run:
 
     def remedy(self) -> str:
         kept = "no checkpoint was kept yet" if self.saved_step is None else f"the checkpoint of step {self.saved_step} was kept"
-        return f"Training stopped; {kept}. Check the images for values out of range, or train anew with a lower learning rate."
+        return f"Training stopped; {kept}. Check the images for wrong values, or train again with a lower learning rate (`lr`)."
 
     def save(self) -> None:
-        """Keep the state, once it is known to be good."""
+        """Save the state, after checking that all weights are finite."""
         kept = [*self.model.state_dict().values(), *_tensors(self.optimizer.state_dict()["state"])]
         floating = [tensor for tensor in kept if tensor.is_floating_point()]
         if not bool(torch.stack([torch.isfinite(tensor).all().to(self.device) for tensor in floating]).all()):
@@ -294,18 +267,18 @@ class _Run:
 
 
 def restore_model(model: nn.Module, data: bytes, params: SegmentationParams) -> dict[str, Any]:
-    """Load a network's weights from a checkpoint, for going on or for a test.
+    """Load the weights of a network from a checkpoint, to continue the training or to test it.
 
     Args:
-        model: Of the same architecture; changed in place.
-        data: What a `CheckpointStore` holds.
-        params: Of the run; those that only say how is tested may differ.
+        model: A network of the same architecture, which is changed in place.
+        data: The bytes that a `CheckpointStore` holds.
+        params: The parameters of the run; the `TEST_FIELDS` may differ.
 
     Returns:
-        All that the checkpoint holds; `step` is the number of steps made.
+        The whole content of the checkpoint; `step` is the number of steps so far.
 
     Raises:
-        DataError: It is damaged or of another run; what differs is named.
+        DataError: The checkpoint is damaged or of another run; the error says what differs.
     """
     content = _decode(data)
     mine = params.model_dump(mode="json")
@@ -321,13 +294,13 @@ def restore_model(model: nn.Module, data: bytes, params: SegmentationParams) -> 
             problems.append(str(error).replace("\n", " ")[:500])
     if problems:
         raise DataError(
-            f"the checkpoint is of another run: {'; '.join(problems)}. Resume with that run's parameters, or start a new run."
+            f"the checkpoint is of another run: {'; '.join(problems)}. Continue with that run's parameters, or start a new run."
         )
     return content
 
 
 def results_of(data: bytes) -> list[SegmentationResult]:
-    """Return the results of a checkpoint's run, those of earlier calls included."""
+    """Return all results of the run of a checkpoint, including those of earlier calls."""
     return _results(_decode(data))
 
 
@@ -340,7 +313,7 @@ def _decode(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise DataError(f"the checkpoint has {len(data):,} bytes; expected at most {MAX_BYTES:,}. {remedy}")
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:  # packed records could grow without bound
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:  # compressed records could grow without limit
             if sum(record.file_size for record in archive.infolist()) > len(data):
                 raise DataError("its records are larger than the file")
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -373,7 +346,7 @@ def _to_device(array: Any, device: torch.device) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Seed what the network itself draws (dropout, say) by the step, and leave the process's generators as they were."""
+    """Seed random layers of the network, such as dropout, by the step, and restore the process's random generators."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence((seed, 2, step)).generate_state(1, np.uint64)[0] >> np.uint64(1)))
         yield

@@ -1,8 +1,6 @@
-"""Scores of features by their nearest neighbours: kNN accuracy, not-same-compound accuracy, intervals.
+"""Scores of features by their nearest neighbours: kNN accuracy, not-same-compound accuracy, confidence intervals.
 
-Neighbours themselves are `cem_assets.benchmarks.transfer.neighbours`, which defines the metrics; which benchmark is scored how
-is
-`cem_assets.benchmarks.transfer.recipes`.
+`cem_assets.benchmarks.transfer.neighbours` finds the neighbours and defines the distances.
 """
 
 import math
@@ -18,19 +16,19 @@ from cem_assets.benchmarks.transfer.neighbours import feature_matrix, nearest_ro
 from cem_assets.errors import DataError
 
 NO_NEIGHBOUR = "(no neighbour)"
-"""Row of confusion matrices for samples that nothing may be compared with."""
+"""Row of confusion matrices for samples that have no neighbour."""
 
 Labels = Sequence[Any] | NDArray[Any] | pd.Series
-"""One label for each row: texts or numbers; none may be missing."""
+"""One label for each row, a text or a number; none may be missing."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What every sample was taken for, in the order of the input.
+    """The predicted label of every sample, in the order of the input.
 
     Attributes:
         true: object (n,), the labels.
-        predicted: object (n,), None where no sample may be a neighbour.
+        predicted: object (n,), None for samples without a neighbour.
         is_counted: bool (n,), false for samples that the accuracy leaves out.
     """
 
@@ -39,31 +37,27 @@ class Predictions:
     is_counted: NDArray[np.bool_]
 
     def is_right(self) -> NDArray[np.bool_]:
-        """Return bool (n,), true where the prediction is the label; a sample without a neighbour is wrong."""
+        """Return bool (n,), true where the prediction is right; a sample without a neighbour is wrong."""
         return np.array(
             [a is not None and bool(a == b) for a, b in zip(self.predicted, self.true, strict=True)], dtype=np.bool_
         )
 
     def num_counted(self) -> int:
-        """Return how many samples the accuracy is taken over."""
+        """Return the number of samples that count for the accuracy."""
         return int(self.is_counted.sum())
 
     def num_right(self) -> int:
-        """Return how many of the counted samples are right."""
+        """Return the number of counted samples that are right."""
         return int((self.is_right() & self.is_counted).sum())
 
     def accuracy(self) -> float:
-        """Return the share of counted samples that are right.
-
-        Raises:
-            DataError: No sample is counted.
-        """
+        """Return the share of counted samples that are right."""
         if not self.num_counted():
-            raise DataError("no sample is counted, so there is no accuracy; see `is_counted`")
+            raise ValueError("no sample is counted, so there is no accuracy; see `is_counted`")
         return self.num_right() / self.num_counted()
 
     def confusion(self) -> pd.DataFrame:
-        """Count predictions: rows are predicted labels, columns true ones, both sorted; counted samples only."""
+        """Count the predictions of counted samples: rows are predicted labels, columns are true labels, both sorted."""
         true = [str(label) for label in self.true[self.is_counted]]
         predicted = [NO_NEIGHBOUR if label is None else str(label) for label in self.predicted[self.is_counted]]
         names = sorted({*true, *predicted} - {NO_NEIGHBOUR})
@@ -76,28 +70,25 @@ class Predictions:
 
 
 def confidence_interval(p: float, n: int) -> float:
-    """Half the width of the 95 % interval of a share: 1.96 sqrt(p (1 - p) / n).
+    """Return half the width of the 95 % confidence interval of a share: 1.96 sqrt(p (1 - p) / n).
 
     Args:
-        p: Share, 0..1.
-        n: Samples it was measured on, at least 1.
-
-    Raises:
-        DataError: p or n is outside.
+        p: The share, 0..1.
+        n: Number of samples it was measured on, at least 1.
 
     Source: CytoImageNet (arXiv:2111.11646), the normal approximation.
     """
     if not 0 <= p <= 1 or n < 1:
-        raise DataError(f"p is {p} and n is {n}; expected a share from 0 to 1 of at least one sample")
+        raise ValueError(f"p is {p} and n is {n}; expected a share from 0 to 1 of at least one sample")
     return 1.96 * math.sqrt(p * (1 - p) / n)
 
 
 def _column(labels: Labels, what: str, num: int) -> NDArray[np.object_]:
-    """Check a column of labels; object (num,)."""
+    """Check a column of labels, and return it as object (num,)."""
     column = np.empty(len(labels), dtype=object)
     column[:] = list(labels)
     if len(column) != num:
-        raise DataError(f"there are {len(column)} values of {what} for {num} rows of features; expected one for each")
+        raise ValueError(f"there are {len(column)} values of {what} for {num} rows of features; expected one for each")
     missing = np.flatnonzero([bool(np.ndim(value) == 0 and pd.isna(value)) for value in column])
     if len(missing):
         shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
@@ -106,14 +97,14 @@ def _column(labels: Labels, what: str, num: int) -> NDArray[np.object_]:
 
 
 def _codes(column: NDArray[np.object_]) -> tuple[NDArray[np.int64], list[Any]]:
-    """Number labels in order of appearance."""
+    """Number labels in the order in which they appear; returns the numbers and the labels."""
     places: dict[Hashable, int] = {}
     codes = np.array([places.setdefault(value, len(places)) for value in column], dtype=np.int64)
     return codes, list(places)
 
 
 def _batch_masks(batch: Labels, num: int) -> list[int]:
-    """Turn batches into sets of bits; a row's value is one batch or a set, list, tuple or array of several."""
+    """Turn the batches of each row into bits; a row's value is one batch, or a set, list, tuple or array of several."""
     places: dict[Hashable, int] = {}
     masks = []
     for row, value in enumerate(_column(batch, "batch", num)):
@@ -135,25 +126,25 @@ def not_same_compound_predictions(
     batch: Labels | None = None,
     unanswerable: Literal["wrong", "leave_out"] = "wrong",
 ) -> Predictions:
-    """Give every treatment the mechanism of its nearest neighbour of another compound.
+    """Predict the mechanism of every treatment from its nearest neighbour of another compound.
 
     Args:
-        features: (n, d), a row for each treatment.
-        moa: (n,), mechanism of action of each.
+        features: (n, d), a row for each treatment, without controls.
+        moa: (n,), mechanism of action of each treatment.
         compound: (n,).
         metric: "cosine", "correlation" or "euclidean".
-        batch: (n,), or None. A treatment of several batches has a set (or list, tuple) of them; two treatments that share
-            any batch are no neighbours either.
-        unanswerable: What becomes of treatments that cannot be right, because no treatment of their mechanism may be their
-            neighbour: they count as wrong, or are left out.
+        batch: (n,), or None. A treatment of several batches has a set (or list, tuple) of them. Two treatments that share any
+            batch are not neighbours.
+        unanswerable: Whether treatments that cannot be right, because no possible neighbour has their mechanism, count as wrong
+            or are left out. Published NSCB scores leave them out (of BBBC021, 92 of 103 remain).
 
     Returns:
-        Predictions in the order of the rows. Of equally near neighbours the earlier row decides. A treatment without
-        any neighbour is given no mechanism, and is wrong unless left out.
+        Predictions in the order of the rows. Of equally near neighbours the earlier row decides. A treatment without a
+        neighbour has no prediction, and is wrong unless it is left out.
 
     Raises:
-        DataError: Features are NaN or infinite (rows and columns are named), labels are missing or of another number, the
-            metric is not known, or no two treatments may be compared, as with a single compound.
+        DataError: Features are NaN or infinite (the error names rows and columns), labels are missing, or no two treatments may
+            be compared, as with a single compound.
 
     Source: Ljosa et al. 2013 (doi:10.1177/1087057113503553) for compounds, Ando et al. 2017 (doi:10.1101/161422) for batches.
     """
@@ -174,7 +165,7 @@ def not_same_compound_predictions(
     nearest = nearest_rows(values, values, 1, metric, excluded)[:, 0] if num else np.empty(0, np.int64)
     if not (nearest >= 0).any():
         held = "compound" if batch is None else "compound or batch"
-        raise DataError(f"no two of the {num} treatments differ in {held}, so none has a neighbour; expected two at least")
+        raise DataError(f"no two of the {num} treatments differ in {held}, so none has a neighbour; expected at least two")
     predicted = np.empty(num, dtype=object)
     predicted[:] = [names[moa_codes[row]] if row >= 0 else None for row in nearest]
     is_counted = np.ones(num, np.bool_)
@@ -187,60 +178,15 @@ def not_same_compound_predictions(
     return Predictions(true, predicted, is_counted)
 
 
-def not_same_compound_accuracy(
-    features: ArrayLike | pd.DataFrame, moa: Labels, compound: Labels, metric: str = "cosine"
-) -> float:
-    """Share of treatments whose nearest neighbour of another compound has their mechanism (NSC, 1-NN).
-
-    Args:
-        features: (n, d), a row for each treatment; controls left out.
-        moa: (n,), mechanism of action of each.
-        compound: (n,).
-        metric: "cosine", "correlation" or "euclidean".
-
-    Returns:
-        Right treatments by all n. A treatment whose mechanism no other compound has is wrong.
-
-    Raises:
-        DataError: As `not_same_compound_predictions`.
-    """
-    return not_same_compound_predictions(features, moa, compound, metric).accuracy()
-
-
-def not_same_compound_or_batch_accuracy(
-    features: ArrayLike | pd.DataFrame,
-    moa: Labels,
-    compound: Labels,
-    batch: Labels,
-    metric: str = "cosine",
-    unanswerable: Literal["wrong", "leave_out"] = "leave_out",
-) -> float:
-    """Share of treatments whose nearest neighbour of another compound and other batches has their mechanism (NSCB).
-
-    Args:
-        features: (n, d), a row for each treatment; controls left out.
-        moa: (n,), mechanism of action of each.
-        compound: (n,).
-        batch: (n,), the batch or set of batches of each.
-        metric: "cosine", "correlation" or "euclidean".
-        unanswerable: By default treatments whose mechanism lies in their own batches alone are left out, as published for
-            BBBC021 (92 of 103 remain).
-
-    Raises:
-        DataError: As `not_same_compound_predictions`; or nothing is left to count.
-    """
-    return not_same_compound_predictions(features, moa, compound, metric, batch, unanswerable).accuracy()
-
-
 def _voted(neighbours: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Let neighbours (q, k), nearest first and -1 for none, vote: int64 (q,), -1 without a neighbour."""
+    """Let neighbours (q, k), nearest first and -1 for none, vote; returns int64 (q,), -1 without a neighbour."""
     labels = np.where(neighbours >= 0, codes[neighbours], -1)
     winner = np.empty(len(labels), np.int64)
     for start in range(0, len(labels), 4096):
         part = labels[start : start + 4096]
         votes = (part[:, :, None] == part[:, None, :]).sum(axis=2)
         votes[part < 0] = -1
-        # The first of the largest: neighbours are sorted, so of tied labels that of the nearest neighbour.
+        # argmax takes the first of tied labels, which is that of the nearest neighbour, because neighbours are sorted.
         winner[start : start + 4096] = part[np.arange(len(part)), votes.argmax(axis=1)]
     return winner
 
@@ -267,23 +213,22 @@ def knn_predictions(
     k: int = 11,
     metric: str = "euclidean",
 ) -> Predictions:
-    """Give every test sample the label most of its k nearest training samples have.
+    """Predict the label of every test sample as the most frequent one among its k nearest training samples.
 
     Args:
         train: (n, d).
         train_labels: (n,).
         test: (m, d).
         test_labels: (m,).
-        k: Neighbours that vote, each with one vote; at most n are used.
+        k: Number of neighbours that vote, each with one vote; at most n are used.
         metric: "cosine", "correlation" or "euclidean".
 
     Returns:
-        Predictions in the order of the test samples. Between labels with equally many votes the nearest neighbour among
-        the tied decides; of equally near neighbours the earlier row comes first.
+        Predictions in the order of the test samples. Of labels with equally many votes that of the nearest neighbour wins; of
+        equally near neighbours the earlier row counts as nearer.
 
     Raises:
-        DataError: Features are NaN or infinite, labels are missing or of another number, there is nothing to train or test
-            on, the metric is not known, or k is not positive.
+        DataError: Features are NaN or infinite, labels are missing, or there is nothing to train or test on.
     """
     known, asked = feature_matrix(train, "training features"), feature_matrix(test, "test features")
     if not len(known) or not len(asked):
@@ -292,34 +237,15 @@ def knn_predictions(
     return _knn(asked, true, known, labels, k, metric, is_own=False)
 
 
-def knn_accuracy(
-    train: ArrayLike | pd.DataFrame,
-    train_labels: Labels,
-    test: ArrayLike | pd.DataFrame,
-    test_labels: Labels,
-    k: int = 11,
-    metric: str = "euclidean",
-) -> float:
-    """Share of test samples that their k nearest training samples name rightly; see `knn_predictions`."""
-    return knn_predictions(train, train_labels, test, test_labels, k, metric).accuracy()
-
-
 def leave_one_out_knn_predictions(
     features: ArrayLike | pd.DataFrame, labels: Labels, k: int = 11, metric: str = "euclidean"
 ) -> Predictions:
-    """Give every sample the label most of its k nearest others have; arguments, ties and errors as `knn_predictions`.
+    """Predict the label of every sample as the most frequent one among its k nearest others; see `knn_predictions`.
 
-    A sample is never its own neighbour; another sample with the same features may be.
+    A sample is never its own neighbour, but another sample with the same features can be.
     """
     values = feature_matrix(features)
     if len(values) < 2:
         raise DataError(f"there are {len(values)} samples; leaving one out needs at least two")
     true = _column(labels, "labels", len(values))
     return _knn(values, true, values, true, k, metric, is_own=True)
-
-
-def leave_one_out_knn_accuracy(
-    features: ArrayLike | pd.DataFrame, labels: Labels, k: int = 11, metric: str = "euclidean"
-) -> float:
-    """Share of samples that their k nearest others name rightly; see `leave_one_out_knn_predictions`."""
-    return leave_one_out_knn_predictions(features, labels, k, metric).accuracy()

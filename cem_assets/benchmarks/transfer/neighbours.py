@@ -1,9 +1,9 @@
-"""Nearest rows of a feature table: exact, in bounded memory, the same whatever the size of the pieces.
+"""Nearest rows of a feature table: exact, in bounded memory, and independent of the size of the pieces.
 
-A product of float32 matrices, which is fast but rounds differently for every shape, only proposes candidates, with a bound
-on its error; their distances are then summed in float64, column by column, in one compiled loop. So the neighbours are those
-of the float64 definition, bit for bit, and another machine, piece or thread count cannot change a tie. Votes and accuracies
-are `cem_assets.benchmarks.transfer.metrics`.
+A product of float32 matrices is fast, but rounds differently for every shape. So it only proposes candidates, with a bound on
+its error, and the distances of the candidates are then summed in float64, column by column, in one compiled loop. The
+neighbours are therefore exactly those of the float64 definition, and another machine, piece or number of threads cannot change
+a tie.
 
 Definitions, for rows a and b:
   "euclidean": sum of (a - b)^2;
@@ -15,7 +15,7 @@ Between equally near rows the earlier one is nearer.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -24,29 +24,29 @@ from numpy.typing import ArrayLike, NDArray
 from cem_assets.errors import DataError
 from cem_assets.imaging.compiled import kernel
 
-Metric = Literal["cosine", "correlation", "euclidean"]
+DistanceMetric = Literal["cosine", "correlation", "euclidean"]
 
 _PIECE_CELLS = 1 << 24
-"""Cells of one piece of the distance matrix: 64 MiB of float32, of which about four are alive at a time."""
+"""Cells of one piece of the distance matrix: 64 MiB of float32, of which about four are in memory at a time."""
 _UNIT_ROUNDOFF = 2.0**-24
 _DECIMALS = 1e12
 _CHECK_EVERY = 32
-"""Columns summed between two looks at whether a candidate is already too far."""
+"""After so many columns it is checked whether a candidate is too far already."""
 _MAX_NAMED = 5
 
 
 def feature_matrix(features: ArrayLike | pd.DataFrame, what: str = "features") -> NDArray[np.float64]:
-    """Check a feature table and give its numbers.
+    """Check a feature table and return its numbers.
 
     Args:
         features: (n, d), a DataFrame or anything that becomes an array of numbers; at least one column.
-        what: How messages call it.
+        what: What messages call the table.
 
     Returns:
         float64 (n, d), C-contiguous.
 
     Raises:
-        DataError: It is no table of numbers, or values are NaN or infinite: their rows and columns are named.
+        DataError: It is not a table of numbers, or values are NaN or infinite; the error names their rows and columns.
     """
     try:
         values = np.ascontiguousarray(features, dtype=np.float64)
@@ -73,19 +73,15 @@ def _some(names: list[Any]) -> str:
     return shown + (", ..." if len(names) > _MAX_NAMED else "")
 
 
-def check_metric(metric: str) -> Metric:
-    """Refuse a metric that is none of "cosine", "correlation" and "euclidean" with a ValueError."""
-    if metric not in get_args(Metric):
-        raise DataError(f"the metric is {metric!r}; expected one of {', '.join(get_args(Metric))}")
-    return cast(Metric, metric)
-
-
 @kernel
 def _nearest_of_candidates(
     queries: Any, bank: Any, starts: Any, candidates: Any, is_query_zero: Any, is_bank_zero: Any,
     is_rounded: Any, decimals: Any, every: Any, k: Any,
 ) -> Any:  # fmt: skip
-    """Choose the k nearest candidates of every query; candidates of one query ascend. Returns rows (q, k), -1 where none."""
+    """Choose the k nearest candidates of every query; returns rows (q, k), and -1 where there are fewer.
+
+    The candidates of each query must be in ascending order.
+    """
     num_columns = queries.shape[1]
     found = np.full((queries.shape[0], k), -1, np.int64)
     far = np.empty(k, np.float64)
@@ -105,7 +101,7 @@ def _nearest_of_candidates(
                         difference = queries[query, column] - bank[row, column]
                         total += difference * difference
                         column += 1
-                    # Partial sums only grow, and so do their rounded values: what is not nearer now never will be.
+                    # Partial sums and their rounded values only grow, so a candidate that is not nearer now never will be.
                     if num == k and (np.rint(np.sqrt(total) * decimals) if is_rounded else total) >= far[k - 1]:
                         break
             if is_rounded:
@@ -123,14 +119,14 @@ def _nearest_of_candidates(
     return found
 
 
-def _directions(values: NDArray[np.float64], metric: Metric) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Make rows of unit length; rows without a direction become zeros and are marked."""
+def _directions(values: NDArray[np.float64], metric: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Scale rows to unit length; rows without a direction become zeros and are marked."""
     size = np.abs(values).max(axis=1, initial=0.0, keepdims=True)
-    # Divided by a power of two first: exact, and squares of very large or small numbers stay finite and above zero.
+    # Division by a power of two is exact, and keeps squares of very large or small numbers finite and above zero.
     scaled = np.ldexp(values, -np.frexp(size)[1])
     if metric == "correlation":
         scaled = scaled - scaled.mean(axis=1, keepdims=True)
-        # A constant row leaves rounding errors of its mean, which are no direction.
+        # Of a constant row only rounding errors of its mean remain, which are not a direction.
         is_zero = np.abs(scaled).max(axis=1, initial=0.0) <= 1e-14
     else:
         is_zero = size[:, 0] == 0
@@ -155,22 +151,21 @@ def nearest_rows(
     Args:
         queries: float64 (q, d), finite.
         bank: float64 (n, d), finite.
-        k: Neighbours, at least 1.
-        metric: "cosine", "correlation" or "euclidean", as the module's docstring defines them.
-        excluded: Given (start, stop) of the queries, bool (stop - start, n): true where a row may not be a neighbour.
-        piece_cells: Bound on the cells of the distance matrix held at a time; results do not depend on it.
+        k: Number of neighbours, at least 1.
+        metric: A `DistanceMetric`, as the module's docstring defines it.
+        excluded: Takes (start, stop) of the queries and returns bool (stop - start, n), true where a row may not be a
+            neighbour.
+        piece_cells: Largest number of cells of the distance matrix in memory; it does not change the result.
 
     Returns:
         int64 (q, k), nearest first; -1 where fewer rows may be neighbours.
-
-    Raises:
-        DataError: The metric is not known, k is not positive, or the numbers of columns differ.
     """
-    metric = check_metric(metric)
+    if metric not in get_args(DistanceMetric):
+        raise ValueError(f"the metric is {metric!r}; expected one of {', '.join(get_args(DistanceMetric))}")
     if k < 1:
-        raise DataError(f"k is {k}; expected at least 1 neighbour")
+        raise ValueError(f"k is {k}; expected at least 1 neighbour")
     if queries.shape[1] != bank.shape[1]:
-        raise DataError(f"{queries.shape[1]} features are compared with {bank.shape[1]}; expected as many, in the same order")
+        raise ValueError(f"{queries.shape[1]} features are compared with {bank.shape[1]}; expected as many, in the same order")
     is_direction, is_own = metric != "euclidean", queries is bank
     if is_direction:
         exact_bank, bank_zero = _directions(bank, metric)
@@ -178,7 +173,7 @@ def nearest_rows(
         near_bank = exact_bank.astype(np.float32)
         near_queries = near_bank if is_own else exact_queries.astype(np.float32)
     else:
-        # One power of two for both: exact, and float32 can square what is left.
+        # Both are divided by the same power of two, which is exact, so that float32 can hold the squares.
         top = max(np.abs(queries).max(initial=0.0), np.abs(bank).max(initial=0.0))
         exponent = -int(np.frexp(top)[1])
         exact_bank = np.ldexp(bank, exponent)
@@ -212,7 +207,7 @@ def _candidates(
     mask: NDArray[np.bool_] | None,
     is_direction: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """List, for every query, rows among which its k nearest are for certain, ascending.
+    """List rows for every query, in ascending order, among which its k nearest are for certain.
 
     The error of a float32 product of d terms, its inputs rounded to float32, is at most (d + 4) roundoffs of |a| |b|, and
     2 |a| |b| <= |a|^2 + |b|^2; the bound taken is about twice that.
@@ -231,7 +226,7 @@ def _candidates(
     if mask is not None:
         far[mask] = np.inf
     highest = far + error
-    # What float32 cannot tell from zero, or is rounded away later, ties.
+    # Distances that float32 cannot distinguish from zero, or that are rounded away later, are ties.
     limit = np.partition(highest, k - 1, axis=1)[:, k - 1] + np.float32(1e-11)
     del highest
     far -= error

@@ -1,7 +1,6 @@
 """From a table of features to a table of treatments: standardising, controls, choosing features, averaging, fusing.
 
-Plain arrays in, plain arrays out, in float64. Which steps a benchmark takes is a recipe of
-`cem_assets.benchmarks.transfer.recipes`; features of images are made by `cem_assets.benchmarks.transfer.features`.
+All functions take arrays and return arrays of float64.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from cem_assets.errors import DataError
 
 _NO_SPREAD = 1e-10
-"""Standard deviation, as a share of the largest value, below which a column counts as constant: rounding, no spread."""
+"""A column whose standard deviation is below this share of its largest value counts as constant; it is only rounding."""
 
 Table = NDArray[np.floating[Any]]
 
@@ -28,15 +27,12 @@ def standardise(train: Table, *others: Table) -> tuple[NDArray[np.float64], ...]
         others: Each (m, d), such as test sets.
 
     Returns:
-        float64 tables in the same order. The deviation is that of the population (ddof 0). Columns that are constant in the
-        training set become 0 in all: they say nothing about it, and no scale is known.
-
-    Raises:
-        DataError: There is no training row, or numbers of columns differ.
+        float64 tables in the same order. The standard deviation is that of the population (ddof 0). Columns that are constant
+        in the training set become 0 in all tables, because they have no scale.
     """
     if train.ndim != 2 or not len(train) or any(other.ndim != 2 or other.shape[1] != train.shape[1] for other in others):
         shapes = ", ".join(str(table.shape) for table in (train, *others))
-        raise DataError(f"tables have shapes {shapes}; expected at least one training row and equal numbers of columns")
+        raise ValueError(f"tables have shapes {shapes}; expected at least one training row and equal numbers of columns")
     mean, deviation = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     is_constant = deviation <= _NO_SPREAD * np.abs(train).max(axis=0)
     scale = np.where(is_constant, 0.0, 1.0 / np.where(is_constant, 1.0, deviation))
@@ -55,7 +51,7 @@ def standardise_by_controls(features: Table, plate: Sequence[Any], is_control: N
         float64 (n, d). Where the controls of a plate do not vary the result is NaN or infinite; leave such columns out.
 
     Raises:
-        DataError: Plates have fewer than two controls; all are named.
+        DataError: Plates have fewer than two controls; the error names them.
 
     Source: Ljosa et al. 2013 (doi:10.1177/1087057113503553).
     """
@@ -78,15 +74,15 @@ def replicate_correlations(features: Table, treatment: Sequence[Any], num_replic
     Args:
         features: (n, d).
         treatment: (n,), name or tuple of names.
-        num_replicates: Of every treatment with at least so many rows the first ones, in the order of the table, are its
-            replicates 1, 2, ...; treatments with fewer are passed over.
+        num_replicates: The first so many rows of every treatment, in the order of the table, are its replicates 1, 2, ...;
+            treatments with fewer rows are left out.
 
     Returns:
-        float64 (d,): Pearson correlation between replicates i and j over treatments, the median over pairs i < j;
-        NaN where a replicate is constant.
+        float64 (d,): the Pearson correlation between replicates i and j over treatments, as the median over pairs i < j; NaN
+        where a replicate is constant.
 
     Raises:
-        DataError: Fewer than two treatments have as many replicates, or fewer than two replicates are asked for.
+        DataError: Fewer than two treatments have that many replicates, or `num_replicates` is below two.
 
     Source: the replicate correlation of cytominer, as used for Ljosa et al. 2013.
     """
@@ -96,7 +92,8 @@ def replicate_correlations(features: Table, treatment: Sequence[Any], num_replic
     chosen = [rows[:num_replicates] for rows in rows_of.values() if len(rows) >= num_replicates]
     if len(chosen) < 2 or num_replicates < 2:
         raise DataError(
-            f"{len(chosen)} of {len(rows_of)} treatments have {num_replicates} replicates; expected two of two at least"
+            f"{len(chosen)} of {len(rows_of)} treatments have {num_replicates} replicates; expected at least two treatments "
+            "with two or more. Change num_replicates, or leave min_replicate_correlation out."
         )
     values = np.stack([features[np.array(rows)] for rows in zip(*chosen, strict=True)]).astype(np.float64)
     values = values - values.mean(axis=1, keepdims=True)
@@ -115,12 +112,9 @@ def treatment_means(features: Table, treatment: Sequence[Any]) -> tuple[NDArray[
 
     Returns:
         float64 (treatments, d), and the treatments' names, in order of first appearance.
-
-    Raises:
-        DataError: Lengths differ.
     """
     if len(treatment) != len(features):
-        raise DataError(f"there are {len(treatment)} treatments for {len(features)} rows; expected one for each")
+        raise ValueError(f"there are {len(treatment)} treatments for {len(features)} rows; expected one for each")
     places: dict[Any, int] = {}
     codes = np.array([places.setdefault(name, len(places)) for name in treatment], dtype=np.int64)
     order = np.argsort(codes, kind="stable")
@@ -132,25 +126,24 @@ def treatment_means(features: Table, treatment: Sequence[Any]) -> tuple[NDArray[
 
 
 def fuse(first: Table, second: Table, *more: Table) -> NDArray[np.float64]:
-    """Put the features of several weights side by side, each standardised over its own rows first.
+    """Standardise the features of several weights, each table over its own rows, and put them side by side.
+
+    Without standardising, the weights with larger activations would dominate. It does not disturb a recipe that standardises by
+    a training set later, because standardising is linear in each column.
 
     Args:
-        first: (n, d1), of the same samples in the same order as the others.
+        first: (n, d1); all tables have the same samples in the same order.
         second: (n, d2).
-        more: Further ones.
+        more: Further tables.
 
     Returns:
-        float64 (n, d1 + d2 + ...). Without standardising the weights with larger activations would decide alone. A recipe
-        that standardises by a training set later is not disturbed: standardising is linear in each column.
-
-    Raises:
-        DataError: Numbers of rows differ.
+        float64 (n, d1 + d2 + ...).
 
     Source: CytoImageNet (arXiv:2111.11646), ImageNet and CytoImageNet features concatenated.
     """
     tables = (first, second, *more)
     if len({len(table) for table in tables}) != 1:
-        raise DataError(
+        raise ValueError(
             f"tables have {', '.join(str(len(table)) for table in tables)} rows; expected the same samples, in order"
         )
     return np.concatenate([standardise(table)[0] for table in tables], axis=1)

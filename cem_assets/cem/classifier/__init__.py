@@ -1,1 +1,1 @@
-"""The patch classifier: its network, training, comparison, people's answers, and where it lies in the store."""
+"""The patch classifier: network, training, comparison, the labels that people give, and its place in the store."""

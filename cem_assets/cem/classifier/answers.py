@@ -1,9 +1,9 @@
-"""Labels people give to patches: one small object for each answer, and the label table that is made of them.
+"""Labels that people give to patches: one small object for each answer, and the label table that is made of them.
 
-An answer is an event, `cem/patch_labels/events/<dataset>/<annotator>/<id>.json`: written once, never changed.
-Taking one back is another event. What holds at the moment, who agrees with whom and the table
-`cem/patch_labels/<dataset>.parquet`, which training reads (`cem_assets.cem.classifier.stage`), are all folded
-from the events. The page that asks for the answers is `cem_assets.web`.
+An answer is stored as an event, `cem/patch_labels/events/<dataset>/<annotator>/<id>.json`, which is written once and never
+changed. Taking an answer back is another event. The current labels, the agreement of annotators, and the table
+`cem/patch_labels/<dataset>.parquet`, which training reads (`cem_assets.cem.classifier.stage`), are all computed from the
+events. `cem_assets.web` serves the page on which people answer.
 """
 
 import io
@@ -48,7 +48,7 @@ TABLE_SCHEMA = schema_of(
     ("num_bad", pa.int64()),
     ("num_skipped", pa.int64()),
 )
-"""Training takes the first three columns; label is good, bad, or none where as many say one as the other."""
+"""Training uses the first three columns. The label is good, bad, or none if as many annotators say good as bad."""
 
 
 def _safe_dataset(name: str) -> str:
@@ -58,10 +58,10 @@ def _safe_dataset(name: str) -> str:
 
 
 def check_annotator(name: str) -> str:
-    """Return an annotator's name unchanged, or refuse one that cannot be part of a key.
+    """Return an annotator's name unchanged, or refuse it if it cannot be part of a key.
 
     Raises:
-        DataError: The name has other characters than letters, digits and inner `.`, `_`, `@`, `-`, or over 64.
+        DataError: The name has other characters than letters, digits and inner `.`, `_`, `@`, `-`, or more than 64 of them.
     """
     if not _ANNOTATOR.fullmatch(name) or ".." in name:
         raise DataError(
@@ -72,9 +72,9 @@ def check_annotator(name: str) -> str:
 
 
 def check_event_id(event_id: str) -> str:
-    """Return an event's id unchanged, or refuse one that is not of the form `<13 digits, ms since 1970>-<16 hex>`."""
+    """Return an event's id unchanged, or refuse it if it does not have the form `<13 digits, ms since 1970>-<16 hex>`."""
     if not _ID.fullmatch(event_id):
-        raise DataError(f"event id {event_id[:80]!r} is not allowed; expected 13 digits (ms since 1970), '-', 16 hex digits")
+        raise DataError(f"event id {event_id[:80]!r} is not allowed; expected 13 digits (ms since 1970), '-', 16 hex digits.")
     return event_id
 
 
@@ -82,12 +82,13 @@ class LabelEvent(BaseModel):
     """One answer of one person about one patch.
 
     Attributes:
-        event_id: Time of the answer in ms since 1970 and 64 random bits; equal ids are the same answer sent twice.
-        dataset, name: The patch.
+        event_id: Time of the answer in ms since 1970, and 64 random bits. Events with equal ids are the same answer that was
+            sent twice.
+        dataset, name: Dataset and name of the patch.
         label: "good", "bad" or "skip"; "undo" takes an earlier event back.
-        undoes: Id of that event, of the same annotator and patch; empty for the other labels.
-        annotator: Who answered.
-        classifier: Digest of the classifier whose scores chose the patch; empty where none did.
+        undoes: Id of that earlier event of the same annotator and patch; empty for the other labels.
+        annotator: Name of the person who answered.
+        classifier: Digest of the classifier by whose scores the patch was chosen; empty if none was used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -104,53 +105,54 @@ class LabelEvent(BaseModel):
     def _undo_names_an_event(self) -> Self:
         if (self.label == "undo") != bool(_ID.fullmatch(self.undoes)):
             raise DataError(
-                f"label {self.label!r} with undoes {self.undoes[:80]!r}; expected an event id for undo, else nothing"
+                f"label {self.label!r} with undoes {self.undoes[:80]!r}; expected an event id for undo, and nothing otherwise."
             )
         return self
 
     @property
     def answered_ms(self) -> int:
-        """When it was answered, by the annotator's clock, in ms since 1970."""
+        """Time of the answer by the annotator's clock, in ms since 1970."""
         return int(self.event_id[:13])
 
     @property
     def key(self) -> str:
-        """Where it lies in the store."""
+        """Key of the event in the store."""
         return f"{EVENTS}/{self.dataset}/{self.annotator}/{self.event_id}.json"
 
     def to_bytes(self) -> bytes:
-        """Serialize; equal events have equal bytes."""
+        """Serialize the event. Equal events have equal bytes."""
         time = datetime.fromtimestamp(self.answered_ms / 1000, UTC).isoformat(timespec="milliseconds")
         return canonical_json({**self.model_dump(), "time": time})
 
 
 def record_event(store: Store, event: LabelEvent) -> None:
-    """Write an event; writing the same one again changes nothing.
+    """Write an event. Writing the same event again changes nothing.
 
     Raises:
         DataError: Another event has the same id.
-        OSError: The store cannot be written.
+        OSError: The store cannot be written to.
     """
     if not store.create(event.key, event.to_bytes()):
-        raise DataError(f"{event.key} holds another answer than the one sent; expected a new id for a new answer.")
+        raise DataError(f"{event.key} holds another answer than the one that was sent; expected a new id for a new answer.")
 
 
 def read_event(store: Store, item: StoredObject) -> LabelEvent:
     """Read one event.
 
     Raises:
-        DataError: The object is no event, or lies under another name than its own.
+        DataError: The object is not an event, or its key is not the key of its event.
     """
     remedy = "Move it out of the store, or restore it from a copy."
     if item.num_bytes > MAX_EVENT_BYTES:
         raise DataError(f"{item.key} has {item.num_bytes} bytes; expected a label event of at most {MAX_EVENT_BYTES}. {remedy}")
+    data = store.read(item.key)
     try:
-        content = json.loads(store.read(item.key))
+        content = json.loads(data)
         if not isinstance(content, dict):
             raise TypeError(f"found {type(content).__name__}")
         content.pop("time", None)
         event = LabelEvent.model_validate(content)
-    except (ValidationError, ValueError, TypeError) as error:
+    except (ValidationError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{item.key} is no label event: {str(error)[:300]}. {remedy}") from error
     if event.key != item.key:
         raise DataError(f"{item.key} holds the event of {event.key}; expected its own. {remedy}")
@@ -158,11 +160,7 @@ def read_event(store: Store, item: StoredObject) -> LabelEvent:
 
 
 class LabelLog:
-    """The events of one dataset, read once each; safe to use from several threads.
-
-    Args:
-        dataset: Whose.
-    """
+    """The events of one dataset, each of which is read once. Several threads may use it at the same time."""
 
     def __init__(self, store: Store, dataset: str) -> None:
         self._store, self._dataset = store, _safe_dataset(dataset)
@@ -170,13 +168,13 @@ class LabelLog:
         self._lock = threading.Lock()
 
     def refresh(self) -> int:
-        """Read what others have written since.
+        """Read the events that others wrote since the last call.
 
         Returns:
-            How many events were new.
+            The number of new events.
 
         Raises:
-            DataError: Objects are no events; all are named.
+            DataError: Some objects are not events; the error says how many, and names the first ones.
         """
         with self._lock:
             seen = set(self._events)
@@ -187,7 +185,7 @@ class LabelLog:
         def read(item: StoredObject) -> LabelEvent | None:
             try:
                 return read_event(self._store, item)
-            except ValueError as error:
+            except DataError as error:
                 problems.append(str(error))
                 return None
 
@@ -201,10 +199,10 @@ class LabelLog:
         return len(found)
 
     def append(self, event: LabelEvent) -> None:
-        """Write an event to the store, then remember it; when this returns, it is kept.
+        """Write an event to the store and add it to the log. When this returns, the event is stored.
 
         Raises:
-            DataError: It is about another dataset, or another event has the same id.
+            DataError: The event is about another dataset, or another event has the same id.
         """
         if event.dataset != self._dataset:
             raise DataError(f"the answer is about dataset {event.dataset!r}; expected {self._dataset!r}")
@@ -213,20 +211,20 @@ class LabelLog:
             self._events[event.key] = event
 
     def events(self) -> list[LabelEvent]:
-        """Return all events known, in order of id and annotator."""
+        """Return all events that were read or written so far, in order of id and annotator."""
         with self._lock:
             found = list(self._events.values())
         return sorted(found, key=lambda event: (event.event_id, event.annotator))
 
 
 def current_labels(events: Iterable[LabelEvent]) -> dict[tuple[str, str], LabelEvent]:
-    """Fold events into what every annotator says now of every patch; the order they come in does not matter.
+    """Find the current answer of every annotator for every patch.
 
     Args:
-        events: Of one dataset.
+        events: Events of one dataset, in any order.
 
     Returns:
-        By (annotator, name) the newest event that was not taken back: good, bad or skip.
+        By (annotator, name), the newest event (good, bad or skip) that was not taken back.
     """
     listed = sorted(events, key=lambda event: event.event_id)
     undone = {(event.annotator, event.name, event.undoes) for event in listed if event.label == "undo"}
@@ -239,13 +237,13 @@ def current_labels(events: Iterable[LabelEvent]) -> dict[tuple[str, str], LabelE
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far annotators agree on the patches that at least two of them call good or bad.
+    """How far annotators agree on the patches that at least two of them label good or bad.
 
     Attributes:
-        num_shared: Such patches.
-        observed: Mean over them of the share of pairs of annotators that say the same; None without any.
-        kappa: Cohen's kappa, where exactly two annotators share patches and chance alone does not explain all.
-        conflicts: Names of the patches on which not all say the same, in order.
+        num_shared: Number of these patches.
+        observed: Mean over these patches of the share of pairs of annotators that agree; None if there are no such patches.
+        kappa: Cohen's kappa; None unless exactly two annotators share patches, or if they must agree by chance alone.
+        conflicts: Names of the patches on which annotators disagree, in order.
     """
 
     num_shared: int
@@ -258,11 +256,11 @@ def agreement(labels: Mapping[tuple[str, str], str]) -> Agreement:
     """Measure how far annotators agree.
 
     Args:
-        labels: By (annotator, name); what is neither good nor bad does not count.
+        labels: Label by (annotator, name). Labels other than good and bad are ignored.
 
     Returns:
-        The agreement; `observed` is the mean pairwise agreement of Fleiss (1971), equation 2, with as many
-        annotators for each patch as there are, where Fleiss has a fixed number; kappa as in Cohen (1960).
+        The agreement. `observed` is the mean pairwise agreement of Fleiss (1971), equation 2, but with a number of annotators
+        that may differ from patch to patch, where Fleiss has a fixed number. `kappa` is that of Cohen (1960).
     """
     by_name: dict[str, dict[str, str]] = {}
     for (annotator, name), label in labels.items():
@@ -287,15 +285,14 @@ def agreement(labels: Mapping[tuple[str, str], str]) -> Agreement:
 
 
 def label_table(dataset: str, labels: Mapping[tuple[str, str], str]) -> pd.DataFrame:
-    """Bring what annotators say into one label for each patch.
+    """Combine the answers of all annotators into one label for each patch.
 
     Args:
-        dataset: Whose patches.
         labels: "good", "bad" or "skip" by (annotator, name).
 
     Returns:
-        Columns of `TABLE_SCHEMA`, in order of name; patches that were only skipped have no row. The label is what
-        more annotators say, and none where as many say good as bad.
+        The columns of `TABLE_SCHEMA`, in order of name. Patches that were only skipped have no row. The label is that of the
+        majority, and "none" if as many annotators say good as bad.
     """
     counts: dict[str, dict[str, int]] = {}
     for (_, name), label in labels.items():
@@ -315,10 +312,8 @@ class WrittenTable:
     """A label table as it was written.
 
     Attributes:
-        key: Where.
-        num_good, num_bad, num_none: Patches of each label.
-        conflicts: Patches that annotators do not agree on, in order of name; some of them are none, in others one
-            label has the majority.
+        num_good, num_bad, num_none: Number of patches with each label.
+        conflicts: Names of patches on which annotators disagree, in order. Their label is that of the majority, or "none".
     """
 
     key: str
@@ -328,7 +323,7 @@ class WrittenTable:
     conflicts: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """Say it in words."""
+        """Describe the table in one or two lines."""
         found = [f"{self.key}: {self.num_good:,} good, {self.num_bad:,} bad, {self.num_none:,} undecided (none)"]
         if self.conflicts:
             shown = ", ".join(self.conflicts[:MAX_SHOWN]) + (", ..." if len(self.conflicts) > MAX_SHOWN else "")
@@ -337,21 +332,18 @@ class WrittenTable:
 
 
 def label_table_key(dataset: str) -> str:
-    """Return where the table folded from a dataset's events lies."""
+    """Return the key of the label table that is made from a dataset's events."""
     return f"{LABELS}/{_safe_dataset(dataset)}.parquet"
 
 
 def write_label_table(store: Store, dataset: str) -> WrittenTable | None:
-    """Fold all events of a dataset into its label table; the events stay.
-
-    Args:
-        dataset: Whose.
+    """Make the label table of a dataset from all its events, which stay in the store.
 
     Returns:
-        What was written; None where there are no events.
+        A description of the table, or None if there are no events.
 
     Raises:
-        DataError: A table that was not folded from events has that name, or events cannot be read.
+        DataError: A table with this name was put there by hand, or events cannot be read.
     """
     key = label_table_key(dataset)
     log = LabelLog(store, dataset)
@@ -359,14 +351,14 @@ def write_label_table(store: Store, dataset: str) -> WrittenTable | None:
         return None
     if store.stat(key) is not None and not _is_folded(store.read(key)):
         raise DataError(
-            f"{key} was put there by hand; expected a table folded from label events, or none. Give it another name beside it."
+            f"{key} was put there by hand; expected a table made from label events, or none. Give your table another name."
         )
     schema = TABLE_SCHEMA.with_metadata({**TABLE_SCHEMA.metadata, _ORIGIN_KEY: _ORIGIN})
     while True:
         labels = {place: str(event.label) for place, event in current_labels(log.events()).items()}
         table = label_table(dataset, labels)
         store.put(key, parquet_bytes([pa.Table.from_pandas(table, schema, preserve_index=False)], schema))
-        # Another session may have answered, and written its table, between our listing and our writing.
+        # Somebody else may have answered, and written the table, between our listing and our writing.
         if not log.refresh():
             break
     num = table["label"].value_counts()

@@ -1,8 +1,7 @@
-"""The patch classifier: a ResNet34 with one logit, its weights and its inference.
+"""The patch classifier: a ResNet34 with one logit, which is low for blank resin, padding, blur and artefacts.
 
-Blank resin, padding, blur and artefacts are uninformative. Scores are kept, so another threshold needs
-no second inference. Parameters are in `cem_assets.cem.filter.params`, training in
-`cem_assets.cem.classifier.training`, the forward pass in `cem_assets.cem.classifier.scoring_network`.
+Parameters are in `cem_assets.cem.classifier.params`, training in `cem_assets.cem.classifier.training`, and the fast forward
+pass in `cem_assets.cem.classifier.scoring_network`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from cem_assets.cem.classifier.params import Precision, ScoreParams
 from cem_assets.cem.classifier.scoring_network import scoring_forward
-from cem_assets.cem.filter.params import Precision, ScoreParams
 from cem_assets.encoders import build_encoder, pick_device
 from cem_assets.errors import DataError
 
@@ -21,16 +20,13 @@ CLASSIFIER_ARCH = "resnet34"
 
 
 def build_classifier(state_dict: dict[str, torch.Tensor] | None = None) -> nn.Module:
-    """Build the patch classifier.
+    """Build the patch classifier, a ResNet34 with one output.
 
     Args:
-        state_dict: Weights, as the published `patch_quality_classifier_nn.pth` has them; None for random.
-
-    Returns:
-        ResNet34 with one output.
+        state_dict: Weights with the keys of the published `patch_quality_classifier_nn.pth`; None leaves them random.
 
     Raises:
-        DataError: The weights do not fit; missing and unexpected keys are named.
+        DataError: The weights do not fit; the error names missing and unexpected keys.
     """
     model = build_encoder(CLASSIFIER_ARCH, num_outputs=1)
     if state_dict is None:
@@ -57,21 +53,22 @@ def score_batches(model: nn.Module, batches: Iterable[NDArray[np.uint8]], params
     """Score patches.
 
     Args:
-        model: From `build_classifier`.
-        batches: uint8 (n, 224, 224); their sizes decide the batch composition, so keep them fixed.
-        params: Device and precision; `batch_size` splits larger batches.
+        model: A network from `build_classifier`.
+        batches: uint8 (n, 224, 224). The last bits of the logits depend on which patches share a forward pass, so the sizes
+            of batches should not vary.
+        params: Device and precision. Batches larger than `batch_size` are split.
 
     Yields:
-        float32 (n,) logits for each batch; `filter.probability` turns them into probabilities.
+        float32 (n,) logits for each batch; `params.probability` turns them into probabilities.
 
-    Source: `classify_patches.py` of volume-em/cem-dataset (ResNet34, sigmoid above 0.5); there OpenCV resizes
-    border patches, here Pillow's bilinear does, as for the hash.
+    Source: `classify_patches.py` of volume-em/cem-dataset (ResNet34, sigmoid above 0.5). There OpenCV resizes patches at the
+    border; here Pillow's bilinear method does, as for the hash.
     """
     device = pick_device(params.device)
     forward = scoring_forward(model.eval(), device, params.precision)
     for batch in batches:
         outputs = []
-        # Entered anew for every batch: held across a yield, the mode would leak into the caller.
+        # Inference mode is entered again for every batch, because it would also apply to the caller during a yield.
         with torch.inference_mode():
             for start in range(0, len(batch), params.batch_size):
                 chunk = torch.from_numpy(batch[start : start + params.batch_size])
@@ -81,10 +78,11 @@ def score_batches(model: nn.Module, batches: Iterable[NDArray[np.uint8]], params
 
 
 def environment(params: ScoreParams) -> dict[str, str]:
-    """Describe what network outputs depend on beside weights and inputs: device, torch build, and how bfloat16 is rounded."""
+    """Return what a network's outputs depend on besides weights and inputs: device, torch version, and rounding of bfloat16."""
     device = pick_device(params.device)
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     found = {"torch": torch.__version__, "device": f"{device.type}: {kind}"}
     if device.type == "cpu" and params.precision == Precision.bfloat16:
-        found["rounding"] = "once for each convolution"  # tables made by separate kernels, with more roundings, are others
+        # Separate kernels round more often, so their tables differ.
+        found["rounding"] = "once for each convolution"
     return found

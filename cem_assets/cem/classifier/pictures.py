@@ -1,29 +1,29 @@
-"""Pictures of a patch classifier: its worst mistakes, and the patches on which two classifiers differ."""
+"""Pictures for judging a patch classifier: its worst mistakes, and the patches on which two classifiers differ."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cem_assets.cem.classifier.comparison import closest_calls, find_flips, find_mistakes
+from cem_assets.cem.classifier.decisions import closest_calls, find_flips, find_mistakes
 from cem_assets.imaging.gallery import Tile, gallery_jpeg
 
 _COLUMNS = 8
 _MAX_SHOWN = 16
-"""Of each kind, in two rows."""
+"""Largest number of patches of each kind, which are shown in two rows."""
 
 
 def mistakes_jpeg(
     images: NDArray[np.uint8], is_good: NDArray[np.bool_], probabilities: NDArray[np.float32], what: str = "held-out"
 ) -> bytes:
-    """Draw the worst mistakes, those furthest off first; the closest calls where there is none.
+    """Draw the worst mistakes, with the largest error first, or the closest calls if there are no mistakes.
 
     Args:
         images: uint8 (n, 224, 224).
         is_good: bool (n,), the labels.
-        probabilities: float32 (n,), of being informative.
-        what: Which patches these are, in a word.
+        probabilities: float32 (n,), the probabilities of being informative.
+        what: A word that says which patches these are.
 
     Returns:
-        A JPEG small enough for an event's metadata.
+        A JPEG that is small enough for the metadata of a Dagster event.
     """
     mistakes = find_mistakes(is_good, probabilities)
 
@@ -42,16 +42,16 @@ def mistakes_jpeg(
 def flips_jpeg(
     images: NDArray[np.uint8], is_good: NDArray[np.bool_], new: NDArray[np.float32], in_use: NDArray[np.float32]
 ) -> bytes:
-    """Draw the patches that a new classifier decides otherwise than the one in use, the largest change first.
+    """Draw the patches for which a new classifier decides differently from the one in use, with the largest change first.
 
     Args:
         images: uint8 (n, 224, 224).
         is_good: bool (n,), the labels.
-        new: float32 (n,), probabilities of the new classifier.
-        in_use: float32 (n,), of the one in use.
+        new: float32 (n,), probabilities from the new classifier.
+        in_use: float32 (n,), probabilities from the one in use.
 
     Returns:
-        A JPEG small enough for an event's metadata; it says so where no decision differs.
+        A JPEG that is small enough for the metadata of a Dagster event. If no decision differs, the picture says so.
     """
     flips = find_flips(is_good, new, in_use)
 

@@ -1,10 +1,9 @@
-"""The patch classifier as it scores: its input, normalizations folded into convolutions, and on a CPU one kernel for each.
+"""The fast forward pass of the patch classifier: normalizations folded into convolutions, and fused kernels on a CPU.
 
-Weights and batches are `cem_assets.cem.classifier.network`. On a CPU a convolution, its bias, the addition of a shortcut and
-the
-ReLU are one oneDNN kernel over weights packed once (`FusedNetwork`); PyTorch has these kernels for its compiler, which
-would need a C++ compiler on the machine. Nothing promises that they stay, so the first network of a process is compared
-with the plain one, which is taken where they differ. Figures: `docs/patch_scores.md`.
+On a CPU, a convolution, its bias, the addition of a shortcut and the ReLU are one oneDNN kernel, whose weights are packed once
+(`FusedNetwork`). PyTorch has these kernels for its own compiler, which would need a C++ compiler on the machine. PyTorch does
+not promise to keep them, so the first fused network of a process is compared with the plain network, and the plain one is
+used if they differ. Measurements are in `docs/patch_scores.md`.
 """
 
 import copy
@@ -18,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from cem_assets.cem.filter.params import Precision
+from cem_assets.cem.classifier.params import Precision
 
 logger = logging.getLogger(__name__)
 
@@ -26,20 +25,21 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
-"""From uint8 (n, 224, 224) to float32 (n,) logits."""
+"""A function from images, uint8 (n, 224, 224), to logits, float32 (n,)."""
 
 _PATCHES_PER_THREAD = 4
-"""Patches that go through a CPU together, for each thread: few, so that activations stay in its caches."""
+"""Number of patches for each CPU thread that go through the network together; with few, activations stay in the caches."""
 _CENTRE = 116
-"""Gray level near the three means: less this, levels are exact in bfloat16 and the second input channel's weights small."""
+"""A gray level near the three means. Levels minus this value are exact in bfloat16, and the weights of the second input channel
+stay small."""
 _MAX_ERROR, _MAX_RELATIVE_ERROR = 0.25, 0.1
-"""Differences from float32 logits that rounding to bfloat16 explains, with much to spare."""
+"""Largest differences from float32 logits, far above those that rounding to bfloat16 causes."""
 _fits: dict[Precision, bool] = {}
-"""Whether fused kernels were found to be right in this process."""
+"""Whether the fused kernels gave the right results in this process, by number type."""
 
 
 def to_network(images: torch.Tensor) -> torch.Tensor:
-    """Turn gray bytes into the network's input: three equal channels, ImageNet mean and deviation.
+    """Turn gray levels into the network's input: three equal channels, normalized by the mean and deviation of ImageNet.
 
     Args:
         images: uint8 (n, 224, 224), on any device.
@@ -54,18 +54,18 @@ def to_network(images: torch.Tensor) -> torch.Tensor:
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """Fold every batch normalization into the convolution before it, which spares a pass over the activations each.
+    """Fold every batch normalization into the convolution before it, which saves one pass over the activations for each.
 
     Args:
-        model: From `classifier.build_classifier`.
+        model: A network from `network.build_classifier`.
 
     Returns:
-        Another network in evaluation mode; its logits differ by rounding alone, about 1e-6.
+        Another network, in evaluation mode. Its logits differ only by rounding, by about 1e-6.
     """
     lean = copy.deepcopy(model).eval()
     for holder in lean.modules():
         children = list(holder.named_children())
-        # In a ResNet a convolution is registered right before its normalization: conv1, bn1; conv2, bn2; downsample 0, 1.
+        # A ResNet registers each convolution right before its normalization: conv1, bn1; conv2, bn2; downsample 0, 1.
         for (first, convolution), (second, norm) in pairwise(children):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(holder, first, fuse_conv_bn_eval(convolution, norm))
@@ -74,15 +74,15 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 def scoring_forward(model: nn.Module, device: torch.device, precision: Precision) -> Forward:
-    """Make the forward pass that scores patches, the fastest whose results are right on this machine.
+    """Make the fastest forward pass that gives right results on this machine.
 
     Args:
-        model: From `classifier.build_classifier`; left alone.
-        device: Where it runs; images may lie there or on the CPU.
-        precision: Number type. In float32 the fused kernels are taken only where they give the plain network's bits.
+        model: A network from `network.build_classifier`, which is not changed.
+        device: Where the network runs. Images may be there or on the CPU.
+        precision: Number type. In float32, fused kernels are used only if they give the same bits as the plain network.
 
     Returns:
-        A function from uint8 (n, 224, 224) to float32 (n,) logits on the device; call it in inference mode.
+        A function from images, uint8 (n, 224, 224), to logits, float32 (n,), on the device. Call it in inference mode.
     """
     lean = folded(model).to(device).to(memory_format=torch.channels_last)
 
@@ -98,11 +98,11 @@ def scoring_forward(model: nn.Module, device: torch.device, precision: Precision
         fused = FusedNetwork(lean, precision)
         if precision not in _fits:
             _fits[precision] = _is_right(fused, lean, precision)
-    except (AttributeError, RuntimeError, TypeError) as error:  # no such kernel in this build, or not for this processor
+    except (AttributeError, RuntimeError, TypeError) as error:  # this build or this processor does not have the kernels
         logger.info("PyTorch %s has no fused kernels for %s here (%s); scoring without", torch.__version__, precision, error)
         if precision == Precision.bfloat16:
             logger.warning(
-                "bfloat16 goes without fused kernels here, which without AVX-512 was measured at an eighth of float32's rate. "
+                "bfloat16 runs without fused kernels here. Without AVX-512 that was measured at an eighth of float32's rate. "
                 "Set precision to float32, unless you measured that it is slower here."
             )
         _fits[precision] = False
@@ -111,7 +111,7 @@ def scoring_forward(model: nn.Module, device: torch.device, precision: Precision
 
 def _is_right(fused: "FusedNetwork", lean: nn.Module, precision: Precision) -> bool:
     images = torch.randint(0, 256, (2, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(224))
-    images[1] = images[1] // 8 + torch.arange(224, dtype=torch.uint8)[:, None] // 2  # a ramp with little noise
+    images[1] = images[1] // 8 + torch.arange(224, dtype=torch.uint8)[:, None] // 2  # a ramp with a little noise
     with torch.inference_mode():
         found, expected = fused(images), lean(to_network(images)).flatten()
     if precision == Precision.float32:
@@ -131,7 +131,7 @@ def _is_right(fused: "FusedNetwork", lean: nn.Module, precision: Precision) -> b
 
 @dataclass(frozen=True)
 class _Convolution:
-    """A convolution over packed weights; its arguments as the kernels take them."""
+    """A convolution with packed weights, and its arguments in the form that the kernels take."""
 
     arguments: tuple[object, ...]
 
@@ -140,7 +140,7 @@ class _Convolution:
         return out
 
     def added_to(self, shortcut: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """Return ReLU(shortcut + convolution), written over the shortcut."""
+        """Return ReLU(shortcut + convolution). The result overwrites the shortcut."""
         kernel = torch.ops.mkldnn._convolution_pointwise_.binary
         out: torch.Tensor = kernel(shortcut, inputs, *self.arguments, "add", 1.0, "relu", [], "")
         return out
@@ -149,21 +149,21 @@ class _Convolution:
 class FusedNetwork:
     """A folded ResNet of basic blocks on the CPU.
 
-    In bfloat16 the first convolution takes two channels in place of three: the gray level less 116, which bfloat16 holds
-    exactly, and ones. Normalization and the sum over equal channels are in its weights, and padding stays what it was,
-    because both channels are 0 there as the normalized three are. Sums are float32; activations are rounded once for
-    each convolution.
+    In bfloat16, the first convolution takes two channels instead of three: the gray level minus 116, which bfloat16 represents
+    exactly, and ones. The normalization and the sum over three equal channels are part of its weights. Padding gives the same
+    result, because both channels are 0 there, as the three normalized channels are. Sums are float32, and activations are
+    rounded once for each convolution.
     """
 
     def __init__(self, lean: nn.Module, precision: Precision) -> None:
         """Pack the weights.
 
         Args:
-            lean: From `folded`, a ResNet18 or ResNet34 with one output, on the CPU.
+            lean: A network from `folded`: a ResNet18 or ResNet34 with one output, on the CPU.
             precision: Number type of weights and activations.
 
         Raises:
-            RuntimeError: This build of PyTorch or this processor has no such kernels. (Or AttributeError, TypeError.)
+            AttributeError, RuntimeError, TypeError: This build of PyTorch or this processor does not have the kernels.
         """
         self._dtype = torch.bfloat16 if precision == Precision.bfloat16 else torch.float32
         self._num_together = _PATCHES_PER_THREAD * torch.get_num_threads()
@@ -176,7 +176,7 @@ class FusedNetwork:
         self._stem = self._packed(stem, weight, 224)
         self._blocks: list[tuple[_Convolution, _Convolution, _Convolution | None]] = []
         for number in range(4):
-            side = 56 >> number  # of the layer's outputs, 224 px patches
+            side = 56 >> number  # side of the layer's outputs for patches of 224 px
             for block in lean.get_submodule(f"layer{number + 1}").children():
                 first, second = block.get_submodule("conv1"), block.get_submodule("conv2")
                 shortcut = block.get_submodule("downsample.0") if block.downsample is not None else None
@@ -194,9 +194,9 @@ class FusedNetwork:
         return _Convolution((packed, convolution.bias.detach().to(self._dtype), *how))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Score uint8 (n, 224, 224): float32 (n,) logits."""
+        """Return the logits, float32 (n,), of images, uint8 (n, 224, 224)."""
         pooled = torch.cat([self._pooled(part) for part in torch.split(images, self._num_together)])
-        # One product for the whole batch, as the plain network has it: its last bits depend on how many rows it has.
+        # One matrix product for the whole batch, as in the plain network, because its last bits depend on the number of rows.
         logits: torch.Tensor = self._fc(pooled)
         return logits.flatten()
 

@@ -1,14 +1,13 @@
-"""Stage `cem/patch_classifier`: weights taken from a file or an address, or trained from a label table.
+"""Stage `cem/patch_classifier`: weights from a file or a URL, or trained from label tables.
 
-Whatever the source, what lies in the store is a safetensors file with its provenance; nothing is ever
-unpickled beyond plain tensors. Training itself is `cem_assets.cem.classifier.training`. Which classifier scores are made
-with is chosen by people (`cem_assets.cem.classifier.stored`): a new one is compared with it, and waits.
+The store always gets a safetensors file with its provenance, and nothing but plain tensors is ever unpickled.
+`cem_assets.cem.classifier.training` does the training. People choose which classifier scores are made with
+(`cem_assets.cem.classifier.stored`): a new one is compared with the one in use, and is not used until it is chosen.
 """
 
 import io
 import json
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -20,17 +19,17 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from cem_assets import environment
-from cem_assets.cem.classifier.comparison_stage import LABELLED, ClassifierComparison, compare_with
-from cem_assets.cem.classifier.labels import label_tables, labelled_images, read_labels
+from cem_assets.cem.classifier.comparison.stage import LABELLED, ClassifierComparison, compare_with
+from cem_assets.cem.classifier.labels import decided_labels, label_tables, labelled_images, read_labels
+from cem_assets.cem.classifier.params import ClassifierParams, Finetune, ScoreParams
 from cem_assets.cem.classifier.pictures import mistakes_jpeg
-from cem_assets.cem.classifier.stored import WEIGHTS, choose_classifier, classifier_in_use, keep_in_use, read_classifier
-from cem_assets.cem.filter.params import MIN_LABELLED, ClassifierParams, Finetune
-from cem_assets.errors import DataError
-from cem_assets.execution.stage import Progress, StageResult, no_progress
+from cem_assets.cem.classifier.stored import WAYS, WEIGHTS, choose_classifier, classifier_in_use, keep_in_use
+from cem_assets.errors import DataError, needs_fewer_workers
+from cem_assets.execution.stage import Beginning, Progress, StageResult, begin, no_progress
 from cem_assets.imaging.gallery import confusion_figure, figure_png, roc_figure
-from cem_assets.sources.files.single import download
+from cem_assets.sources.files.download import download_url
 from cem_assets.store.assets import CLASSIFIER, CODE_VERSIONS, LABELS
-from cem_assets.store.commits import Commit, installed_versions
+from cem_assets.store.commits import installed_versions
 from cem_assets.store.local import file_sha256
 from cem_assets.store.manifests import Inputs, Manifest
 from cem_assets.store.scratch import scratch_folder
@@ -46,15 +45,6 @@ logger = logging.getLogger(__name__)
 PUBLISHED_URL = "https://zenodo.org/record/6458015/files/patch_quality_classifier_nn.pth?download=1"
 MAX_WEIGHTS_BYTES = 1 << 30
 
-WAYS = f"""\
-There is no patch classifier in the store yet. Ways to get one, each by materializing {CLASSIFIER}:
-  1. from the published file (Zenodo record 6458015, patch_quality_classifier_nn.pth): download it, then set
-     source = "file" and file = PATH in the launchpad, or the variable {environment.CLASSIFIER_WEIGHTS}=PATH;
-  2. straight from Zenodo: source = "published" and sha256 = the digest of a copy you trust;
-  3. from your own labels: give them on the page that `cem-assets label DATASET` opens, or put a CSV with the columns dataset,
-     name, label (good, bad or none) under {LABELS}/ in the store; at least {MIN_LABELLED} good and bad together. Then set
-     source = "labels"."""
-
 
 class Origin(StrEnum):
     """Kinds of origin of a patch classifier."""
@@ -69,15 +59,15 @@ class ClassifierSource(BaseModel):
     """Where the patch classifier comes from.
 
     Attributes:
-        source: "file", "published", "labels", or "auto": the labels where there are any, else the file that
-            CEM_ASSETS_CLASSIFIER_WEIGHTS names.
+        source: "file", "published", "labels", or "auto", which takes the labels if there are any, and otherwise the file
+            that CEM_ASSETS_CLASSIFIER_WEIGHTS names.
         file: Path of a `.pth` or `.safetensors` file, for "file".
-        url: Address of the weights, for "published".
-        sha256: Digest the file must have; needed for "published", checked for "file" where given.
-        init: What training starts from: "random", "imagenet" (downloaded by torchvision), or the path of a
+        url: URL of the weights, for "published".
+        sha256: Digest that the file must have. It is required for "published", and checked for "file" if it is given.
+        init: What training starts from: "random", "imagenet" (which torchvision downloads), or the path of a
             ResNet34 state_dict.
-        use_for_scores: Whether new scores are made with it from now on, instead of the one in use. Without it a new
-            classifier only is compared; the first one of a store is used in any case.
+        use_for_scores: Whether new scores are made with it from now on, instead of with the one in use. If not, a new
+            classifier is only compared. The first classifier of a store is used in any case.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -92,12 +82,12 @@ class ClassifierSource(BaseModel):
 
 @dataclass(frozen=True)
 class Training:
-    """What a training run left for people and for MLflow.
+    """The results of a training, for people and for MLflow.
 
     Attributes:
-        epochs: Results in order.
-        evaluation: On the held-out patches.
-        num_training, num_validation: Labelled patches on either side.
+        epochs: Results of the epochs, in order.
+        evaluation: Evaluation on the held-out patches.
+        num_training, num_validation: Number of labelled patches that were trained on, and that were held out.
     """
 
     epochs: tuple["EpochResult", ...]
@@ -111,11 +101,11 @@ class ClassifierResult:
     """A committed classifier.
 
     Attributes:
-        stage: What was committed.
-        training: Where it was trained just now.
-        in_use: Manifest of the classifier that new scores are made with; None where that cannot be read.
-        comparison: With the one that was in use before, where that is another one and there are labels.
-        remark: Why there is no comparison; empty where there is one or nothing to compare with.
+        stage: The committed partition.
+        training: The results of the training, if it was trained just now.
+        in_use: Manifest of the classifier that new scores are made with; None if it cannot be read.
+        comparison: Comparison with the classifier that was in use before, if that is another one and there are labels.
+        remark: Why there is no comparison; empty if there is one, or if there is nothing to compare with.
     """
 
     stage: StageResult
@@ -125,26 +115,11 @@ class ClassifierResult:
     remark: str = ""
 
 
-def load_classifier(store: Store) -> tuple[dict[str, "torch.Tensor"], Manifest]:
-    """Read the classifier in use.
-
-    Returns:
-        Its weights and its manifest.
-
-    Raises:
-        FileNotFoundError: There is none; the error says the ways to get one.
-    """
-    manifest = classifier_in_use(store)
-    if manifest is None:
-        raise FileNotFoundError(WAYS)
-    return read_classifier(store, manifest), manifest
-
-
 def read_weights(path: Path) -> dict[str, "torch.Tensor"]:
-    """Read a state_dict from an untrusted file: plain tensors only, size checked first.
+    """Read a state_dict from an untrusted file. Its size is checked first, and only plain tensors are accepted.
 
     Args:
-        path: `.safetensors`, or a `.pth` that torch saved; a dict with a `state_dict` inside will do.
+        path: A `.safetensors` file, or a `.pth` file that torch saved; it may be a dict with a `state_dict` inside.
 
     Returns:
         float tensors by name, on the CPU.
@@ -164,7 +139,12 @@ def read_weights(path: Path) -> dict[str, "torch.Tensor"]:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except (
+        pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError, KeyError, RuntimeError, TypeError,
+        ValueError, safetensors.SafetensorError,
+    ) as error:  # fmt: skip
+        if needs_fewer_workers(error):  # torch reports a lack of memory as a RuntimeError too
+            raise
         raise DataError(
             f"{path.name} cannot be read as weights: {str(error).splitlines()[0] if str(error) else type(error).__name__}. "
             "Expected a safetensors file or a state_dict of plain tensors (torch.save(model.state_dict(), ...))."
@@ -172,7 +152,10 @@ def read_weights(path: Path) -> dict[str, "torch.Tensor"]:
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise DataError(f"{path.name} is no state_dict; expected tensors by name, found {type(loaded).__name__}.")
+        raise DataError(
+            f"{path.name} is no state_dict; expected tensors by name, found {type(loaded).__name__}. Save it with "
+            "torch.save(model.state_dict(), ...)."
+        )
     return {str(key): value for key, value in loaded.items()}
 
 
@@ -184,18 +167,14 @@ def make_classifier(
     progress: Progress = no_progress,
     on_epoch: Callable[["EpochResult"], None] | None = None,
 ) -> ClassifierResult:
-    """Commit the patch classifier.
+    """Commit a patch classifier, and compare it with the one in use.
 
     Args:
-        source: Where it comes from.
-        params: How it is trained, if it is.
-        on_epoch: Called with every epoch's result.
-
-    Returns:
-        The committed weights.
+        params: How it is trained, if its source is labels.
+        on_epoch: Called with the result of every epoch.
 
     Raises:
-        FileNotFoundError: There is nothing to make it from; the error says the ways.
+        FileNotFoundError: There is nothing to make it from; the error says how to get a classifier.
         DataError: The weights or labels cannot be used.
         ConnectionError: The published file cannot be fetched.
     """
@@ -207,19 +186,19 @@ def make_classifier(
     if before is not None and before.digest != made.digest:
         try:
             comparison = compare_with(store, made, before, params)
-        except (ValueError, FileNotFoundError) as error:
+        except (DataError, FileNotFoundError) as error:
             remark = f"not compared with the one in use: {error}"
     if source.use_for_scores:
         choose_classifier(store, made.digest, f"run {run_id}".strip(), "materialized with use_for_scores")
     else:
-        keep_in_use(store, made)  # the first one; where another is in use it was written down above
+        keep_in_use(store, made)  # only the store's first one: another that is in use was recorded above
     return ClassifierResult(stage, training, _in_use(store), comparison, remark)
 
 
 def _in_use(store: Store) -> Manifest | None:
     try:
         return classifier_in_use(store)
-    except (ValueError, FileNotFoundError) as error:  # one that was tampered with must not block its own replacement
+    except (DataError, FileNotFoundError) as error:  # a damaged classifier must not prevent its own replacement
         logger.warning("%s", error)
         return None
 
@@ -232,7 +211,6 @@ def _make(
     progress: Progress,
     on_epoch: Callable[["EpochResult"], None] | None,
 ) -> tuple[StageResult, Training | None]:
-    started = time.monotonic()
     kind = source.source
     file = source.file
     if kind == Origin.auto:
@@ -244,37 +222,38 @@ def _make(
         return _train(store, source, params, run_id, progress, on_epoch)
     with scratch_folder("weights") as scratch:
         if kind == Origin.published:
-            path, origin = download(source.url, source.sha256, scratch, "weights.pth"), source.url
+            path, origin = download_url(source.url, source.sha256, scratch, "weights.pth"), source.url
         else:
             path, origin = Path(file).expanduser(), Path(file).name
             if not path.is_file():
                 raise FileNotFoundError(f"the classifier weights {file} are not there. {WAYS}")
-            if source.sha256 and file_sha256(path) != source.sha256:
-                raise DataError(f"{path.name} has sha256 {file_sha256(path)}; expected {source.sha256}. Get the right file.")
-        provenance = {"source": str(kind), "origin": origin, "sha256": file_sha256(path)}
-        inputs = Inputs(CLASSIFIER, "", CODE_VERSIONS[CLASSIFIER], {"source": str(kind)}, {"weights": provenance["sha256"]})
-        commit = Commit(store, inputs, run_id)
-        if commit.up_to_date:
-            return StageResult(commit.up_to_date, False, time.monotonic() - started), None
+        sha256 = file_sha256(path)
+        if kind == Origin.file and source.sha256 and sha256 != source.sha256:
+            raise DataError(f"{path.name} has sha256 {sha256}; expected {source.sha256}. Get the right file.")
+        inputs = Inputs(CLASSIFIER, "", CODE_VERSIONS[CLASSIFIER], {"source": str(kind)}, {"weights": sha256})
+        stage = begin(store, inputs, run_id)
+        if stage.up_to_date:
+            return stage.up_to_date, None
         state_dict = read_weights(path)
-    manifest = _commit_weights(commit, state_dict, {"provenance": provenance}, {})
-    return StageResult(manifest, True, time.monotonic() - started), None
+    provenance = {"source": str(kind), "origin": origin, "sha256": sha256}
+    return _finish(stage, state_dict, {"provenance": provenance}, {}), None
 
 
-def _commit_weights(
-    commit: Commit, state_dict: dict[str, "torch.Tensor"], details: dict[str, Any], counts: dict[str, int]
-) -> Manifest:
+def _finish(
+    stage: Beginning, state_dict: dict[str, "torch.Tensor"], details: dict[str, Any], counts: dict[str, int]
+) -> StageResult:
+    """Write the weights and their provenance, and commit them."""
     import safetensors.torch
 
     from cem_assets.cem.classifier.network import build_classifier
 
-    model = build_classifier(state_dict)  # refuses weights that do not fit, before they are committed
+    model = build_classifier(state_dict)  # weights that do not fit are refused here, before they are committed
     tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
-    # One key only: safetensors writes several in no fixed order, and equal weights must be equal bytes.
-    commit.write(WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
-    commit.write("classifier.json", json.dumps(details, indent=1).encode())
+    # Only one key of metadata: safetensors writes several in no fixed order, and equal weights must give equal bytes.
+    stage.commit.write(WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
+    stage.commit.write("classifier.json", json.dumps(details, indent=1).encode())
     parameters = sum(value.numel() for value in tensors.values())
-    return commit.finish({"parameters": parameters, **counts}, details, installed_versions("torch", "torchvision"))
+    return stage.finish({"parameters": parameters, **counts}, details, installed_versions("torch", "torchvision"))
 
 
 def _train(
@@ -288,13 +267,10 @@ def _train(
     import torch
 
     from cem_assets.cem.classifier.network import build_classifier, environment
-    from cem_assets.cem.classifier.training import check_labels, evaluate, split_labelled, train_classifier
-    from cem_assets.cem.filter.params import ScoreParams
+    from cem_assets.cem.classifier.training import evaluate, split_labelled, train_classifier
 
-    started = time.monotonic()
     labels, digest = read_labels(store)
-    check_labels(labels["label"].tolist(), [f"{d}/{n}" for d, n in zip(labels["dataset"], labels["name"], strict=True)])
-    labels = labels[labels["label"] != "none"].reset_index(drop=True)
+    labels = decided_labels(labels)
     finetune = params.finetune
     if finetune == Finetune.auto:
         finetune = Finetune.all if source.init == "random" else Finetune.layer4
@@ -303,12 +279,13 @@ def _train(
         "finetune": str(finetune),
         "init": Path(source.init).name,
     }
-    start = {} if source.init in ("random", "imagenet") else {"init": file_sha256(Path(source.init))}
+    start = {} if source.init in ("random", "imagenet") else {"init": file_sha256(_init_file(source.init))}
     pins = environment(ScoreParams(device=params.device))
     inputs = Inputs(CLASSIFIER, "", CODE_VERSIONS[CLASSIFIER], parameters, {LABELS: digest, **start}, pins)
-    commit = Commit(store, inputs, run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started), None
+    stage = begin(store, inputs, run_id)
+    if stage.up_to_date:
+        return stage.up_to_date, None
+    commit = stage.commit
     torch.manual_seed(params.seed)
     model = build_classifier()
     _initialize(model, source.init)
@@ -341,12 +318,11 @@ def _train(
         "epochs": [asdict(result) for result in epochs],
     }
     counts = {"labelled": len(labels), "good": int(is_good.sum()), "bad": int((~is_good).sum())}
-    manifest = _commit_weights(commit, model.state_dict(), details, counts)
-    return StageResult(manifest, True, time.monotonic() - started), training
+    return _finish(stage, model.state_dict(), details, counts), training
 
 
 def _labelled_table(labels: pd.DataFrame, split: "Split", evaluation: "Evaluation") -> bytes:
-    """Say of every labelled patch on which side it was, and of those held out what the classifier says."""
+    """Make a table of all labelled patches: whether each was held out, and if so its probability, as Parquet bytes."""
     is_validation = np.zeros(len(labels), np.bool_)
     is_validation[split.validation] = True
     informative = np.full(len(labels), np.nan, np.float32)
@@ -358,7 +334,7 @@ def _labelled_table(labels: pd.DataFrame, split: "Split", evaluation: "Evaluatio
 
 
 def _initialize(model: "torch.nn.Module", init: str) -> None:
-    """Load what training starts from, all but the last layer."""
+    """Load the weights that training starts from, except for the last layer."""
     if init == "random":
         return
     if init == "imagenet":
@@ -371,13 +347,10 @@ def _initialize(model: "torch.nn.Module", init: str) -> None:
         except (urllib.error.URLError, OSError) as error:
             raise ConnectionError(
                 f"the ImageNet weights of ResNet34 could not be fetched: {error}. Set init to the path of a copy, or to "
-                '"random" to train every layer from scratch (needs more labels).'
+                '"random" to train every layer from scratch (which needs more labels).'
             ) from error
     else:
-        path = Path(init).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f'init = {init!r} is no file; expected "random", "imagenet" or the path of weights.')
-        weights = read_weights(path)
+        weights = read_weights(_init_file(init))
     weights = {key: value for key, value in weights.items() if not key.startswith("fc.")}
     problems = model.load_state_dict(weights, strict=False)
     lacking = [key for key in problems.missing_keys if not key.startswith("fc.")]
@@ -386,3 +359,10 @@ def _initialize(model: "torch.nn.Module", init: str) -> None:
             f"init = {init!r} does not fit a ResNet34: {len(lacking)} keys missing, {len(problems.unexpected_keys)} "
             f"unexpected, such as {[*lacking, *problems.unexpected_keys][:3]}. Give a torchvision ResNet34 state_dict."
         )
+
+
+def _init_file(init: str) -> Path:
+    path = Path(init).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'init = {init!r} is no file; expected "random", "imagenet" or the path of weights.')
+    return path

@@ -1,8 +1,8 @@
-"""Patch classifiers in the store: their weights, and which of them new scores are made with.
+"""Patch classifiers in the store: their weights, and the choice of the one that new scores are made with.
 
-A choice is one small object; the newest one holds. Making a classifier (`cem_assets.cem.classifier.stage`) chooses
-nothing but the store's first one: scores change when somebody says so. Choices are never changed or taken away, so they
-say who decided what, when and why.
+A choice is one small object, and the newest choice counts. Making a classifier (`cem_assets.cem.classifier.stage`) chooses it
+only if it is the store's first one, so scores do not change until somebody decides so. Choices are never changed or deleted:
+they record who decided what, when and why.
 """
 
 import json
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cem_assets.errors import DataError
-from cem_assets.store.assets import CLASSIFIER
+from cem_assets import environment
+from cem_assets.cem.classifier.params import MIN_LABELLED
+from cem_assets.errors import DataError, StoreError
+from cem_assets.store.assets import CLASSIFIER, LABELS
 from cem_assets.store.manifests import Manifest, current_manifest, manifest_numbers, read_manifest
 from cem_assets.store.store import Store
 
@@ -31,15 +33,24 @@ MAX_CHOICE_BYTES = 1 << 14
 _PREFIX = re.compile(r"[0-9a-f]{8,64}")
 _RETRIES = 20
 
+WAYS = f"""\
+There is no patch classifier in the store yet. Ways to get one, each by materializing {CLASSIFIER}:
+  1. from the published file (Zenodo record 6458015, patch_quality_classifier_nn.pth): download it, then set
+     source = "file" and file = PATH in the launchpad, or the variable {environment.CLASSIFIER_WEIGHTS}=PATH;
+  2. straight from Zenodo: source = "published" and sha256 = the digest of a copy you trust;
+  3. from your own labels: give them on the page that `cem-assets label DATASET` opens, or put a CSV with the columns dataset,
+     name, label (good, bad or none) under {LABELS}/ in the store; at least {MIN_LABELLED} good and bad together. Then set
+     source = "labels"."""
+
 
 class ClassifierChoice(BaseModel):
-    """One choice.
+    """One choice of a classifier.
 
     Attributes:
-        digest: Of the classifier's manifest.
-        by: Who chose it, a name or a Dagster run.
-        reason: Why, in the chooser's words.
-        time: ISO 8601, UTC.
+        digest: Digest of the classifier's manifest.
+        by: Who chose it: a name or a Dagster run.
+        reason: Why it was chosen, in the chooser's words.
+        time: ISO 8601, in UTC.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,12 +63,12 @@ class ClassifierChoice(BaseModel):
 
 @dataclass(frozen=True)
 class KnownClassifier:
-    """A classifier of the store.
+    """A classifier that the store has or had.
 
     Attributes:
-        manifest: The newest one of its digest.
+        manifest: The newest manifest with its digest.
         is_in_use: Whether new scores are made with it.
-        is_there: Whether its weights still lie in the store; old ones that were never chosen are swept.
+        is_there: Whether its weights are still in the store; the sweep deletes old classifiers that were never chosen.
     """
 
     manifest: Manifest
@@ -69,25 +80,57 @@ def read_classifier(store: Store, manifest: Manifest) -> dict[str, "torch.Tensor
     """Read the weights of a classifier.
 
     Args:
-        manifest: Of `cem/patch_classifier`.
+        manifest: A manifest of `cem/patch_classifier`.
 
     Returns:
         float tensors by name, on the CPU.
 
     Raises:
-        FileNotFoundError: They are not there any more.
+        FileNotFoundError: The weights are not in the store any more.
+        DataError: The weights are damaged.
     """
+    import safetensors
     import safetensors.torch
 
-    loaded: dict[str, torch.Tensor] = safetensors.torch.load(store.read(f"{manifest.folder}/{WEIGHTS}"))
+    key = f"{manifest.folder}/{WEIGHTS}"
+    data = store.read(key)
+    try:
+        loaded: dict[str, torch.Tensor] = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise DataError(
+            f"{key} is not a safetensors file: {error}. Restore it from a copy, or materialize {CLASSIFIER} again from its "
+            "source."
+        ) from error
     return loaded
 
 
-def read_choices(store: Store) -> list[ClassifierChoice]:
-    """Read all choices, oldest first.
+def require_classifier(store: Store) -> Manifest:
+    """Return the manifest of the classifier in use.
 
     Raises:
-        DataError: An object is no choice.
+        FileNotFoundError: There is no classifier; the error says how to get one.
+    """
+    manifest = classifier_in_use(store)
+    if manifest is None:
+        raise FileNotFoundError(WAYS)
+    return manifest
+
+
+def load_classifier(store: Store) -> tuple[dict[str, "torch.Tensor"], Manifest]:
+    """Read the weights and the manifest of the classifier in use.
+
+    Raises:
+        FileNotFoundError: There is no classifier; the error says how to get one.
+    """
+    manifest = require_classifier(store)
+    return read_classifier(store, manifest), manifest
+
+
+def read_choices(store: Store) -> list[ClassifierChoice]:
+    """Read all choices, with the oldest first.
+
+    Raises:
+        DataError: An object is not a choice.
     """
     return [_read(store, number) for number in _numbers(store)]
 
@@ -103,17 +146,18 @@ def _read(store: Store, number: int) -> ClassifierChoice:
     remedy = "Restore it from a copy, or move it out of the store and choose again (cem-assets classifier use DIGEST)."
     if size > MAX_CHOICE_BYTES:
         raise DataError(f"{key} has {size} bytes; expected a choice of at most {MAX_CHOICE_BYTES}. {remedy}")
+    data = store.read(key)
     try:
-        return ClassifierChoice.model_validate(json.loads(store.read(key)))
+        return ClassifierChoice.model_validate(json.loads(data))
     except (ValidationError, ValueError, RecursionError) as error:
-        raise DataError(f"{key} is no choice of a classifier: {str(error)[:300]}. {remedy}") from error
+        raise DataError(f"{key} is not a choice of a classifier: {str(error)[:300]}. {remedy}") from error
 
 
 def classifier_in_use(store: Store) -> Manifest | None:
-    """Return the classifier that new scores are made with: the one chosen last.
+    """Return the manifest of the classifier that new scores are made with, which is the one that was chosen last.
 
     Returns:
-        Its manifest; where nobody ever chose, that of the newest classifier; None where there is none.
+        Its manifest. If nobody ever chose one, the manifest of the newest classifier; None if there is no classifier.
 
     Raises:
         DataError: The last choice cannot be read.
@@ -133,19 +177,19 @@ def classifier_in_use(store: Store) -> Manifest | None:
 
 
 def _readable(store: Store) -> Iterator[Manifest]:
-    """Read the manifests of classifiers, newest first, without those that were tampered with."""
+    """Read the manifests of classifiers, with the newest first and without those that were changed after they were written."""
     for number in reversed(manifest_numbers(store, CLASSIFIER)):
         try:
             yield read_manifest(store, CLASSIFIER, number)
-        except ValueError as error:
+        except DataError as error:
             logger.warning("%s", error)
 
 
 def known_classifiers(store: Store) -> list[KnownClassifier]:
-    """List every classifier the store ever had, newest first; manifests that were tampered with are left out."""
+    """List every classifier that the store ever had, with the newest first. Manifests that were changed are left out."""
     try:
         used = classifier_in_use(store)
-    except (ValueError, FileNotFoundError) as error:  # the way out of this is to choose one of those listed here
+    except (DataError, FileNotFoundError) as error:  # the remedy is to choose one of those that are listed here
         logger.warning("%s", error)
         used = None
     found: dict[str, KnownClassifier] = {}
@@ -161,11 +205,11 @@ def _is_there(store: Store, manifest: Manifest) -> bool:
 
 
 def find_classifier(store: Store, digest: str) -> KnownClassifier:
-    """Find a classifier by its digest or the first 8 or more digits of it; "newest" is the one made last.
+    """Find a classifier by its digest, or by at least the first 8 digits of it; "newest" finds the one that was made last.
 
     Raises:
-        DataError: The text is no digest, or several begin so.
-        FileNotFoundError: None begins so.
+        DataError: The text is not a digest, or several digests begin with it.
+        FileNotFoundError: No digest begins with it.
     """
     known = known_classifiers(store)
     wanted = digest.strip().lower()
@@ -176,46 +220,45 @@ def find_classifier(store: Store, digest: str) -> KnownClassifier:
         names = ", ".join(item.manifest.digest[:12] for item in known[:10]) or "none yet"
         raise FileNotFoundError(f"no classifier in {store.url} has digest {wanted}; there are: {names}.")
     if len(matching) > 1:
-        raise DataError(f"{len(matching)} classifiers begin with {wanted}; give more digits.")
+        raise DataError(f"the digests of {len(matching)} classifiers begin with {wanted}; give more digits.")
     return matching[0]
 
 
 def choose_classifier(store: Store, digest: str, by: str, reason: str = "") -> tuple[Manifest, bool]:
-    """Make new scores with a classifier from now on; scores that are there stay as they are.
+    """Make new scores with a classifier from now on. Existing scores stay as they are.
 
     Args:
         digest: As for `find_classifier`.
-        by: Who chooses.
-        reason: Why.
+        by: Who chooses: a name or a Dagster run.
 
     Returns:
-        Its manifest, and whether anything changed: choosing the one in use records nothing.
+        Its manifest, and whether another classifier was in use before.
 
     Raises:
-        DataError: The digest is ambiguous or none.
+        DataError: The text is not a digest, or several digests begin with it.
         FileNotFoundError: There is no such classifier, or its weights were swept away.
-        OSError: Others choose all the time.
+        StoreError: Other processes kept writing choices at the same time.
     """
     found = find_classifier(store, digest)
     if found.is_in_use and _was_chosen(store, found.manifest.digest):
         return found.manifest, False
     if not found.is_there:
         raise FileNotFoundError(
-            f"the weights of classifier {found.manifest.digest[:12]} are not in {store.url} any more, as those that were never "
-            f"chosen are swept; materialize {CLASSIFIER} from the same source again."
+            f"the weights of classifier {found.manifest.digest[:12]} are not in {store.url} any more, because classifiers that "
+            f"were never chosen are swept; materialize {CLASSIFIER} from the same source again."
         )
     _record(store, found.manifest.digest, by, reason)
     return found.manifest, not found.is_in_use
 
 
 def _was_chosen(store: Store, digest: str) -> bool:
-    """Tell whether the last choice is of this classifier; not so where it is in use because nobody ever chose."""
+    """Tell whether the last choice names this classifier. A classifier may also be in use because nobody ever chose one."""
     numbers = _numbers(store)
     return bool(numbers) and _read(store, numbers[-1]).digest == digest
 
 
 def keep_in_use(store: Store, manifest: Manifest | None) -> None:
-    """Write down what is in use, where nobody chose yet: what is made later must not take its place by being newer."""
+    """Record the classifier in use as a choice if there is none yet, so that a newer classifier does not replace it."""
     if manifest is not None and not _numbers(store):
         _record(store, manifest.digest, "cem_assets", "the first classifier of the store", is_first=True)
 
@@ -229,4 +272,4 @@ def _record(store: Store, digest: str, by: str, reason: str, is_first: bool = Fa
         key = f"{CHOICES}/{numbers[-1] + 1 if numbers else 1}.json"
         if store.create(key, (json.dumps(choice.model_dump(), ensure_ascii=False, indent=1) + "\n").encode()):
             return
-    raise OSError(f"others write to {CHOICES} of {store.url} all the time; choose again.")
+    raise StoreError(f"other processes kept writing to {CHOICES} of {store.url} at the same time; choose again.")

@@ -1,7 +1,7 @@
-"""Training the patch classifier from labelled patches, and measuring it.
+"""Training the patch classifier on labelled patches, and evaluating it.
 
-The loop is a generator of epoch results and knows neither Dagster nor MLflow. Augmentations are mild, so
-that none turns an informative patch into an uninformative one. Inference is `cem_assets.cem.classifier.network`.
+Training is a generator of the results of epochs, and knows neither Dagster nor MLflow. Augmentations are mild, so that none
+makes an informative patch uninformative.
 """
 
 import hashlib
@@ -16,20 +16,19 @@ from torch import nn
 from torch.nn import functional
 
 from cem_assets.cem.classifier.network import score_batches
+from cem_assets.cem.classifier.params import ClassifierParams, Finetune, Precision, ScoreParams, probability
 from cem_assets.cem.classifier.scoring_network import to_network
-from cem_assets.cem.filter.params import MIN_LABELLED, ClassifierParams, Finetune, Precision, ScoreParams, probability
 from cem_assets.encoders import pick_device
-from cem_assets.errors import DataError
 
 BRIGHTNESS = CONTRAST = 0.2
 NOISE_VARIANCE = (40.0, 100.0)
-"""Of Gaussian noise, in squared gray levels."""
+"""Range of the variance of Gaussian noise, in squared gray levels."""
 BLUR_KERNELS = (3, 5)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows for training and validation, both int64, in no particular order."""
+    """Rows for training and for validation, both int64."""
 
     training: NDArray[np.int64]
     validation: NDArray[np.int64]
@@ -37,12 +36,12 @@ class Split:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one pass over the training patches gave.
+    """The result of one pass over the training patches.
 
     Attributes:
-        epoch: 1 for the first.
-        training_loss, training_accuracy: Means over the epoch's batches.
-        validation_loss, validation_accuracy: On the held-out patches after the epoch.
+        epoch: Number of the epoch, beginning with 1.
+        training_loss, training_accuracy: Means over the patches of the epoch's batches.
+        validation_loss, validation_accuracy: Measured on the held-out patches after the epoch.
     """
 
     epoch: int
@@ -54,12 +53,12 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a classifier does on labelled patches.
+    """The measures of a classifier on labelled patches.
 
     Attributes:
-        auc: Area under the ROC curve; NaN where only one label is present.
-        accuracy: Share of right decisions at probability 0.5.
-        confusion: int64 (2, 2): rows are the labels bad and good, columns the decisions.
+        auc: Area under the ROC curve; NaN if only one label is present.
+        accuracy: Share of right decisions at a threshold of 0.5.
+        confusion: int64 (2, 2): rows are the labels bad and good, columns the decisions bad and good.
         false_positive_rate, true_positive_rate: float64 (m,), points of the ROC curve.
         probabilities: float32 (n,).
     """
@@ -72,41 +71,16 @@ class Evaluation:
     probabilities: NDArray[np.float32]
 
 
-def check_labels(labels: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse a label table that no classifier can be trained from.
-
-    Args:
-        labels: "good", "bad" or "none" for each patch.
-        names: Names of the patches.
-
-    Raises:
-        DataError: A label is of another kind, a patch is listed twice, or fewer than 64 are good or bad.
-    """
-    problems = []
-    unknown = sorted(set(labels) - {"good", "bad", "none"})
-    if unknown:
-        problems.append(f"labels {unknown[:5]} are not known; expected good, bad or none")
-    if len(set(names)) != len(names):
-        problems.append(f"{len(names) - len(set(names))} patches are listed more than once")
-    num_good, num_bad = (sum(label == kind for label in labels) for kind in ("good", "bad"))
-    if num_good + num_bad < MIN_LABELLED:
-        problems.append(f"{num_good} good and {num_bad} bad patches; expected at least {MIN_LABELLED} of them together")
-    elif min(num_good, num_bad) < 2:
-        problems.append(f"{num_good} good and {num_bad} bad patches; expected at least 2 of each")
-    if problems:
-        raise DataError(f"the label table cannot train a classifier: {'; '.join(problems)}. Label more patches.")
-
-
 def split_labelled(names: Sequence[str], is_good: NDArray[np.bool_], params: ClassifierParams) -> Split:
-    """Hold out patches for validation, the same share of good and bad ones, by a keyed hash of their names.
+    """Hold out patches for validation by a keyed hash of their names, with the same share of the good and of the bad ones.
 
     Args:
         names: Names of the labelled patches.
-        is_good: bool (n,).
+        is_good: bool (n,), the labels.
         params: Seed and share.
 
     Returns:
-        Training and validation rows; at least one of each label on either side.
+        Rows for training and for validation. Either has at least one patch of each label.
     """
     key = params.seed.to_bytes(8, "big")
     validation: list[int] = []
@@ -121,21 +95,23 @@ def split_labelled(names: Sequence[str], is_good: NDArray[np.bool_], params: Cla
 
 
 def freeze(model: nn.Module, finetune: Finetune) -> None:
-    """Leave only `layer4` and `fc` trainable, or everything."""
+    """Make all parameters trainable, or only those of `layer4` and `fc`."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad = finetune == Finetune.all or name.startswith(("layer4.", "fc."))
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Augment a batch; each kind with probability 0.5 for each image.
+    """Augment a batch. Each kind of augmentation is applied to each image with probability 0.5.
+
+    The kinds are brightness and contrast by up to 20 %, Gaussian noise of variance 40..100, Gaussian blur of 3 or 5 px, and
+    flips in both directions.
 
     Args:
         images: float32 (n, 224, 224), gray levels 0..255.
-        generator: Source of every draw, on the CPU.
+        generator: Generator of all random numbers, on the CPU.
 
     Returns:
-        float32 (n, 224, 224), clipped to 0..255: brightness and contrast by up to 20 %, Gaussian noise of
-        variance 40..100, Gaussian blur of 3 or 5 px, flips in both directions.
+        float32 (n, 224, 224), clipped to 0..255.
 
     Source: `train_patch_classifier.py` of volume-em/cem-dataset, which uses albumentations.
     """
@@ -160,7 +136,7 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _blur(images: torch.Tensor, size: int) -> torch.Tensor:
-    sigma = 0.3 * ((size - 1) * 0.5 - 1) + 0.8  # the width that goes with a kernel size in OpenCV
+    sigma = 0.3 * ((size - 1) * 0.5 - 1) + 0.8  # the standard deviation that OpenCV uses for a kernel of this size
     x = torch.arange(size, device=images.device) - size // 2
     taps = torch.exp(-(x**2) / (2 * sigma**2))
     taps = taps / taps.sum()
@@ -177,21 +153,20 @@ def train_classifier(
     params: ClassifierParams,
     finetune: Finetune,
 ) -> Iterator[EpochResult]:
-    """Train in place, one epoch for each value taken from the generator.
+    """Train a classifier in place. Each value that is taken from the generator runs one epoch.
 
     Args:
-        model: From `classifier.build_classifier`.
+        model: A network from `network.build_classifier`.
         images: uint8 (n, 224, 224).
-        is_good: bool (n,): the label.
-        split: Rows to train on and to validate on.
-        params: Everything else.
-        finetune: Which layers move; "auto" was decided by the caller.
+        is_good: bool (n,), the labels.
+        split: Rows to train on, and rows to validate on.
+        finetune: Which layers are trained: "layer4" or "all".
 
     Yields:
         The result of every epoch.
 
-    Source: `train_patch_classifier.py` of volume-em/cem-dataset: BCE, Adam, 30 epochs; batch
-    statistics are updated in frozen layers too, as there.
+    Source: `train_patch_classifier.py` of volume-em/cem-dataset: binary cross-entropy, Adam, 30 epochs. As there, the batch
+    statistics of frozen layers are updated too.
     """
     device = pick_device(params.device)
     freeze(model, finetune)
@@ -229,16 +204,16 @@ def train_classifier(
 
 
 def settle_statistics(model: nn.Module, images: NDArray[np.uint8], params: ClassifierParams) -> None:
-    """Compute the batch statistics of all BatchNorm layers anew, as plain means under the weights as they are.
+    """Compute the batch statistics of all BatchNorm layers again, as plain means with the current weights.
 
-    The running averages kept while training lag behind weights that move fast, as they do from random
-    initialisation on few patches: a network that is right in training mode can then be wrong in every
-    decision in evaluation mode. Not part of the published recipe, which moves only the last block.
+    The running averages of training lag behind weights that change fast, as they do when training starts from random weights
+    on few patches. A network that is right in training mode can then be wrong in every decision in evaluation mode. This is
+    not part of the published recipe, which trains only the last block.
 
     Args:
-        model: Changed in place; left in evaluation mode.
+        model: The network, which is changed in place and left in evaluation mode.
         images: uint8 (n, 224, 224), the training patches without augmentation.
-        params: Device and batch size.
+        params: Batch size, and the seed of the order.
 
     Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv 2105.07576, section 3 ("PreciseBN").
     """
@@ -249,7 +224,7 @@ def settle_statistics(model: nn.Module, images: NDArray[np.uint8], params: Class
         layer.momentum = None  # the mean over batches instead of a running average
     model.train()
     device = next(model.parameters()).device
-    # Shuffled: rows come sorted by name, neighbours look alike, and the spread between batches must not be lost.
+    # Rows are sorted by name and neighbours look alike, so without shuffling a batch would not vary as the whole set does.
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(params.seed))
     with torch.no_grad():
         for rows in torch.split(order, params.batch_size):
@@ -268,13 +243,9 @@ def evaluate(model: nn.Module, images: NDArray[np.uint8], is_good: NDArray[np.bo
     """Measure a classifier on labelled patches.
 
     Args:
-        model: The trained classifier.
         images: uint8 (n, 224, 224).
-        is_good: bool (n,).
+        is_good: bool (n,), the labels.
         params: Device, batch size and precision.
-
-    Returns:
-        ROC curve, AUC, confusion matrix and accuracy.
     """
     probabilities = probability(_logits(model, images, params))
     decided = probabilities > 0.5

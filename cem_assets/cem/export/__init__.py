@@ -1,1 +1,1 @@
-"""Releases of CEM as files for others: TIFF tree, WebDataset, Hugging Face, with Croissant and RO-Crate."""
+"""Exports of CEM releases for people without a store: TIFF tree, WebDataset or Hugging Face, with Croissant and RO-Crate."""

@@ -1,7 +1,7 @@
-"""A release in Croissant 1.0, the JSON-LD by which data sets for learning describe themselves.
+"""A release in Croissant 1.0, a JSON-LD format in which datasets for machine learning describe themselves.
 
-After the format's specification (http://mlcommons.org/croissant/1.0). Pure: facts come in, a dict goes out. The files it
-describes are written by `cem_assets.cem.export.export`.
+This follows the specification of the format (http://mlcommons.org/croissant/1.0). `cem_assets.cem.export.export` writes the
+files that are described.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ CONTEXT: dict[str, Any] = {
     "subField": "cr:subField",
     "transform": "cr:transform",
 }
-"""The context the specification recommends, of its appendix."""
+"""The context that the appendix of the specification recommends."""
 
 PATCH_FIELDS: tuple[tuple[str, str, str], ...] = (
     ("dataset", "sc:Text", "Name of the dataset the patch is from."),
@@ -63,7 +63,7 @@ PATCH_FIELDS: tuple[tuple[str, str, str], ...] = (
     ("num_duplicates", "sc:Integer", "Near copies in the dataset that the patch stands for."),
     ("informative", "sc:Float", "Probability that the patch is informative."),
 )
-"""Columns of the patches (name, data type, description), in order, whatever the form."""
+"""Columns of the patches (name, data type, description), in order. They are the same in every form."""
 
 _DATASET_FIELDS: tuple[tuple[str, str], ...] = (
     ("dataset", "Name of the dataset."),
@@ -75,7 +75,7 @@ _DATASET_FIELDS: tuple[tuple[str, str], ...] = (
 
 
 def semantic_version(version: str) -> str:
-    """Return "v3" as "3.0.0", as Croissant recommends; other names stay as they are."""
+    """Return for example "3.0.0" for "v3", as Croissant recommends, and other names unchanged."""
     number = version.removeprefix("v")
     return f"{number}.0.0" if number != version and number.isascii() and number.isdigit() else version
 
@@ -85,11 +85,11 @@ def croissant_metadata(release: ReleaseFacts, form: str, files: Sequence[Exporte
 
     Args:
         form: "tiff-tree", "webdataset" or "hf".
-        files: What is described one by one, with sizes and checksums; the images of a tree are described by a pattern, for
-            there may be millions, and have their checksums in `metadata.csv`.
+        files: The files that are described one by one, with sizes and checksums. The images of a tree are not among them: there
+            may be millions, so they are described by a pattern, and have their checksums in `metadata.csv`.
 
     Returns:
-        JSON-LD: equal facts give an equal dict. Creators are not known to a store, which keeps citations: it says so.
+        JSON-LD; equal facts give an equal dict. A store knows citations but no creators, which the metadata says.
     """
     citations = [{"@type": "CreativeWork", "name": item.name, "text": item.citation} for item in release.datasets]
     urls = sorted({url for text in release.licences() if (url := licence_url(text))})

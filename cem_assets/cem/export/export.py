@@ -1,8 +1,9 @@
-"""Exporting a release of patches for those who have no store: a folder or bucket prefix that describes itself.
+"""Exports a release of patches to a folder or bucket prefix that describes itself, for people without a store.
 
-Every export has `release.json` (what it is, written first), its patches in one of three forms, the dataset card,
-`datasets.csv`, Croissant and RO-Crate metadata, and `SHA256SUMS`, written last. One that was stopped goes on where it was.
-The forms are `cem_assets.cem.export.forms`; CytoImageNet's export is `cem_assets.cytoimagenet.releases.export`.
+Every export has `release.json`, which says what it is and is written first; the patches in one of three forms; the dataset
+card; `datasets.csv`; Croissant and RO-Crate metadata; and `SHA256SUMS`, which is written last. An export that was stopped can
+be continued. The forms are in `cem_assets.cem.export.forms`; CytoImageNet's export is in
+`cem_assets.cytoimagenet.releases.export`.
 """
 
 import hashlib
@@ -40,7 +41,7 @@ CROISSANT = "croissant.json"
 _WRITERS = {"tiff-tree": write_tiff_tree, "webdataset": write_webdataset, "hf": write_parquet}
 _FIXED = (MARKER, CHECKSUMS, METADATA, DATASETS, CROISSANT, METADATA_FILE, CARD, "cross_dataset_duplicates.parquet")
 _TAKEN = {"default", "data", *(name.lower() for name in _FIXED)}
-"""Names that no dataset's folder may have: files beside the folders, and the HF configuration of all patches."""
+"""Names that no dataset's folder may have: those of files beside the folders, and of the HF configuration of all patches."""
 _FILES = {
     "tiff-tree": (
         "`metadata.csv` has a row for each image (`file`), which is `{dataset}/{name}.tiff`: uncompressed, single-channel, "
@@ -58,15 +59,14 @@ _FILES = {
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What an export did.
+    """What an export wrote.
 
     Attributes:
-        url: Where it is.
-        version, digest: Of the release.
+        url: Where the export is.
+        version, digest: Version and digest of the release.
         form: "tiff-tree", "webdataset" or "hf".
-        num_patches: Patches in it.
-        num_files, num_bytes: All its files.
-        num_kept: Files that were there already.
+        num_files, num_bytes: Number and size of all files of the export.
+        num_kept: Number of files that were there already.
     """
 
     url: str
@@ -82,23 +82,21 @@ class ExportSummary:
 def export_cem(
     store: Store, target: str, version: str = "", form: str = "tiff-tree", progress: Progress = no_progress
 ) -> ExportSummary:
-    """Export a release; it gives the same bytes in every form's files, whatever the target and the number of tries.
+    """Export a release. The files have the same bytes on every target, however often the export was continued.
 
-    One shard is held at a time, and 16 bytes for each patch of a dataset. Files that are there with the right checksum are
-    not written again.
+    One shard is in memory at a time, and 16 bytes for each patch of a dataset. Files that are there with the right checksum
+    are not written again.
 
     Args:
-        target: A local folder or an fsspec URL such as "s3://bucket/prefix": new, or empty, or with this very export begun.
-        version: Of the release; empty takes the newest.
-        form: "tiff-tree" (one folder for each dataset, as EMPIAR holds CEM500K), "webdataset" (tars) or "hf" (Parquet).
-
-    Returns:
-        What was done.
+        target: A local folder or an fsspec URL such as "s3://bucket/prefix". It must be new or empty, or have the beginning of
+            the same export.
+        version: Version of the release; if it is empty, the newest release is exported.
+        form: "tiff-tree" (one folder for each dataset, as CEM500K has on EMPIAR), "webdataset" (tars) or "hf" (Parquet).
 
     Raises:
-        DataError: The form is not known, the target empty, or something in the store does not match the release.
+        DataError: The form is not known, the target is empty, or something in the store does not match the release.
         FileNotFoundError: There is no such release.
-        FileExistsError: The target holds another export, or anything else.
+        FileExistsError: The target has another export, or other files.
     """
     if form not in FORMS:
         raise DataError(f"there is no form {form!r} of export; expected one of {', '.join(FORMS)}.")
@@ -147,7 +145,7 @@ def _release(store: Store, version: str) -> Manifest:
 
 
 def _datasets(manifest: Manifest, form: str) -> tuple[ReleasedShards, ...]:
-    """Take the datasets from the manifest, whose digest covers them, and not from the listing beside it."""
+    """Return the datasets from the release's manifest, because the listing beside it has no digest."""
     found = []
     for item in manifest.details["contents"]:
         about, counts = item["description"], item["counts"]
@@ -167,7 +165,7 @@ def _datasets(manifest: Manifest, form: str) -> tuple[ReleasedShards, ...]:
 
 
 def _side_tables(manifest: Manifest) -> list[ManifestObject]:
-    """List the tables of the release that its card names: near copies across datasets, and what was left out."""
+    """List the tables that the card of the release names: near copies across datasets, and patches that were left out."""
     return [item for item in manifest.objects if item.name.endswith(".parquet") and not item.name.startswith("patches/")]
 
 
@@ -175,8 +173,8 @@ def _checked(store: Store, manifest: Manifest, item: ManifestObject) -> bytes:
     data = store.read(f"{manifest.folder}/{item.name}")
     if hashlib.sha256(data).hexdigest() != item.sha256:
         raise DataError(
-            f"{manifest.folder}/{item.name} is not what the release {manifest.inputs.partition} was made with; restore it "
-            "from a copy."
+            f"{manifest.folder}/{item.name} is not the file that the release {manifest.inputs.partition} was made with. "
+            "Restore it from a copy."
         )
     return data
 

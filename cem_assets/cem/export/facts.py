@@ -1,8 +1,7 @@
-"""What an exported release says of itself, as plain facts: datasets, files, licences as SPDX names them.
+"""The facts that an exported release tells about itself: datasets, files, and licences by their SPDX names.
 
-Written out as Croissant by `cem_assets.cem.export.croissant` and as an RO-Crate by `cem_assets.cem.export.ro_crate`; gathered
-from a store
-by `cem_assets.cem.export.export`.
+`cem_assets.cem.export.export` gathers them from a store. `cem_assets.cem.export.croissant` and
+`cem_assets.cem.export.ro_crate` write them in their formats.
 """
 
 import re
@@ -39,12 +38,11 @@ class DatasetFacts:
     """One dataset of a release.
 
     Attributes:
-        name: Its name.
-        folder: The name as a file system takes it (`cem_assets.cem.export.names`); nearly always the name itself.
-        licence, citation, source_url, organism, tissue, technique: In its curator's words; all but the first two may be empty.
-        digest: Of its manifest of filtered patches.
-        num_patches: Patches in the release.
-        num_excluded: Patches left out of the release.
+        folder: The name as a file system accepts it (`cem_assets.cem.export.names`), which is nearly always the name itself.
+        licence, citation, source_url, organism, tissue, technique: In the curator's words. All but the first two may be empty.
+        digest: Digest of its manifest of filtered patches.
+        num_patches: Number of patches in the release.
+        num_excluded: Number of patches that the release leaves out.
     """
 
     name: str
@@ -65,9 +63,9 @@ class ExportedFile:
     """A file of an export.
 
     Attributes:
-        path: Relative to the export, of letters, digits and `._~-` joined by "/"; needs no escape in a URL.
-        num_bytes: Size.
-        sha256: Hex digest of its bytes.
+        path: Path relative to the export. It consists of letters, digits and `._~-`, joined by "/", and needs no escapes in a
+            URL.
+        sha256: Hexadecimal digest of the file's bytes.
     """
 
     path: str
@@ -80,12 +78,11 @@ class ReleaseFacts:
     """A release.
 
     Attributes:
-        version: Such as "v1".
-        digest: Of its manifest.
-        published: Day it was made, ISO 8601.
-        num_patches: Patches in it.
-        pixel_mean, pixel_std: Norms of pixels scaled to 0..1.
-        datasets: In order of name.
+        version: Name of the release, such as "v1".
+        digest: Digest of its manifest.
+        published: The day on which it was made, in ISO 8601.
+        pixel_mean, pixel_std: Mean and standard deviation of pixels scaled to 0..1.
+        datasets: The datasets, in order of name.
     """
 
     version: str
@@ -98,12 +95,12 @@ class ReleaseFacts:
 
     @property
     def title(self) -> str:
-        """The name of its dataset card."""
+        """The title of the release, as its dataset card has it."""
         return f"CEM patches {self.version}"
 
     @property
     def summary(self) -> str:
-        """What it holds, in two sentences."""
+        """A description of the release in a few sentences."""
         return (
             f"{self.num_patches:,} informative, deduplicated 2D patches of up to 224 x 224 px (8-bit gray) from "
             f"{len(self.datasets)} electron-microscopy dataset(s), curated as CEM500K and CEM1.5M are. Pixels scaled to 0..1 "
@@ -112,15 +109,15 @@ class ReleaseFacts:
         )
 
     def licences(self) -> list[str]:
-        """List the licences, each once, in order."""
+        """List the different licences, in order."""
         return sorted({item.licence for item in self.datasets})
 
 
 def licence_url(licence: str) -> str:
-    """Return the SPDX page of a licence, or nothing where its words name none exactly.
+    """Return the URL of the SPDX page of a licence, or an empty text if its words do not name exactly one licence.
 
     Args:
-        licence: In a curator's words, such as "CC BY 4.0"; without a version ("CC BY") it could be several.
+        licence: A curator's words, such as "CC BY 4.0". Without a version, as in "CC BY", it could be several licences.
     """
     words = re.sub(r"[\s_-]+", "-", licence.strip()).casefold()
     name = _BY_WORDS.get("cc0-1.0" if words == "cc0" else words)

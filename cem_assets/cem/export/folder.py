@@ -1,6 +1,7 @@
-"""The folder, or bucket prefix, an export goes to: one export each, files whole, kept where they are right, checksums last.
+"""The folder or bucket prefix that an export is written to.
 
-What goes into it is `cem_assets.cem.export.forms`.
+It holds one export. Files appear only when they are complete, files that are there already and right are kept, and the
+checksums are written last.
 """
 
 import hashlib
@@ -17,25 +18,25 @@ MARKER = "release.json"
 CHECKSUMS = "SHA256SUMS"
 
 _NUM_THREADS = 8
-"""Requests under way at once: small files wait for the disk or the network, hardly for the processor."""
+"""Number of requests at the same time, because small files wait for the disk or the network and hardly for the processor."""
 _STAGING = ".staging"
-"""Where a local store writes what is not whole yet."""
+"""Folder in which a local store keeps files that are not complete yet."""
 _MAX_MARK_BYTES = 1 << 16
 
 
 class ExportFolder:
-    """Where files of an export are put. To be made once for each run."""
+    """The target of an export. Make one for each run."""
 
     def __init__(self, target: Store, scratch: Path, mark: dict[str, str]) -> None:
-        """Take the folder for an export, or go on with it.
+        """Begin an export in a folder, or continue it.
 
         Args:
-            target: The folder.
-            scratch: A local folder for the list of checksums as it grows.
-            mark: What is exported; a folder with another mark is left alone.
+            target: The folder, as a store.
+            scratch: A local folder for the growing list of checksums.
+            mark: Says what is exported. A folder with another mark is not changed.
 
         Raises:
-            FileExistsError: It holds another export, or anything else.
+            FileExistsError: The folder has another export, or other files.
         """
         self._target, self._sums = target, scratch / CHECKSUMS
         self.num_files = self.num_bytes = self.num_kept = 0
@@ -44,45 +45,45 @@ class ExportFolder:
         self._may_hold_files = size is not None
         if size is None:
             if names := [name for name in target.children("") if name != _STAGING]:
-                raise FileExistsError(f"{target.url} is not empty (it has {names[0]!r}); export to a new folder.")
+                raise FileExistsError(f"{target.url} is not empty (it has {names[0]!r}). Export to a new folder.")
             if not target.create(MARKER, text):
-                raise FileExistsError(f"{target.url} was just taken by another export; export to a new folder.")
+                raise FileExistsError(f"another export to {target.url} has just begun. Export to a new folder.")
         elif size > _MAX_MARK_BYTES or (found := target.read(MARKER)) != text:
             shown = found.decode(errors="replace").strip()[:200] if size <= _MAX_MARK_BYTES else f"{size} bytes"
-            raise FileExistsError(f"{target.url} holds another export ({shown}); export to an empty folder.")
+            raise FileExistsError(f"{target.url} holds another export ({shown}). Export to an empty folder.")
         self._sums.write_bytes(b"")
         self._note([ExportedFile(MARKER, len(text), hashlib.sha256(text).hexdigest())])
 
     def put(self, path: str, data: bytes | Path, sha256: str = "") -> ExportedFile:
-        """Write a file, unless it is there with these bytes.
+        """Write a file, unless it is there with the same bytes.
 
         Args:
-            path: Relative to the folder.
-            data: Bytes, or a local file.
-            sha256: Of a local file, where it is known.
+            path: Path relative to the folder.
+            data: The bytes, or a local file that holds them.
+            sha256: Digest of the local file, if it is known already.
         """
         written, is_kept = self._put(path, data, sha256)
         self._note([written], int(is_kept))
         return written
 
     def put_all(self, files: Sequence[tuple[str, bytes]], pool: ThreadPoolExecutor) -> list[ExportedFile]:
-        """Write several small files at once; the answers are in their order."""
+        """Write several small files at the same time, and return them in their order."""
         done = list(pool.map(lambda item: self._put(item[0], item[1], ""), files))
         self._note([written for written, _ in done], sum(is_kept for _, is_kept in done))
         return [written for written, _ in done]
 
     @staticmethod
     def threads() -> ThreadPoolExecutor:
-        """Make the threads that `put_all` takes."""
+        """Make a pool of threads for `put_all`."""
         return ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="export")
 
     def finish(self) -> None:
-        """Write the checksums, in the form of `sha256sum --check`: an export that has them is complete."""
+        """Write the checksums in the form that `sha256sum --check` reads. An export that has them is complete."""
         self.num_files += 1
         self.num_bytes += self._sums.stat().st_size
         self.num_kept += self._put(CHECKSUMS, self._sums, "")[1]
         if self._target.is_local:
-            with suppress(OSError):  # a killed run may have left a file there, which has no name in the export
+            with suppress(OSError):  # a killed run may have left a file there, which is not part of the export
                 (Path(self._target.url) / _STAGING).rmdir()
 
     def _put(self, path: str, data: bytes | Path, sha256: str) -> tuple[ExportedFile, bool]:

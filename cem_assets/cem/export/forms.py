@@ -1,7 +1,7 @@
-"""The forms a release of patches is exported in: a tree of TIFF files, tars as WebDataset reads them, Parquet for HF datasets.
+"""The forms in which patches are exported: a tree of TIFF files, tars for WebDataset, or Parquet files for HF datasets.
 
-One shard of the release is at hand at a time. What describes an export, and the order of things, is
-`cem_assets.cem.export.export`; where files go `cem_assets.cem.export.folder`.
+One shard of the release is in memory at a time. `cem_assets.cem.export.export` writes the files that describe an export, and
+`cem_assets.cem.export.folder` is its target.
 """
 
 import csv
@@ -41,9 +41,9 @@ class ReleasedShards:
     """The shards of one dataset of a release.
 
     Attributes:
-        facts: Of the dataset.
-        folder: Where they are in the store.
-        objects: In order.
+        facts: The facts about the dataset.
+        folder: Folder of the shards in the store.
+        objects: The shards, in order.
     """
 
     facts: DatasetFacts
@@ -56,12 +56,11 @@ class Export:
     """What every form needs.
 
     Attributes:
-        store: Where the release is.
-        datasets: In order of name.
-        target: Where files go.
-        scratch: A local folder.
-        num_patches: In all.
-        progress: Called with (patches written, in all).
+        store: The store that has the release.
+        datasets: The datasets, in order of name.
+        scratch: A local folder for temporary files.
+        num_patches: Number of patches of all datasets together.
+        progress: Called with the number of patches that are written, and with that of all patches.
     """
 
     store: Store
@@ -76,7 +75,7 @@ def write_tiff_tree(export: Export) -> list[ExportedFile]:
     """Write each patch as `{dataset}/{name}.tiff`, uncompressed single-channel uint8, and `metadata.csv`.
 
     Returns:
-        `metadata.csv`; the images are in it.
+        The file `metadata.csv`, which lists the images.
 
     Raises:
         DataError: A shard does not match the release.
@@ -105,8 +104,8 @@ def write_tiff_tree(export: Export) -> list[ExportedFile]:
 def write_webdataset(export: Export) -> list[ExportedFile]:
     """Write each shard as `patches-{number}.tar` with `{dataset}/{key}.tiff` and `.json` of every patch, in order of key.
 
-    Keys are names of patches made safe, without dots: a sample's name ends at the first one. Owners, times and modes in the
-    tars are constants, so equal shards give equal bytes. In the JSON, `dhash` is 16 hex digits.
+    Keys are the safe names of patches, without dots, because WebDataset ends the name of a sample at the first dot. Owners,
+    times and modes in the tars are constant, so equal shards give equal bytes. In the JSON, `dhash` has 16 hex digits.
 
     Returns:
         The tars and `metadata.csv`.
@@ -142,10 +141,7 @@ def write_webdataset(export: Export) -> list[ExportedFile]:
 
 
 def write_parquet(export: Export) -> list[ExportedFile]:
-    """Copy the shards, byte by byte, as `data/{dataset}/part-{number}.parquet`; shards without a patch are left out.
-
-    Returns:
-        The shards.
+    """Copy the shards byte by byte as `data/{dataset}/part-{number}.parquet`. Shards without patches are left out.
 
     Raises:
         DataError: A shard does not match the release.
@@ -166,15 +162,15 @@ def write_parquet(export: Export) -> list[ExportedFile]:
 
 
 def hf_card(card: str, folders: Sequence[str]) -> str:
-    """Add to a dataset card what `datasets.load_dataset(folder)` wants: a configuration of all patches, one of each dataset.
+    """Add the configurations that `datasets.load_dataset(folder)` reads to a dataset card: one of all patches, one per dataset.
 
     Args:
-        card: Markdown, with or without a YAML head.
-        folders: Of the datasets that have patches, below `data/`; none is "default".
+        card: Markdown, with or without a YAML header.
+        folders: Folders, below `data/`, of the datasets that have patches. None of them is named "default".
     """
     lines = ["configs:"]
     for name, pattern in [("default", "data/*/*.parquet"), *((folder, f"data/{folder}/*.parquet") for folder in folders)]:
-        # JSON strings are YAML strings; a dataset may be named 2024 or yes.
+        # JSON strings are valid YAML strings. Without quotes, a dataset named 2024 or yes would not be a string in YAML.
         lines += [f"- config_name: {json.dumps(name)}", "  data_files:", "  - split: train", f"    path: {json.dumps(pattern)}"]
         lines += ["  default: true"] if name == "default" else []
     head = "\n".join(lines) + "\n"
@@ -194,7 +190,7 @@ def csv_bytes(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
 
 @contextmanager
 def _rows_of(export: Export, more: Sequence[str]) -> Iterator[tuple[Path, Any]]:
-    """Open the table of patches, which may be too large to hold: it grows in the scratch folder."""
+    """Open the table of patches for writing in the scratch folder, because it may be too large for memory."""
     path = export.scratch / METADATA
     with open(path, "w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
@@ -204,13 +200,20 @@ def _rows_of(export: Export, more: Sequence[str]) -> Iterator[tuple[Path, Any]]:
 
 def _names(export: Export, shards: ReleasedShards) -> Iterator[str]:
     for item in shards.objects:
-        with opened(export.store, f"{shards.folder}/{item.name}", item.num_bytes) as handle:
-            for batch in pq.ParquetFile(handle).iter_batches(1 << 14, columns=["name"]):
-                yield from batch["name"].to_pylist()
+        key = f"{shards.folder}/{item.name}"
+        with opened(export.store, key, item.num_bytes) as handle:
+            try:
+                for batch in pq.ParquetFile(handle).iter_batches(1 << 14, columns=["name"]):
+                    yield from batch["name"].to_pylist()
+            except pa.ArrowException as error:
+                raise DataError(
+                    f"{key} cannot be read as Parquet: {error}. Materialize the dataset {shards.facts.name!r} again to repair "
+                    "its shards."
+                ) from error
 
 
 def _fetched(export: Export, shards: ReleasedShards, item: ManifestObject) -> Path:
-    """Return a local copy of a shard, which the next one replaces, checked against the release."""
+    """Return a local copy of a shard, after comparing it with the release. The copy of the next shard replaces it."""
     key = f"{shards.folder}/{item.name}"
     if export.store.is_local:
         path = Path(export.store.url_of(key))
@@ -224,14 +227,14 @@ def _fetched(export: Export, shards: ReleasedShards, item: ManifestObject) -> Pa
         digest = hashed.hexdigest()
     if digest != item.sha256:
         raise DataError(
-            f"{key} has sha256 {digest[:12]}, the release says {item.sha256[:12]}; materialize the dataset "
-            f"{shards.facts.name!r} again: it repairs its shards."
+            f"{key} has sha256 {digest[:12]}, but the release says {item.sha256[:12]}. Materialize the dataset "
+            f"{shards.facts.name!r} again to repair its shards."
         )
     return path
 
 
 def _records(table: pa.Table) -> Iterator[list[Any]]:
-    """Yield the values of rows as text of CSV: a float32 in the fewest digits that give it back."""
+    """Yield the values of rows for CSV. A float32 has the fewest digits from which it can be restored."""
     columns = {name: table[name].to_pylist() for name in _COLUMNS}
     columns["informative"] = table["informative"].to_numpy().astype(np.float32).astype(str).tolist()
     yield from (list(row) for row in zip(*columns.values(), strict=True))
@@ -242,7 +245,7 @@ def _images(table: pa.Table) -> list[bytes]:
 
 
 def _write_tar(path: Path, facts: DatasetFacts, table: pa.Table, keys: Sequence[str]) -> list[str]:
-    """Write a tar of samples, and return the sha256 of their images."""
+    """Write a tar of samples, and return the sha256 of each image."""
     sums = []
     cells = table["image"]
     rows = table.select(list(_COLUMNS)).to_pylist()
@@ -250,7 +253,7 @@ def _write_tar(path: Path, facts: DatasetFacts, table: pa.Table, keys: Sequence[
         for number, (key, row) in enumerate(zip(keys, rows, strict=True)):
             image = cells[number].as_py()["bytes"]
             sums.append(hashlib.sha256(image).hexdigest())
-            # A hash has 64 bits, more than most readers of JSON have for numbers.
+            # A hash has 64 bits, and many JSON readers cannot represent such numbers exactly.
             about = {**row, "dhash": f"{row['dhash']:016x}", "licence": facts.licence, "sha256": sums[-1]}
             text = json.dumps(about, sort_keys=True, ensure_ascii=False).encode()
             for ending, data in ((".json", text), (".tiff", image)):

@@ -1,7 +1,7 @@
-"""Names of patches and datasets made safe as names of files, the same in every run.
+"""Turns names of patches and datasets into safe names of files, which are the same in every run.
 
-Volumes are named by whoever made them, so a patch's name may hold anything: slashes, 300 letters, another case than its
-neighbour. Plain names stay as they are; the others get a digest, behind a "~" that no plain name has.
+People name volumes as they like, so a patch's name may contain slashes, have 300 letters, or differ from another name only by
+case. Plain names stay as they are. The others get a digest after a "~", which no plain name has.
 """
 
 import hashlib
@@ -14,24 +14,25 @@ import numpy as np
 from cem_assets.errors import DataError
 
 MAX_CHARACTERS = 180
-"""With ".tiff" well below the 255 bytes of common file systems."""
+"""Together with ".tiff", this is well below the 255 bytes that common file systems allow."""
 
 _PLAIN = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_CHARACTERS - 1}}}", re.ASCII)
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
-"""What Windows takes for a device, whatever follows a dot."""
+"""Names of devices on Windows, whatever follows after a dot."""
 
 
 def plain_name(name: str, taken: Collection[str] = (), has_dots: bool = True, is_clashing: bool = False) -> str:
-    """Return a name that any common file system and shell takes, and that cannot leave its folder.
+    """Return a name that any common file system and shell accepts, and that cannot lead out of its folder.
 
     Args:
-        name: Of a patch or dataset.
-        taken: Names, in lower case, that something else has.
-        has_dots: Whether dots may stay; samples of a tar are told apart by what stands before the first dot.
-        is_clashing: Whether another name differs from it in nothing but case (`clashing_names`).
+        name: Name of a patch or dataset.
+        taken: Names in lower case that cannot be used.
+        has_dots: Whether dots may stay. In a tar, the part before the first dot names the sample.
+        is_clashing: Whether another name differs from it only by case (`clashing_names`).
 
     Returns:
-        The name itself, or up to 120 of its characters, "~" and 16 hex digits of its sha256. Other names give other results.
+        The name itself, or up to 120 of its characters, "~" and 16 hex digits of its sha256. Different names have different
+        results.
     """
     is_plain = (
         _PLAIN.fullmatch(name) is not None
@@ -48,27 +49,29 @@ def plain_name(name: str, taken: Collection[str] = (), has_dots: bool = True, is
 
 
 def name_key(name: str) -> int:
-    """Return a number, of 64 bits, that names differing in nothing but case share."""
+    """Return a number of 64 bits that is the same for names that differ only by case."""
     return int.from_bytes(hashlib.blake2b(name.lower().encode(), digest_size=8).digest())
 
 
 def clashing_names(names: Iterable[str]) -> frozenset[int]:
-    """Find names that a file system without case would put into one file; 16 bytes are held for each name.
+    """Find names that a file system without case would put into the same file. This takes 16 bytes of memory for each name.
 
     Args:
-        names: Of the patches of one dataset.
+        names: Names of the patches of one dataset.
 
     Returns:
-        Their keys (`name_key`).
+        Keys of the clashing names (`name_key`).
 
     Raises:
-        DataError: A name comes twice.
+        DataError: A name occurs twice.
     """
     exact, folded = array("Q"), array("Q")
     for name in names:
         exact.append(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()))
         folded.append(name_key(name))
     if twice := len(exact) - len(np.unique(np.array(exact, np.uint64))):
-        raise DataError(f"{twice} of {len(exact)} names come twice; expected names that tell patches apart.")
+        raise DataError(
+            f"{twice} of {len(exact)} names of patches occur twice; expected different names. Make the table again."
+        )
     keys, counts = np.unique(np.array(folded, np.uint64), return_counts=True)
     return frozenset(keys[counts > 1].tolist())

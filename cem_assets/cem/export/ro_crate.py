@@ -1,7 +1,7 @@
-"""A release as an RO-Crate 1.1: `ro-crate-metadata.json`, which makes a folder a described research object.
+"""A release as an RO-Crate 1.1: `ro-crate-metadata.json`, which describes a folder as a research object.
 
-After the specification (https://w3id.org/ro/crate/1.1). Pure: facts come in, a dict goes out. The files it describes are
-written by `cem_assets.cem.export.export`.
+This follows the specification (https://w3id.org/ro/crate/1.1). `cem_assets.cem.export.export` writes the files that are
+described.
 """
 
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ def ro_crate_metadata(release: ReleaseFacts, form: str, files: Sequence[Exported
 
     Args:
         form: "tiff-tree", "webdataset" or "hf".
-        files: What is described one by one. The images of a tree are not: their dataset's folder is, and `metadata.csv` has
-            each.
+        files: The files that are described one by one. For the images of a tree, only the folder of their dataset is
+            described, and `metadata.csv` lists each of them.
 
     Returns:
-        JSON-LD with a flat `@graph`; equal facts give an equal dict. A store keeps no authors: none are named, and the
-        root's `creditText` says where they are.
+        JSON-LD with a flat `@graph`; equal facts give an equal dict. A store does not record authors, so none are named, and
+        the `creditText` of the root says where to find them.
     """
     licences = release.licences()
-    has_folders = form != "webdataset"  # a tar mixes nothing, but is no folder of its dataset
+    has_folders = form != "webdataset"  # in tars, datasets have no folders that could be described
     members = [_member(item, form, licences) for item in release.datasets]
     root: dict[str, Any] = {
         "@id": "./",
@@ -100,7 +100,7 @@ def _member(item: DatasetFacts, form: str, licences: Sequence[str]) -> dict[str,
     }
     if item.source_url.startswith(("https://", "http://")) and not any(letter.isspace() for letter in item.source_url):
         found["isBasedOn"] = item.source_url
-    elif item.source_url:  # a curator's words, which may be anything
+    elif item.source_url:  # the curator wrote something that is not a URL
         found["description"] += f" Source: {item.source_url}"
     return found
 
@@ -110,7 +110,7 @@ def _licence_id(text: str, licences: Sequence[str]) -> str:
 
 
 def _licences(licences: Sequence[str]) -> list[dict[str, Any]]:
-    """Describe each licence once, in all the words that mean it."""
+    """Describe each licence once, with all the words that curators use for it."""
     words: dict[str, list[str]] = {}
     for text in licences:
         words.setdefault(_licence_id(text, licences), []).append(text)

@@ -1,1 +1,1 @@
-"""Scoring exemplars with the patch classifier, and keeping the informative ones."""
+"""Scoring exemplars with the patch classifier, and keeping those that are informative."""

@@ -1,7 +1,4 @@
-"""Scoring patches away from this machine: the job that a cluster's processes run, and what its results depend on.
-
-The stage is `cem_assets.cem.filter.stage`, the network `cem_assets.cem.classifier.network`.
-"""
+"""Scoring patches on other machines: the job that the processes of a cluster run, and what its results depend on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cem_assets.cem.filter.params import ScoreParams, to_hash_side
+from cem_assets.cem.classifier.params import ScoreParams, to_hash_side
 from cem_assets.cem.patches.pixels import DatasetPixels
 from cem_assets.errors import MachineError
 from cem_assets.execution.local import Engine
@@ -23,28 +20,25 @@ if TYPE_CHECKING:
 
 
 def scoring_environment(params: ScoreParams, engine: Engine | None) -> dict[str, str]:
-    """Describe the device that will score: of this process, or of a process of the engine."""
+    """Describe the device that will score the patches: that of this process, or that of a process of the engine."""
     if engine is None or not engine.spans_machines:
         return _environment(params)
     return next(iter(engine.map(_environment, [params])))
 
 
 def _environment(params: ScoreParams) -> dict[str, str]:
-    from cem_assets.cem.classifier.network import environment  # torch: only where needed
+    from cem_assets.cem.classifier.network import environment
 
     return environment(params)
 
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """Cuts batches of patches out of a dataset and scores them. Picklable; the network is made once in a process.
+    """Cuts batches of patches out of a dataset and scores them. It can be pickled; each process makes the network once.
 
     Attributes:
-        store: Where.
-        pixels: The dataset.
-        weights: Key of the classifier's weights.
-        params: Batch size, device, precision.
-        environment: What `scoring_environment` said: scores of one table come from one kind of device.
+        weights: Key of the classifier's weights in the store.
+        environment: The result of `scoring_environment`; all scores of a table are made on one kind of device.
     """
 
     store: Store
@@ -54,7 +48,7 @@ class ScoreJob:
     environment: Mapping[str, str]
 
     def __call__(self, table: pa.Table) -> NDArray[np.float32]:
-        """Score the patches of some rows; float32 (n,) logits, in forward passes as the local engine makes them."""
+        """Return the logits of the patches of some rows, float32 (n,). Forward passes have the same sizes as on one machine."""
         from cem_assets.cem.classifier.network import score_batches
 
         (logits,) = score_batches(self._model, [to_hash_side(self.pixels.patches(table))], self.params)
@@ -69,7 +63,7 @@ class ScoreJob:
         found = _environment(self.params)
         if found != dict(self.environment):
             raise MachineError(
-                f"this node would score on {found}, other nodes on {dict(self.environment)}; expected one kind of device, "
-                "because scores differ slightly between devices. Set `device` (cpu, cuda), or use nodes that are alike."
+                f"this node would score on {found}, and other nodes on {dict(self.environment)}; expected one kind of device, "
+                "because scores differ slightly between devices. Set `device` (cpu, cuda), or use nodes of the same kind."
             )
         return build_classifier(safetensors.torch.load(self.store.read(self.weights)))

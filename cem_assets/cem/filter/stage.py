@@ -1,34 +1,33 @@
-"""Stages `cem/patch_scores` and `cem/filtered_patches`: score every exemplar, keep the informative ones."""
+"""Stages `cem/patch_scores` and `cem/filtered_patches`: score every exemplar, and keep the informative ones."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from cem_assets.cem.classifier.stage import load_classifier
-from cem_assets.cem.classifier.stored import WEIGHTS
-from cem_assets.cem.filter.params import FilterParams, ScoreParams, is_informative, probability, to_hash_side, within_limit
+from cem_assets.cem.classifier.params import ScoreParams, probability, to_hash_side
+from cem_assets.cem.classifier.stored import WEIGHTS, read_classifier, require_classifier
+from cem_assets.cem.filter.params import FilterParams, is_informative, within_limit
 from cem_assets.cem.filter.scoring_job import ScoreJob, scoring_environment
 from cem_assets.cem.patches.pixels import DatasetPixels, PixelJob, pixels_behind
 from cem_assets.cem.patches.tables import DROPPED_SCHEMA, FILTERED_SCHEMA, PATCHES_PER_SHARD, SCORES_SCHEMA
-from cem_assets.cem.releases.card import PixelSums
+from cem_assets.cem.pixel_sums import PixelSums
 from cem_assets.execution.local import Engine, LocalEngine, ahead, default_num_workers, local_engine
-from cem_assets.execution.stage import Progress, StageResult, no_progress
+from cem_assets.execution.stage import Progress, StageResult, begin, no_progress
 from cem_assets.store.assets import CODE_VERSIONS, DEDUPLICATED, FILTERED, SCORES
-from cem_assets.store.commits import Commit, ContentFolder, installed_versions
+from cem_assets.store.commits import ContentFolder, installed_versions
 from cem_assets.store.images import decode_image, image_column
 from cem_assets.store.manifests import Inputs, Manifest, ManifestObject, require_manifest
 from cem_assets.store.parquet import IMAGE_ROW_GROUP, parquet_bytes, part_name, read_parts, rechunk
 from cem_assets.store.store import Store
 
 _SCORED_PER_PART = 1 << 14
-"""Patches a killed run has to score again at most: a few minutes on two cores."""
+"""The most patches that have to be scored again after a run was killed, which takes a few minutes on two cores."""
 _READ_BATCHES = 8
-"""Batches of the network that are read from the volumes together."""
+"""Number of the network's batches that are read from the volumes together."""
 _BATCH_ROWS = 1 << 14
 
 
@@ -43,35 +42,34 @@ def score_patches(
     """Give every exemplar of a dataset its probability of being informative.
 
     Args:
-        params: Batch size, device, precision.
-        engine: Shares the reading of pixels, and where it spans machines the network, too; None chooses a pool.
+        engine: Distributes the reading of pixels, and, if it spans machines, also the network; None chooses a pool.
 
     Returns:
         The committed partition of `cem/patch_scores`.
 
     Raises:
         FileNotFoundError: `cem/deduplicated_patches` was not materialized, or there is no classifier; the
-            error says the ways to get one.
+            error says how to get one.
     """
-    from cem_assets.cem.classifier.network import build_classifier, score_batches  # torch: only where needed
-
-    started = time.monotonic()
     upstream = require_manifest(store, DEDUPLICATED, dataset)
-    state_dict, classifier = load_classifier(store)
-    pixels = pixels_behind(store, dataset, upstream)
+    classifier = require_classifier(store)
     inputs = Inputs(
         SCORES,
         dataset,
         CODE_VERSIONS[SCORES],
-        # The device that was found, not the wish: outputs are exact for one device, type and batch composition.
+        # The device itself is pinned, not the parameter: outputs are only exact for one device, number type and batch size.
         params.model_dump(mode="json", exclude={"device"}),
         {f"{DEDUPLICATED}/{dataset}": upstream.digest, classifier.inputs.asset: classifier.digest},
         pins=scoring_environment(params, engine),
     )
-    commit = Commit(store, inputs, run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started)
-    model = build_classifier(state_dict)
+    stage = begin(store, inputs, run_id)
+    if stage.up_to_date:
+        return stage.up_to_date
+    from cem_assets.cem.classifier.network import build_classifier, score_batches
+
+    commit = stage.commit
+    pixels = pixels_behind(store, upstream)
+    model = build_classifier(read_classifier(store, classifier))
     num_rows = upstream.counts["exemplars"]
     size = params.batch_size * _READ_BATCHES
     reading = engine or local_engine(None, num_rows // size)
@@ -83,7 +81,7 @@ def score_patches(
             done += len(part)
             continue
         batches = [part.slice(start, size) for start in range(0, len(part), size)]
-        if reading.spans_machines:  # the network goes where the pixels are read
+        if reading.spans_machines:  # the network runs where the pixels are read
             job = ScoreJob(store, pixels, f"{classifier.folder}/{WEIGHTS}", params, inputs.pins)
             scored_batches = reading.map(job, batches)
         else:
@@ -98,7 +96,7 @@ def score_patches(
         table = part.replace_schema_metadata(None).append_column("logit", pa.array(scored))
         table = table.append_column("informative", pa.array(probability(scored)))
         commit.write(name, parquet_bytes([table], SCORES_SCHEMA))
-    manifest = commit.finish(
+    return stage.finish(
         counts={"patches": num_rows},
         details={
             "description": upstream.details["description"],
@@ -108,7 +106,6 @@ def score_patches(
         },
         versions=installed_versions("torch", "torchvision"),
     )
-    return StageResult(manifest, True, time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -119,40 +116,36 @@ class _Shard:
 
 @dataclass(frozen=True)
 class _ShardJob:
-    """Writes one file of filtered patches with their pixels, in whatever process."""
+    """Writes one file of filtered patches with their pixels. It can be sent to other processes and machines."""
 
     pixels: DatasetPixels
     content: ContentFolder
 
     def __call__(self, item: tuple[str, pa.Table, bool]) -> _Shard:
         name, table, is_written = item
-        sums = [PixelSums(0, 0, 0)]
+        sums = PixelSums()
         if is_written:
             key = f"{self.content.folder}/{name}"
             with self.content.store.open(key) as handle:
                 for batch in pq.ParquetFile(handle).iter_batches(IMAGE_ROW_GROUP, columns=["image"]):
                     for cell in batch.column("image").to_pylist():
-                        sums[0] += _sums_of(decode_image(cell["bytes"]))
+                        sums += PixelSums.of(decode_image(cell["bytes"]))
             size = self.content.store.size(key)
-            assert size is not None  # it was listed a moment ago
-            return _Shard(ManifestObject(name, size, self.content.store.sha256(key)), sums[0])
+            assert size is not None  # it was opened just now
+            return _Shard(ManifestObject(name, size, self.content.store.sha256(key)), sums)
 
         def groups() -> Iterator[pa.Table]:
+            nonlocal sums
             for start in range(0, len(table), IMAGE_ROW_GROUP):
                 group = table.slice(start, IMAGE_ROW_GROUP)
                 patches = self.pixels.patches(group)
                 for patch in patches:
-                    sums[0] += _sums_of(patch)
+                    sums += PixelSums.of(patch)
                 images = image_column(group["name"].to_pylist(), patches)
                 yield group.replace_schema_metadata(None).append_column("image", images)
 
         data = parquet_bytes(groups(), FILTERED_SCHEMA, IMAGE_ROW_GROUP)
-        return _Shard(self.content.write(name, data), sums[0])
-
-
-def _sums_of(patch: np.ndarray[Any, np.dtype[np.uint8]]) -> PixelSums:
-    flat = patch.reshape(-1).astype(np.uint64)
-    return PixelSums(int(flat.size), int(flat.sum()), int((flat * flat).sum()))
+        return _Shard(self.content.write(name, data), sums)
 
 
 def keep_informative(
@@ -166,8 +159,7 @@ def keep_informative(
     """Write the informative patches of a dataset, with their pixels, as Parquet shards.
 
     Args:
-        params: The threshold, and how many patches are kept at most.
-        engine: Shares the shards; None chooses a pool.
+        engine: Distributes the shards over workers; None chooses a pool.
 
     Returns:
         The committed partition of `cem/filtered_patches`.
@@ -175,13 +167,13 @@ def keep_informative(
     Raises:
         FileNotFoundError: `cem/patch_scores` was not materialized.
     """
-    started = time.monotonic()
     upstream = require_manifest(store, SCORES, dataset)
-    pixels = pixels_behind(store, dataset, upstream)
     inputs = Inputs(FILTERED, dataset, CODE_VERSIONS[FILTERED], params.model_dump(), {f"{SCORES}/{dataset}": upstream.digest})
-    commit = Commit(store, inputs, run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started)
+    stage = begin(store, inputs, run_id)
+    if stage.up_to_date:
+        return stage.up_to_date
+    commit = stage.commit
+    pixels = pixels_behind(store, upstream)
     num_scored = upstream.counts["patches"]
     chosen_rows = _chosen_rows(store, upstream, params)
     num_informative = sum(int(keep.sum()) for _, keep in _judged(store, upstream, params))
@@ -192,12 +184,12 @@ def keep_informative(
         (part_name(number), part, commit.has(part_name(number))) for number, part in enumerate(rechunk(kept, PATCHES_PER_SHARD))
     )
     chosen = engine or LocalEngine(min(default_num_workers(), max(shards, 1)))
-    sums = PixelSums(0, 0, 0)
+    sums = PixelSums()
     for number, shard in enumerate(chosen.map(_ShardJob(pixels, commit.content), items), 1):
         commit.add(shard.described)
         sums += shard.sums
         progress(number, shards)
-    if not num_kept:  # an empty table still says what its columns are
+    if not num_kept:  # an empty table still tells readers its columns
         commit.write(part_name(0), parquet_bytes([], FILTERED_SCHEMA))
     dropped = (
         pa.table(
@@ -212,9 +204,9 @@ def keep_informative(
     )
     commit.write("_dropped/part-00000.parquet", parquet_bytes(dropped, DROPPED_SCHEMA))
     counts = {"patches": num_kept, "dropped": num_scored - num_kept, "shards": shards}
-    if params.max_patches is not None:  # tables without a limit keep the counts, and so the digests, they always had
+    if params.max_patches is not None:  # without a limit, the counts and the digest stay those of earlier versions
         counts["over_max_patches"] = num_informative - num_kept
-    manifest = commit.finish(
+    return stage.finish(
         counts=counts,
         details={
             "description": upstream.details["description"],
@@ -224,18 +216,16 @@ def keep_informative(
             "pixels": asdict(sums),
         },
     )
-    return StageResult(manifest, True, time.monotonic() - started)
 
 
-def _judged(
-    store: Store, scores: Manifest, params: FilterParams
-) -> Iterator[tuple[pa.Table, np.ndarray[Any, np.dtype[np.bool_]]]]:
+def _judged(store: Store, scores: Manifest, params: FilterParams) -> Iterator[tuple[pa.Table, NDArray[np.bool_]]]:
+    """Yield scored rows, and which of them are informative."""
     for table in read_parts(store, scores, None, _BATCH_ROWS):
         yield table, is_informative(table["informative"].to_numpy(), params)
 
 
-def _chosen_rows(store: Store, scores: Manifest, params: FilterParams) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
-    """Return for each informative row, in order, whether it is within the limit; None where there is no limit."""
+def _chosen_rows(store: Store, scores: Manifest, params: FilterParams) -> NDArray[np.bool_] | None:
+    """Return for each informative row, in order, whether it is within the limit; None if there is no limit."""
     if params.max_patches is None:
         return None
     names = (
@@ -247,9 +237,9 @@ def _chosen_rows(store: Store, scores: Manifest, params: FilterParams) -> np.nda
 
 
 def _divided(
-    store: Store, scores: Manifest, params: FilterParams, chosen_rows: np.ndarray[Any, np.dtype[np.bool_]] | None
-) -> Iterator[tuple[pa.Table, np.ndarray[Any, np.dtype[np.bool_]], list[str]]]:
-    """Yield scored rows, which of them are kept, and for each of the others why not."""
+    store: Store, scores: Manifest, params: FilterParams, chosen_rows: NDArray[np.bool_] | None
+) -> Iterator[tuple[pa.Table, NDArray[np.bool_], list[str]]]:
+    """Yield scored rows, which of them are kept, and the reason for each of the others."""
     start = 0
     for table, informative in _judged(store, scores, params):
         keep = informative

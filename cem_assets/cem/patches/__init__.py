@@ -1,1 +1,1 @@
-"""Patches: their places, hashes and tables, and the exemplars among them."""
+"""Patches cut from volumes and images: their hashes, their tables, and the choice of exemplars among them."""

@@ -1,10 +1,10 @@
-"""Patches of a dataset: their pixels found again from their places, and the parts a table is written in.
+"""Cutting patches out of the standardized data of a dataset, and planning the files of the raw table.
 
-Tables before `cem/filtered_patches` hold no pixels; an exemplar is cut again out of its standardized volume
-or image. Rows lie in brick order, so a batch of neighbouring rows reads each brick once.
+Tables before `cem/filtered_patches` have no pixels, so patches are cut out of their standardized volume or image again. Rows
+are in the order of bricks, so a batch of neighbouring rows reads each brick once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cem_assets.catalog.description import DatasetDescription
-from cem_assets.cem.patches.patchify import MIN_SIDE_PX, PLANE_NAMES, rejected_plane
+from cem_assets.cem.patch_grid import MIN_SIDE_PX, PLANE_NAMES, rejected_plane
 from cem_assets.cem.patches.tables import patch_table, places_of
 from cem_assets.cem.volumes.bricks import (
     PatchRows,
@@ -36,15 +36,14 @@ from cem_assets.store.parquet import part_name
 from cem_assets.store.store import Store
 
 ROWS_PER_PART = 1 << 20
-"""Raw patches in a file: what a killed run has to hash again at most."""
+"""Number of raw patches in a file, which is also the most that has to be hashed again after a run was killed."""
 
 
 @dataclass(frozen=True)
 class ImageTable:
-    """The standardized 2D images of a dataset. Picklable.
+    """The standardized 2D images of a dataset. It can be pickled.
 
     Attributes:
-        store: Where.
         folder: Content folder of `cem/volumes`.
         parts: Names of its Parquet files, in order.
     """
@@ -54,21 +53,25 @@ class ImageTable:
     parts: tuple[str, ...]
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Return (height, width) by image, in row order."""
+        """Return (height, width) in px by name of the image, in row order."""
         return {name: (place[2], place[3]) for name, place in _image_index(self).items()}
 
     def read(self, name: str) -> NDArray[np.uint8]:
         """Read one image, uint8 (height, width).
 
         Raises:
-            KeyError: There is no image of that name.
+            UnknownNameError: There is no image of that name; the error lists some that there are.
         """
-        part, group, _, _ = _image_index(self)[name]
+        index = _image_index(self)
+        if name not in index:
+            known = ", ".join(repr(other) for other in list(index)[:20])
+            raise UnknownNameError(f"{self.folder} has no image {name!r}; it has: {known}.")
+        part, group, _, _ = index[name]
         names, images = _row_group(self, part, group)
         return decode_image(images[names.index(name)]["bytes"])
 
     def iterate(self, part: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        """Read the images of one part in row order, one row group at a time."""
+        """Yield (name, pixels) of the images of one part in row order. One row group at a time is in memory."""
         with self.store.open(f"{self.folder}/{part}") as handle:
             file = pq.ParquetFile(handle)
             for group in range(file.num_row_groups):
@@ -98,14 +101,12 @@ def _row_group(images: ImageTable, part: str, group: int) -> tuple[list[str], li
 
 @dataclass(frozen=True)
 class DatasetPixels:
-    """Everything `cem/volumes` holds for one dataset. Picklable.
+    """The standardized data of one dataset, as `cem/volumes` has it. It can be pickled.
 
     Attributes:
-        dataset: Its name.
-        description: What its curator says.
-        manifest_digest: Digest of the manifest it was opened from.
-        volumes: Its volumes; empty for kind "images".
-        images: Its images; None for volumes.
+        manifest_digest: Digest of the manifest that it was opened from.
+        volumes: The dataset's volumes; there are none if it is of kind "images".
+        images: The dataset's images; None if it has volumes.
     """
 
     dataset: str
@@ -115,7 +116,7 @@ class DatasetPixels:
     images: ImageTable | None
 
     def shapes(self) -> dict[str, tuple[int, int, int]]:
-        """Return (z, y, x) by volume; for images (1, height, width)."""
+        """Return (z, y, x) by name of the volume, or (1, height, width) by name of the image."""
         if self.images is not None:
             return {name: (1, *size) for name, size in self.images.sizes().items()}
         return {volume.name: volume.shape for volume in self.volumes}
@@ -124,7 +125,7 @@ class DatasetPixels:
         """Return the volume of that name.
 
         Raises:
-            KeyError: There is none; the error lists those there are.
+            UnknownNameError: There is none; the error lists those that there are.
         """
         for volume in self.volumes:
             if volume.name == name:
@@ -136,10 +137,10 @@ class DatasetPixels:
         """Cut patches out of the standardized data.
 
         Args:
-            table: Any rows with the columns of the raw table.
+            table: Rows with the columns of the raw table, in any order.
 
         Returns:
-            One uint8 (height, width) array per row, in row order.
+            One array uint8 (height, width) for each row, in row order.
         """
         place = places_of(table)
         names = table["volume"].to_pylist()
@@ -164,13 +165,10 @@ def open_pixels(store: Store, dataset: str, manifest: Manifest | None = None) ->
     """Open the standardized data of a dataset.
 
     Args:
-        manifest: Manifest of `cem/volumes` to open; None takes the current one.
-
-    Returns:
-        Volumes or images.
+        manifest: The manifest of `cem/volumes` to open; None takes the current one.
 
     Raises:
-        FileNotFoundError: `cem/volumes` was not materialized for it.
+        FileNotFoundError: Nothing of the dataset is committed in `cem/volumes`.
     """
     manifest = manifest or require_manifest(store, VOLUMES, dataset)
     description = DatasetDescription.model_validate(manifest.details["description"])
@@ -181,8 +179,8 @@ def open_pixels(store: Store, dataset: str, manifest: Manifest | None = None) ->
     return DatasetPixels(dataset, description, manifest.digest, volumes, None)
 
 
-def pixels_behind(store: Store, dataset: str, table: Manifest) -> DatasetPixels:
-    """Open the standardized data that a table of patches was made from, newer data or not.
+def pixels_behind(store: Store, table: Manifest) -> DatasetPixels:
+    """Open the standardized data that a table of patches was made from, even where `cem/volumes` was made again since.
 
     Args:
         table: A manifest of raw, deduplicated, scored or filtered patches.
@@ -190,17 +188,18 @@ def pixels_behind(store: Store, dataset: str, table: Manifest) -> DatasetPixels:
     Raises:
         FileNotFoundError: That data was swept away; the error says what to materialize.
     """
+    dataset = table.inputs.partition
     return open_pixels(store, dataset, find_manifest(store, VOLUMES, dataset, table.details["volumes_digest"]))
 
 
 @dataclass(frozen=True)
 class RawPart:
-    """A file of the raw table, and what goes into it.
+    """A file of the raw table, and what it is made from.
 
     Attributes:
-        name: Its name in the content folder.
-        bricks: (volume number, box), in order; empty for images.
-        images_part: The image table's file it is made from; empty for volumes.
+        name: Name of the file in the content folder.
+        bricks: (number of the volume, box), in order; there are none for images.
+        images_part: The file of the image table that it is made from; empty for volumes.
     """
 
     name: str
@@ -209,13 +208,13 @@ class RawPart:
 
 
 def plan_raw_parts(pixels: DatasetPixels, spacing: int) -> list[RawPart]:
-    """Cut the work on a raw table into files, by arithmetic alone.
+    """Divide a raw table into files.
 
     Args:
-        spacing: Every how many slices one is cut.
+        spacing: One slice is cut out of every `spacing` slices.
 
     Returns:
-        Parts of about a million patches; the plan depends on sizes only, so a second run has the same.
+        Files of about a million patches each. The plan depends only on sizes, so it is the same in every run.
     """
     if pixels.images is not None:
         return [RawPart(part_name(n), (), part) for n, part in enumerate(pixels.images.parts)]
@@ -239,8 +238,8 @@ class RawRows:
     """Rows of one brick or image.
 
     Attributes:
-        kept: Raw table rows.
-        rejected: Names of patches that touch voxels the source never had.
+        kept: Rows of the raw table.
+        rejected: Names of patches that touch voxels that the source never had.
     """
 
     kept: pa.Table
@@ -249,7 +248,7 @@ class RawRows:
 
 @dataclass(frozen=True)
 class HashJob:
-    """Hashes bricks of a dataset's volumes, in whatever process."""
+    """Hashes bricks of a dataset's volumes. It can be sent to other processes and machines."""
 
     pixels: DatasetPixels
     spacing: int
@@ -260,11 +259,10 @@ class HashJob:
 
 
 def rows_of_brick(pixels: DatasetPixels, number: int, rows: PatchRows) -> RawRows:
-    """Make the raw table's rows of one brick, and tell apart those that touch voxels the source never had.
+    """Make the rows of one brick for the raw table, and separate those that touch voxels that the source never had.
 
     Args:
-        number: Which of its volumes.
-        rows: Places and hashes.
+        number: Number of the brick's volume in `pixels.volumes`.
     """
     volume = pixels.volumes[number]
     table = patch_table(pixels.dataset, volume.name, volume.shape, rows)
@@ -278,11 +276,11 @@ def hash_images(pixels: DatasetPixels, part: str) -> Iterator[RawRows]:
     """Hash the images of one file of a 2D dataset, in row order.
 
     Args:
-        pixels: The dataset, of kind "images".
-        part: One of its image table's files.
+        pixels: A dataset of kind "images".
+        part: One of the files of its image table.
 
     Yields:
-        Rows of one image; none for an image with a side under 64 px.
+        The rows of one image. Images with a side under 64 px are left out.
     """
     assert pixels.images is not None
     for name, image in pixels.images.iterate(part):
@@ -292,7 +290,7 @@ def hash_images(pixels: DatasetPixels, part: str) -> Iterator[RawRows]:
 
 
 def rejected_planes(pixels: DatasetPixels) -> list[tuple[str, str]]:
-    """List the planes that are not cut, as (what, reason)."""
+    """List the planes that are not cut, as (name of the image or plane, reason)."""
     if pixels.images is not None:
         return [
             (
@@ -312,17 +310,9 @@ def rejected_planes(pixels: DatasetPixels) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class PixelJob:
-    """Cuts batches of patches out of a dataset, in whatever process."""
+    """Cuts batches of patches out of a dataset. It can be sent to other processes and machines."""
 
     pixels: DatasetPixels
 
     def __call__(self, table: pa.Table) -> list[NDArray[np.uint8]]:
         return self.pixels.patches(table)
-
-
-def stack_sizes(patches: Sequence[NDArray[np.uint8]]) -> dict[tuple[int, int], list[int]]:
-    """Group patches of one size, so that they can be resized together: positions by (height, width)."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for number, patch in enumerate(patches):
-        groups.setdefault((patch.shape[0], patch.shape[1]), []).append(number)
-    return groups

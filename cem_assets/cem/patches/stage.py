@@ -1,6 +1,5 @@
-"""Stages `cem/raw_patches` and `cem/deduplicated_patches`: patches and their hashes, then the exemplars."""
+"""Stages `cem/raw_patches` and `cem/deduplicated_patches`: cut and hash the patches, then choose exemplars."""
 
-import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Annotated
@@ -12,7 +11,6 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from cem_assets.cem.patches.dedup import DedupParams, deduplicate
-from cem_assets.cem.patches.hashes import has_hashes, stored_rows
 from cem_assets.cem.patches.pixels import (
     HashJob,
     RawPart,
@@ -23,10 +21,12 @@ from cem_assets.cem.patches.pixels import (
     rejected_planes,
     rows_of_brick,
 )
-from cem_assets.cem.patches.tables import DEDUPLICATED_SCHEMA, DUPLICATES_SCHEMA, RAW_SCHEMA, REJECTED_SCHEMA
+from cem_assets.cem.patches.tables import DEDUPLICATED_SCHEMA, DUPLICATES_SCHEMA, RAW_SCHEMA
+from cem_assets.cem.volumes.hashes import has_hashes, stored_rows
+from cem_assets.cem.volumes.tables import REJECTED_SCHEMA
 from cem_assets.errors import DataError
 from cem_assets.execution.local import Engine, default_num_workers, threads_or_processes
-from cem_assets.execution.stage import Progress, StageResult, no_progress
+from cem_assets.execution.stage import Progress, StageResult, begin, no_progress
 from cem_assets.store.assets import CODE_VERSIONS, DEDUPLICATED, RAW, VOLUMES
 from cem_assets.store.commits import Commit, installed_versions
 from cem_assets.store.manifests import Inputs, Manifest, require_manifest
@@ -42,7 +42,7 @@ class PatchifyParams(BaseModel):
     """How volumes are cut.
 
     Attributes:
-        spacing: Every how many slices one is cut, on every plane.
+        spacing: One slice is cut out of every `spacing` slices, on every plane.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,13 +58,13 @@ def cut_and_hash(
     engine: Engine | None = None,
     progress: Progress = no_progress,
 ) -> StageResult:
-    """Cut a dataset into patches and hash them: one row per patch, no pixels.
+    """Cut a dataset into patches and hash them. The table has one row for each patch, and no pixels.
 
-    Hashes come from `cem/volumes` where they were made while its voxels were written (`cem.patches.hashes`); otherwise the
-    bricks are read and hashed here.
+    The hashes that `cem/volumes` made while it wrote the voxels are used (`cem.volumes.hashes`) if this code would compute the
+    same ones; otherwise the bricks are read and hashed here.
 
     Args:
-        engine: Shares bricks; None chooses a pool.
+        engine: Distributes bricks over workers; None chooses a pool.
 
     Returns:
         The committed partition of `cem/raw_patches`.
@@ -73,25 +73,25 @@ def cut_and_hash(
         FileNotFoundError: `cem/volumes` was not materialized, or the store lost a file of it.
         DataError: No plane of any volume is large enough to be cut.
     """
-    started = time.monotonic()
     upstream = require_manifest(store, VOLUMES, dataset)
-    pixels = open_pixels(store, dataset, upstream)
     inputs = Inputs(
         RAW,
         dataset,
         CODE_VERSIONS[RAW],
         params.model_dump(),
         {f"{VOLUMES}/{dataset}": upstream.digest},
-        pins={"pillow": PIL.__version__},  # border patches resample differently under other versions
+        pins={"pillow": PIL.__version__},  # other versions resample patches at the border differently
     )
-    commit = Commit(store, inputs, run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started)
+    stage = begin(store, inputs, run_id)
+    if stage.up_to_date:
+        return stage.up_to_date
+    commit = stage.commit
+    pixels = open_pixels(store, dataset, upstream)
     parts = plan_raw_parts(pixels, params.spacing)
     todo = [part for part in parts if not commit.has(part.name)]
     num_rows = num_rejected = 0
     for part in parts:
-        if part not in todo:  # left whole by a run that was killed later on
+        if part not in todo:  # a run that was killed later left it complete
             for name in (part.name, _rejected_name(part)):
                 if commit.has(name):
                     commit.adopt(name)
@@ -125,7 +125,7 @@ def cut_and_hash(
         if part.images_part:
             done += 1
             progress(done, total)
-        if rejected:  # before the part itself: a part that is there promises that its rejections are, too
+        if rejected:  # written before the part itself, so that where a part exists its rejections exist too
             table = pa.table([rejected, [_NO_DATA] * len(rejected), [1] * len(rejected)], schema=REJECTED_SCHEMA)
             commit.write(_rejected_name(part), parquet_bytes([table], REJECTED_SCHEMA))
             num_rejected += len(rejected)
@@ -137,7 +137,7 @@ def cut_and_hash(
         raise DataError(f"dataset {dataset!r} gives no patches:\n{listing}\nAdd larger volumes or images to the dataset.")
     table = pa.Table.from_pylist([dict(zip(REJECTED_SCHEMA.names, row, strict=True)) for row in planes], schema=REJECTED_SCHEMA)
     commit.write("_rejected/planes.parquet", parquet_bytes([table], REJECTED_SCHEMA))
-    manifest = commit.finish(
+    return stage.finish(
         counts={"patches": num_rows, "rejected_patches": num_rejected, "rejected_planes": len(planes)},
         details={
             "description": upstream.details["description"],
@@ -146,7 +146,6 @@ def cut_and_hash(
         },
         versions=installed_versions("imagehash", "numba"),
     )
-    return StageResult(manifest, True, time.monotonic() - started)
 
 
 def _rejected_name(part: RawPart) -> str:
@@ -164,9 +163,9 @@ def _num_rows(store: Store, commit: Commit, name: str) -> int:
 def choose_exemplars(
     store: Store, dataset: str, params: DedupParams, run_id: str = "", progress: Progress = no_progress
 ) -> StageResult:
-    """Deduplicate one dataset; every dropped patch names the exemplar that stands for it.
+    """Deduplicate one dataset. Every dropped patch is listed with its exemplar.
 
-    Memory is about 50 bytes for each raw patch, plus the names of the exemplars.
+    It takes about 50 bytes of memory for each raw patch, plus the names of the exemplars.
 
     Returns:
         The committed partition of `cem/deduplicated_patches`.
@@ -174,14 +173,14 @@ def choose_exemplars(
     Raises:
         FileNotFoundError: `cem/raw_patches` was not materialized.
     """
-    started = time.monotonic()
     upstream = require_manifest(store, RAW, dataset)
     inputs = Inputs(
         DEDUPLICATED, dataset, CODE_VERSIONS[DEDUPLICATED], params.model_dump(), {f"{RAW}/{dataset}": upstream.digest}
     )
-    commit = Commit(store, inputs, run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started)
+    stage = begin(store, inputs, run_id)
+    if stage.up_to_date:
+        return stage.up_to_date
+    commit = stage.commit
     progress(0, 3)
     hashes = _hashes(store, upstream)
     names = (name for table in read_parts(store, upstream, ["name"], _BATCH_ROWS) for name in table["name"].to_pylist())
@@ -201,7 +200,7 @@ def choose_exemplars(
 
     kept_names = []
     for number, part in enumerate(rechunk(exemplars(), _ROWS_PER_PART)):
-        # 64-bit offsets: 43 million names of 50 bytes are more than the 2 GiB that an array of ordinary strings may hold.
+        # Offsets of 64 bits, because 43 million names of 50 bytes exceed the 2 GiB that an array of ordinary strings can hold.
         kept_names.append(part["name"].cast(pa.large_string()).combine_chunks())
         commit.write(part_name(number), parquet_bytes([part], DEDUPLICATED_SCHEMA))
     progress(2, 3)
@@ -226,7 +225,7 @@ def choose_exemplars(
     for number, part in enumerate(rechunk(duplicates(), _ROWS_PER_PART)):
         commit.write(f"_duplicates/{part_name(number)}", parquet_bytes([part], DUPLICATES_SCHEMA))
     num_exemplars = len(exemplar_rows)
-    manifest = commit.finish(
+    result = stage.finish(
         counts={"patches": len(hashes), "exemplars": num_exemplars, "duplicates": len(hashes) - num_exemplars},
         details={
             "description": upstream.details["description"],
@@ -236,7 +235,7 @@ def choose_exemplars(
         },
     )
     progress(3, 3)
-    return StageResult(manifest, True, time.monotonic() - started)
+    return result
 
 
 def _hashes(store: Store, manifest: Manifest) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

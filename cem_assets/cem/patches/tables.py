@@ -1,18 +1,21 @@
-"""Parquet tables of patches and images: schemas, HF features, deterministic writing, pixels as TIFF bytes.
+"""Schemas of the tables of patches, and the step from hashes to rows of the raw table.
 
-Pixels lie in an `image` column (struct of `bytes` and `path`) as HF datasets understands it, so
-`datasets.load_dataset("parquet", ...)`, pandas, DuckDB and polars read it without this package.
+Pixels are stored as TIFF bytes in an `image` column (a struct of `bytes` and `path`), as HF datasets expects it, so
+`datasets.load_dataset("parquet", ...)`, pandas, DuckDB and polars can read the tables without this package.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cem_assets.cem.patch_grid import PatchPlace
 from cem_assets.cem.volumes.bricks import PatchRows, names_of
 from cem_assets.store.parquet import IMAGE, schema_of
 
 PATCHES_PER_SHARD = 2560
-"""Patches in a file with pixels: 128 MB when none is cut at a border."""
+"""Number of patches in a file with pixels. If all patches are full, such a file has 128 MB."""
 
 
 PATCH_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
@@ -41,32 +44,14 @@ FILTERED_SCHEMA = schema_of(
     ("image", IMAGE),
 )
 DROPPED_SCHEMA = schema_of(("name", pa.string()), ("informative", pa.float32()), ("reason", pa.string()))
-REJECTED_SCHEMA = schema_of(("what", pa.string()), ("reason", pa.string()), ("num_patches", pa.int64()))
-IMAGES_SCHEMA = schema_of(
-    ("dataset", pa.string()),
-    ("name", pa.string()),
-    ("file", pa.string()),
-    ("height", pa.int32()),
-    ("width", pa.int32()),
-    ("pixel_size_y_nm", pa.float64()),
-    ("pixel_size_x_nm", pa.float64()),
-    ("intensity_policy", pa.string()),
-    ("source_dtype", pa.string()),
-    ("intensity_low", pa.float64()),
-    ("intensity_high", pa.float64()),
-    ("source_sha256", pa.string()),
-    ("notes", pa.string()),
-    ("image", IMAGE),
-)
 
 
 def patch_table(dataset: str, volume: str, shape: tuple[int, int, int], rows: PatchRows) -> pa.Table:
-    """Put the rows of one brick or image into the raw table's columns.
+    """Put the rows of one brick or image into the columns of the raw table.
 
     Args:
         volume: Name of the volume or image.
-        shape: (z, y, x) of the volume; for images anything.
-        rows: Places and hashes.
+        shape: (z, y, x) of the volume; it is not used for images.
     """
     columns = [rows.place[:, n] for n in range(6)]
     return pa.table(
@@ -83,6 +68,12 @@ def patch_table(dataset: str, volume: str, shape: tuple[int, int, int], rows: Pa
 
 
 def places_of(table: pa.Table) -> NDArray[np.int32]:
-    """Return int32 (n, 6): axis, index, y0, y1, x0, x1 of a table's patches."""
+    """Return the places of a table's patches, int32 (n, 6): axis, index, y0, y1, x0, x1."""
     names = ("axis", "index", "y0", "y1", "x0", "x1")
     return np.stack([table[name].to_numpy().astype(np.int32) for name in names], axis=1)
+
+
+def table_of_places(places: Sequence[PatchPlace]) -> pa.Table:
+    """Put places into the columns by which `DatasetPixels.patches` cuts patches: volume, axis, index, y0, y1, x0, x1."""
+    columns = ("volume", "axis", "index", "y0", "y1", "x0", "x1")
+    return pa.table({name: [getattr(place, name) for place in places] for name in columns})

@@ -1,1 +1,1 @@
-"""Releases of CEM: versions that never change, their cards, and what changed between two."""
+"""Releases of CEM patches, which never change: making them, their dataset cards, and the differences between two."""

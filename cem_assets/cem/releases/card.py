@@ -1,46 +1,15 @@
-"""What a release says: pooled pixel norms, counts per stage, licences, citations, the dataset card.
+"""The dataset card of a release: counts per stage, pixel norms, licences and citations, as Markdown.
 
-Pure: facts of the filtered datasets come in, numbers and Markdown go out. Where releases lie and how they
-are committed is `cem_assets.defs.releases`.
+The functions here are pure. `cem_assets.cem.releases.stage` gathers the facts and commits the card.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cem_assets.catalog.description import DatasetDescription
+from cem_assets.cem.pixel_sums import PixelSums
 
 STAGES = ("raw_patches", "deduplicated_patches", "filtered_patches")
-
-
-@dataclass(frozen=True)
-class PixelSums:
-    """Exact sums over pixels, so that pooling in any order gives the same norms.
-
-    Attributes:
-        count: Number of pixels.
-        total: Sum of their values 0..255.
-        squares: Sum of the squared values.
-    """
-
-    count: int
-    total: int
-    squares: int
-
-    def __add__(self, other: "PixelSums") -> "PixelSums":
-        return PixelSums(self.count + other.count, self.total + other.total, self.squares + other.squares)
-
-    def __sub__(self, other: "PixelSums") -> "PixelSums":
-        return PixelSums(self.count - other.count, self.total - other.total, self.squares - other.squares)
-
-    def norms(self) -> tuple[float, float]:
-        """Return (mean, standard deviation) of pixels scaled to 0..1; (0, 0) where there are none."""
-        if not self.count:
-            return (0.0, 0.0)
-        mean = self.total / self.count
-        # Integers up to the last step: the difference of two large numbers must not lose digits.
-        variance = (self.squares * self.count - self.total * self.total) / (self.count * self.count)
-        return (mean / 255.0, math.sqrt(max(variance, 0.0)) / 255.0)
 
 
 @dataclass(frozen=True)
@@ -48,10 +17,9 @@ class ReleasedDataset:
     """One dataset of a release.
 
     Attributes:
-        description: What its curator says.
         digest: Digest of its manifest of `cem/filtered_patches`.
-        counts: Patches per stage, by the names in `STAGES`.
-        num_bytes: Bytes of its shards.
+        counts: Numbers of patches by stage, with the names in `STAGES`.
+        num_bytes: Size of its shards.
         pixels: Sums over the pixels of its filtered patches.
     """
 
@@ -64,12 +32,12 @@ class ReleasedDataset:
 
 @dataclass(frozen=True)
 class CrossDatasetDuplicates:
-    """Near copies between datasets.
+    """Near copies across datasets.
 
     Attributes:
-        num_pairs: Pairs within `max_distance`.
-        num_datasets: Datasets that occur in them.
-        max_distance: Hamming distance, of 64 bits.
+        num_pairs: Number of pairs of patches within `max_distance`.
+        num_datasets: Number of datasets that have patches in such pairs.
+        max_distance: Hamming distance, out of 64 bits.
     """
 
     num_pairs: int
@@ -78,7 +46,7 @@ class CrossDatasetDuplicates:
 
 
 def licences(datasets: Sequence[ReleasedDataset]) -> dict[str, list[str]]:
-    """Group the names of datasets by licence, in order of licence."""
+    """Return the names of the datasets by their licence, in order of licence."""
     groups: dict[str, list[str]] = {}
     for item in sorted(datasets, key=lambda d: (d.description.licence, d.description.name)):
         groups.setdefault(item.description.licence, []).append(item.description.name)
@@ -86,7 +54,7 @@ def licences(datasets: Sequence[ReleasedDataset]) -> dict[str, list[str]]:
 
 
 def _cell(text: str) -> str:
-    """Make curators' text safe inside a Markdown table: one line, no pipes, no HTML."""
+    """Make a curator's text safe inside a Markdown table: one line, without pipes or HTML."""
     flat = " ".join(text.split())
     return flat.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;") or "-"
 
@@ -106,13 +74,12 @@ def dataset_card(
     """Write the dataset card of a release.
 
     Args:
-        datasets: What is in it, in order of name.
-        duplicates: Near copies across datasets.
-        threshold_note: How patches were judged, in one sentence.
-        excluded_note: Which patches were left out, in one sentence; empty where none were.
+        datasets: The datasets of the release, in order of name.
+        threshold_note: One sentence on how patches were judged.
+        excluded_note: One sentence on the patches that were left out; empty if none were.
 
     Returns:
-        Markdown with a YAML head as dataset hubs read it.
+        Markdown with a YAML header, which dataset hubs read.
     """
     total = {stage: sum(item.counts.get(stage, 0) for item in datasets) for stage in STAGES}
     pooled = sum((item.pixels for item in datasets), PixelSums(0, 0, 0))

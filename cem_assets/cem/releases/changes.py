@@ -1,4 +1,4 @@
-"""What changed between two releases: datasets and patches that came or went, and why.
+"""The differences between two releases: datasets and patches that were added or removed, and the reasons.
 
 The reasons are read from the manifests behind each released partition, which are never swept.
 """
@@ -19,10 +19,9 @@ class DatasetChange:
     """How one dataset differs between two releases.
 
     Attributes:
-        dataset: Its name.
         kind: "added", "removed" or "changed".
-        reasons: In words; empty for datasets that came or went.
-        added, removed: Names of patches, in order.
+        reasons: The reasons in words; there are none for datasets that were added or removed.
+        added, removed: Names of the patches that were added or removed, in order.
     """
 
     dataset: str
@@ -33,14 +32,10 @@ class DatasetChange:
 
 
 def compare_releases(store: Store, first: str, second: str) -> list[DatasetChange]:
-    """Compare two releases.
-
-    Args:
-        first: Version of the one.
-        second: Version of the other.
+    """Compare two releases, of which `first` is the older one.
 
     Returns:
-        Datasets that differ, in order of name; none where the releases hold the same.
+        The datasets that differ, in order of name.
 
     Raises:
         FileNotFoundError: There is no such release.
@@ -49,7 +44,7 @@ def compare_releases(store: Store, first: str, second: str) -> list[DatasetChang
     changes = []
     for dataset in sorted(before.keys() | after.keys()):
         old, new = before.get(dataset), after.get(dataset)
-        # Equal partitions of which one release left patches out differ in their shards alone.
+        # If one of the releases left patches out of the same partition, only the shards differ.
         if old and new and (old["digest"], old["objects"]) == (new["digest"], new["objects"]):
             continue
         old_names, new_names = _names(store, old), _names(store, new)
@@ -82,11 +77,12 @@ def _names(store: Store, item: Mapping[str, Any] | None) -> set[str]:
 
 
 def _reasons(store: Store, dataset: str, old: str, new: str) -> tuple[str, ...]:
-    """Walk both chains back to the inbox, and name what differs on the way."""
+    """Follow the manifests of both partitions back to the inbox, and say in words what differs on the way."""
     found: list[str] = []
     if old == new:
         return ()
-    for asset in reversed(STAGES.values()):
+    chain = [*reversed(STAGES.values())]
+    for asset, upstream in zip(chain, [*chain[1:], ""], strict=True):
         before, after = (find_manifest(store, asset, dataset, digest) for digest in (old, new))
         stage = asset.removeprefix("cem/")
         for name in sorted({*before.inputs.parameters, *after.inputs.parameters}):
@@ -101,7 +97,7 @@ def _reasons(store: Store, dataset: str, old: str, new: str) -> tuple[str, ...]:
             if before.inputs.upstream != after.inputs.upstream:
                 found.append(f"{stage}: the files in the inbox changed")
             break
-        key = f"{_before(asset)}/{dataset}"
+        key = f"{upstream}/{dataset}"
         old, new = before.inputs.upstream[key], after.inputs.upstream[key]
         if old == new:
             break
@@ -109,13 +105,8 @@ def _reasons(store: Store, dataset: str, old: str, new: str) -> tuple[str, ...]:
 
 
 def _left_out(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    """Tell where one of two releases was made without patches that show test images, or without others."""
+    """Say how many patches either release leaves out because they show test images, if it leaves out any."""
     before, after = (item["counts"].get("excluded_patches", 0) for item in (old, new))
     if not before and not after:
         return ()
     return (f"releases: patches left out because they show test images of benchmarks, {before:,} became {after:,}",)
-
-
-def _before(asset: str) -> str:
-    assets = list(STAGES.values())
-    return assets[assets.index(asset) - 1]

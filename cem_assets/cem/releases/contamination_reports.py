@@ -1,4 +1,6 @@
-"""Contamination reports in the store, as releases see them: pairs of release patch and test image."""
+"""Contamination reports in the store: which patches of releases show test images of benchmarks."""
+
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,12 +38,13 @@ PAIRS_SCHEMA = schema_of(
     ("correlation", pa.float64()),
     ("is_exact", pa.bool_()),
 )
-"""`row` counts within the shard; `release_row` and `test_image` through the release and the benchmark, as pictures name them.
-`plane` is such as "xz 12", empty for 2D images. The windows (px) are those of patch and test image that show the same."""
+"""Columns of the pairs of a patch and a test image. `row` counts within the shard, `release_row` through the whole release, and
+`test_image` through the benchmark; pictures are named after these numbers. `plane` is for example "xz 12", and empty for 2D
+images. The windows, in px, are the parts of the patch and of the test image that show the same."""
 
 
 def report_partition(dataset: str, version: str) -> str:
-    """Name the partition that reports on a release, such as "cem-v3"."""
+    """Return the name of the partition with the report on a release, such as "cem-v3"."""
     return f"{dataset}-{version}"
 
 
@@ -52,23 +55,23 @@ def contamination_reports(store: Store, dataset: str) -> list[Manifest]:
     return [manifest for manifest in found if manifest is not None]
 
 
-def contaminated_patches(store: Store, dataset: str) -> dict[str, dict[tuple[str, int], tuple[str, ...]]]:
-    """Gather what any report found against benchmarks that are still in the store.
+def contaminated_patches(store: Store, reports: Sequence[Manifest]) -> dict[str, dict[tuple[str, int], tuple[str, ...]]]:
+    """Gather the patches that any report names for a benchmark that is still in the store.
 
-    All reports count, not the newest alone: one on a release that was made without the patches no longer names them, and the
-    release after it must do without them as well.
+    The newest report alone would not do: if its release was made without the patches, it does not name them, and the next
+    release would have them again.
 
     Args:
-        dataset: "cem" or "cytoimagenet".
+        reports: From `contamination_reports`.
 
     Returns:
-        By dataset (label, in CytoImageNet), then by (name, dhash) of a patch: names of the benchmarks, in order. A patch of
-        the same name and another dHash was cut from other data since, and is another one.
+        The names of the benchmarks in order, by dataset (in CytoImageNet: by label) and then by (name, dhash) of the patch. A
+        patch with the same name and another dHash was cut from newer data, so it is a different patch.
     """
     prepared = set(committed_partitions(store, BENCHMARK_DATA))
     columns = ["dataset", "name", "dhash", "benchmark"]
     found: dict[str, dict[tuple[str, int], set[str]]] = {}
-    for manifest in contamination_reports(store, dataset):
+    for manifest in reports:
         with store.open(f"{manifest.folder}/{PAIRS}") as handle:
             rows = pq.ParquetFile(handle).read(columns=columns).to_pylist()
         for row in rows:

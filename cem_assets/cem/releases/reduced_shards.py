@@ -1,6 +1,6 @@
-"""Shards of filtered patches written again without some of their rows, for releases that leave patches out.
+"""Copies of shards of filtered patches without some of their rows, for releases that leave patches out.
 
-Which rows, and why, is `cem_assets.cem.releases.stage`; writing shards in the first place `cem_assets.cem.filter.stage`.
+`cem_assets.cem.releases.stage` decides which patches are left out.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cem_assets.cem.patches.tables import FILTERED_SCHEMA
-from cem_assets.cem.releases.card import PixelSums
+from cem_assets.cem.pixel_sums import PixelSums
 from cem_assets.errors import DataError
 from cem_assets.store.commits import Commit
 from cem_assets.store.images import decode_image
@@ -22,7 +22,7 @@ from cem_assets.store.store import Store
 
 
 def patch_hashes(store: Store, manifest: Manifest) -> list[tuple[str, int]]:
-    """List (name, dHash) of the patches of a table, in order."""
+    """List the (name, dHash) of the patches of a table, in order."""
     found: list[tuple[str, int]] = []
     for table in read_parts(store, manifest, ["name", "dhash"]):
         found += zip(table["name"].to_pylist(), table["dhash"].to_pylist(), strict=True)
@@ -34,23 +34,23 @@ def write_without(
 ) -> tuple[list[ManifestObject], PixelSums]:
     """Write the shards of a dataset into a commit, without some patches.
 
-    Shards that lose none are copied byte by byte; one shard is in memory at a time. What a killed run left is taken up.
+    Shards that lose no patches are copied byte by byte. One shard is in memory at a time, and shards that a killed run left
+    behind are used.
 
     Args:
-        commit: Where the shards go.
-        manifest: Of `cem/filtered_patches`.
-        folder: Folder of theirs in the commit.
-        names: Patches that are left out.
+        manifest: A manifest of `cem/filtered_patches`.
+        folder: Folder for the shards inside the commit.
+        names: Names of the patches that are left out.
 
     Returns:
-        The shards, at least one, and the sums over the pixels of the patches left out.
+        The shards, of which there is at least one, and the sums over the pixels of the patches that are left out.
 
     Raises:
         DataError: A shard does not match its manifest.
     """
     left_out = pa.array(sorted(names), pa.string())
     written: list[ManifestObject] = []
-    lost = PixelSums(0, 0, 0)
+    lost = PixelSums()
     for item in manifest.find(".parquet"):
         key, name = f"{manifest.folder}/{item.name}", f"{folder}/{part_name(len(written))}"
         with store.open(key) as handle:
@@ -58,7 +58,7 @@ def write_without(
             is_out = pc.is_in(file.read(columns=["name"])["name"], value_set=left_out).to_numpy()
             lost += _sums(file, is_out)
             if is_out.all():
-                continue  # nothing stays of it
+                continue  # no row of it is kept
             if commit.has(name):
                 written.append(commit.adopt(name))
                 continue
@@ -69,18 +69,18 @@ def write_without(
         copied = commit.write(name, store.read(key))
         if copied.sha256 != item.sha256:
             raise DataError(
-                f"{key} has sha256 {copied.sha256[:12]}, its manifest says {item.sha256[:12]}; materialize "
-                f"{manifest.inputs.asset}, partition {manifest.inputs.partition!r}, again: it repairs them."
+                f"{key} has sha256 {copied.sha256[:12]}, but its manifest says {item.sha256[:12]}. Materialize "
+                f"{manifest.inputs.asset}, partition {manifest.inputs.partition!r}, again to repair it."
             )
         written.append(copied)
-    if not written:  # an empty table still says what its columns are
+    if not written:  # an empty table still tells readers its columns
         written.append(commit.write(f"{folder}/{part_name(0)}", parquet_bytes([], FILTERED_SCHEMA)))
     return written, lost
 
 
 def _sums(file: pq.ParquetFile, is_out: NDArray[np.bool_]) -> PixelSums:
-    """Sum over the pixels of chosen rows; only row groups that have some are read."""
-    sums, start = PixelSums(0, 0, 0), 0
+    """Sum over the pixels of some rows. Only row groups that have such rows are read."""
+    sums, start = PixelSums(), 0
     for group in range(file.metadata.num_row_groups):
         num = file.metadata.row_group(group).num_rows
         chosen = is_out[start : start + num]
@@ -88,6 +88,5 @@ def _sums(file: pq.ParquetFile, is_out: NDArray[np.bool_]) -> PixelSums:
         if not chosen.any():
             continue
         for cell in file.read_row_group(group, columns=["image"])["image"].filter(pa.array(chosen)).to_pylist():
-            flat = decode_image(cell["bytes"]).reshape(-1).astype(np.uint64)
-            sums += PixelSums(int(flat.size), int(flat.sum()), int((flat * flat).sum()))
+            sums += PixelSums.of(decode_image(cell["bytes"]))
     return sums

@@ -1,7 +1,7 @@
-"""Stage `cem/releases`: an immutable, versioned manifest over the filtered partitions, with its dataset card.
+"""Stage `cem/releases`: an immutable version of all filtered patches, with its dataset card.
 
-A release has one manifest for ever. It names the content folders it is made of, which the maintenance
-sweep leaves alone, so later versions of a dataset do not touch it.
+A release has one manifest, which never changes. It names the content folders that the release is made of. The maintenance
+sweep keeps these folders, so later versions of a dataset do not change the release.
 """
 
 import hashlib
@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from cem_assets.catalog.description import DatasetDescription
 from cem_assets.cem.patches.dedup import CROSS_DATASET_DISTANCE
-from cem_assets.cem.releases.card import CrossDatasetDuplicates, PixelSums, ReleasedDataset, dataset_card, licences
+from cem_assets.cem.pixel_sums import PixelSums
+from cem_assets.cem.releases.card import CrossDatasetDuplicates, ReleasedDataset, dataset_card, licences
 from cem_assets.cem.releases.contamination_reports import contaminated_patches, contamination_reports
 from cem_assets.cem.releases.reduced_shards import patch_hashes, write_without
 from cem_assets.errors import DataError
 from cem_assets.execution.local import default_num_workers
-from cem_assets.execution.stage import Progress, StageResult, no_progress
+from cem_assets.execution.stage import Progress, StageResult, begin, no_progress
 from cem_assets.imaging.near_pairs import pairs_between_groups
 from cem_assets.store.assets import CODE_VERSIONS, CONTAMINATION, FILTERED, RELEASES
 from cem_assets.store.commits import Commit
@@ -45,7 +46,8 @@ CARD = "README.md"
 LISTING = "release.json"
 EXCLUDED = "_excluded/part-00000.parquet"
 _IS_EXCLUDING = "exclude_contaminated"
-"""Noted in details, whether anything had to be left out or not, so that the next release does as this one did."""
+"""Key in the details of a release that leaves out contaminated patches, even if there were none, so that the next release does
+the same."""
 _DUPLICATES_SCHEMA = schema_of(
     ("dataset", pa.string()),
     ("name", pa.string()),
@@ -58,7 +60,14 @@ _EXCLUDED_SCHEMA = schema_of(("dataset", pa.string()), ("name", pa.string()), ("
 
 @dataclass(frozen=True)
 class _Member:
-    """A dataset of a release: its filtered patches, and of those left out the benchmarks whose test images they show."""
+    """A dataset of a release.
+
+    Attributes:
+        manifest: Its manifest of filtered patches.
+        folder: Folder of its shards in the store.
+        objects: Its shards.
+        excluded: For each patch that is left out, the benchmarks whose test images it shows.
+    """
 
     manifest: Manifest
     released: ReleasedDataset
@@ -75,24 +84,24 @@ def make_release(
     progress: Progress = no_progress,
     exclude_contaminated: bool | None = None,
 ) -> StageResult:
-    """Make a release of everything that is filtered, or of some datasets.
+    """Make a release of the filtered patches of all datasets, or of some datasets.
 
-    A release made without patches is of the same partitions as one with them, so it is not due again until a partition
-    changes (`cem_assets.cem.reconciliation.is_release_due`), and by default the next one is made without them, too.
+    A release that leaves patches out is made from the same partitions as one with all patches. So the next release is not due
+    until a partition changes (`cem_assets.cem.reconciliation.is_release_due`), and by default it leaves patches out too.
 
     Args:
-        version: Its name; empty counts up v1, v2, ...
-        datasets: Which ones; empty takes every committed partition of `cem/filtered_patches`.
-        exclude_contaminated: Whether patches that show test images of benchmarks, as the reports of
-            `benchmarks/contamination` say, are left out; None does as the newest release did.
+        version: Name of the release; if it is empty, the next of v1, v2, ... is taken.
+        datasets: The datasets to release; if there are none, every committed partition of `cem/filtered_patches` is released.
+        exclude_contaminated: Whether to leave out patches that show test images of benchmarks, according to the reports of
+            `benchmarks/contamination`; None does the same as the newest release.
 
     Returns:
-        The new release; or the newest one, not new, where it holds the very same partitions and leaves out the same patches.
+        The new release. If the newest release is made from the same partitions and leaves out the same patches, that release.
 
     Raises:
-        DataError: The version is not allowed, nothing is filtered yet, or no release was compared with test images and
-            patches shall be left out.
-        FileExistsError: The version is taken by a release with other contents.
+        DataError: The version is not allowed, there are no filtered patches, or patches should be left out but no release was
+            compared with test images yet.
+        FileExistsError: There is a release with this version and other contents.
     """
     started = time.monotonic()
     if version:
@@ -103,26 +112,25 @@ def make_release(
         raise DataError(f"there is nothing to release: no partition of {FILTERED} is committed. Materialize one first.")
     upstream = {f"{FILTERED}/{member.manifest.inputs.partition}": member.manifest.digest for member in members}
     known = list_releases(store)
+    newest = known[-1] if known else None
     if exclude_contaminated is None:
-        exclude_contaminated = bool(known and known[-1].details.get(_IS_EXCLUDING))
+        exclude_contaminated = newest is not None and bool(newest.details.get(_IS_EXCLUDING))
     if exclude_contaminated:
         members = _marked(store, members)
-    if known and _is_same(known[-1], members, upstream) and version in ("", known[-1].inputs.partition):
-        return StageResult(known[-1], False, time.monotonic() - started)
+    if newest is not None and version in ("", newest.inputs.partition) and _is_same(newest, members, upstream):
+        return StageResult(newest, False, time.monotonic() - started)
+    more = {_IS_EXCLUDING: True} if exclude_contaminated else {}
     while True:
         taken = [release.inputs.partition for release in known]
         if version in taken:
             raise FileExistsError(f"release {version!r} exists with other contents, and releases never change. Choose another.")
         chosen = version or next_version(taken)
         try:
-            more = {_IS_EXCLUDING: True} if exclude_contaminated else {}
-            manifest = _commit(store, chosen, members, upstream, len(known) + 1, run_id, progress, more)
+            return _commit(store, chosen, members, upstream, len(known) + 1, run_id, progress, more)
         except FileExistsError:  # another run took this version while we worked
             if version:
                 raise
             known = list_releases(store)
-            continue
-        return StageResult(manifest, True, time.monotonic() - started)
 
 
 def _member(manifest: Manifest) -> _Member:
@@ -142,13 +150,14 @@ def _member(manifest: Manifest) -> _Member:
 
 
 def _marked(store: Store, members: list[_Member]) -> list[_Member]:
-    """Note which patches of the members show test images."""
-    if not contamination_reports(store, "cem"):
+    """Add to the members which of their patches show test images."""
+    reports = contamination_reports(store, "cem")
+    if not reports:
         raise DataError(
             f"no release was compared with the test images of benchmarks yet, so nobody knows which patches to leave out. "
             f"Materialize {CONTAMINATION} of the newest release first, or make this one with exclude_contaminated = false."
         )
-    found = contaminated_patches(store, "cem")
+    found = contaminated_patches(store, reports)
     marked = []
     for member in members:
         hits = found.get(member.manifest.inputs.partition, {})
@@ -158,7 +167,7 @@ def _marked(store: Store, members: list[_Member]) -> list[_Member]:
 
 
 def _exclusion(members: Sequence[_Member]) -> dict[str, str]:
-    """Name what is left out by a digest, so that a release without it is another one; nothing where nothing is."""
+    """Return a digest of the patches that are left out, as a parameter of the release, or no parameter if there are none."""
     names = {member.manifest.inputs.partition: sorted(member.excluded) for member in members if member.excluded}
     return {"excluded": hashlib.sha256(canonical_json(names)).hexdigest()} if names else {}
 
@@ -177,10 +186,11 @@ def _commit(
     run_id: str,
     progress: Progress,
     more: Mapping[str, Any],
-) -> Manifest:
-    # What is left out is a parameter, not upstream: whether a release is due depends on the partitions alone.
+) -> StageResult:
+    # The patches that are left out are a parameter and not upstream, because only the partitions decide when a release is due.
     parameters = {"distance": CROSS_DATASET_DISTANCE, **_exclusion(members)}
-    commit = Commit(store, Inputs(RELEASES, version, CODE_VERSIONS[RELEASES], parameters, upstream), run_id)
+    stage = begin(store, Inputs(RELEASES, version, CODE_VERSIONS[RELEASES], parameters, upstream), run_id)
+    commit = stage.commit
     excluded = [
         {"dataset": member.manifest.inputs.partition, "name": name, "reason": f"shows test images of {', '.join(benchmarks)}"}
         for member in members
@@ -193,7 +203,7 @@ def _commit(
     duplicates, table = _cross_dataset(store, members, progress)
     commit.write("cross_dataset_duplicates.parquet", parquet_bytes([table], _DUPLICATES_SCHEMA))
     datasets = [member.released for member in members]
-    mean, std = sum((item.pixels for item in datasets), PixelSums(0, 0, 0)).norms()
+    mean, std = sum((item.pixels for item in datasets), PixelSums()).norms()
     num_patches = sum(item.counts["filtered_patches"] for item in datasets)
     listing: dict[str, Any] = {
         "version": version,
@@ -214,11 +224,11 @@ def _commit(
         **({"excluded": len(excluded)} if excluded else {}),
     }
     details = {"sequence": sequence, "pixel_mean": mean, "pixel_std": std, "contents": listing["datasets"], **more}
-    return commit.finish(counts, details, is_final=True)
+    return stage.finish(counts, details, is_final=True)
 
 
 def _reduced(store: Store, commit: Commit, member: _Member) -> _Member:
-    """Write the shards of a dataset that loses patches into the release, and count what stays."""
+    """Write the shards of a dataset without some patches into the release, and count what is kept."""
     dataset, released = member.manifest.inputs.partition, member.released
     objects, lost = write_without(store, commit, member.manifest, f"patches/{dataset}", set(member.excluded))
     num_left = released.counts["filtered_patches"] - len(member.excluded)
@@ -238,7 +248,7 @@ def _excluded_note(members: Sequence[_Member]) -> str:
 
 
 def _judge(members: list[_Member]) -> str:
-    """Say in one sentence how patches were judged informative."""
+    """Say in one sentence by which classifier and threshold patches were judged."""
     thresholds = sorted({str(member.manifest.inputs.parameters["threshold"]) for member in members})
     origins = sorted(
         {f"{c.get('source', '?')}: {c.get('origin', '?')}" for c in (m.manifest.details["classifier"] for m in members)}
@@ -261,7 +271,7 @@ def _listed(member: _Member) -> dict[str, Any]:
 
 
 def _kept(store: Store, member: _Member, columns: list[str]) -> Iterator[pa.Table]:
-    """Read columns of the patches of a dataset that are in the release, in order."""
+    """Read columns of those patches of a dataset that are in the release, in order."""
     if not member.excluded:
         yield from read_parts(store, member.manifest, columns)
         return
@@ -271,7 +281,7 @@ def _kept(store: Store, member: _Member, columns: list[str]) -> Iterator[pa.Tabl
 
 
 def _names_of(store: Store, members: list[_Member], starts: list[int], places: NDArray[np.int64]) -> dict[int, str]:
-    """Read the names of some patches, by their places in the release; a shard at a time, because few of all are wanted."""
+    """Read the names of some patches by their row in the release, one shard at a time, because few names are needed."""
     found: dict[int, str] = {}
     for member, start, stop in zip(members, starts, starts[1:], strict=False):
         wanted = places[np.searchsorted(places, start) : np.searchsorted(places, stop)]
@@ -286,9 +296,9 @@ def _names_of(store: Store, members: list[_Member], starts: list[int], places: N
 
 
 def _cross_dataset(store: Store, members: list[_Member], progress: Progress) -> tuple[CrossDatasetDuplicates, pa.Table]:
-    """Find near copies between the datasets of a release, at the strict distance.
+    """Find near copies across the datasets of a release, at the strict distance.
 
-    Memory: 32 bytes for each patch, and what the pairs take. Names are read again, for the pairs alone.
+    This takes 32 bytes of memory for each patch, and the memory of the pairs. Names are read later, for the pairs only.
     """
     parts, read, starts = [np.empty(0, np.uint64)], [], [0]
     for member in members:
@@ -298,7 +308,7 @@ def _cross_dataset(store: Store, members: list[_Member], progress: Progress) -> 
     hashes = np.concatenate(parts)
     del parts, read
     owner = np.repeat(np.arange(len(members), dtype=np.int32), np.diff(starts))
-    # Hashes lie in order of dataset, so the first of a pair is of the earlier one.
+    # Hashes are in order of dataset, so the first patch of a pair is from the earlier dataset.
     pairs = pairs_between_groups(hashes, owner, CROSS_DATASET_DISTANCE, default_num_workers(), progress)
     names = _names_of(store, members, starts, np.unique(pairs[:, :2]))
     partitions = [member.manifest.inputs.partition for member in members]
@@ -317,6 +327,6 @@ def _cross_dataset(store: Store, members: list[_Member], progress: Progress) -> 
 
 
 def list_releases(store: Store) -> list[Manifest]:
-    """List the releases of a store, oldest first."""
+    """List the releases of a store, with the oldest first."""
     found = [current_manifest(store, RELEASES, version) for version in committed_partitions(store, RELEASES)]
     return sorted((m for m in found if m is not None), key=lambda m: (m.details["sequence"], m.inputs.partition))

@@ -1,7 +1,7 @@
-"""Stored subvolumes: boxes read out of standardized volumes, and their files as OME-Zarr 0.5 or ImageJ TIFF.
+"""Files of subvolumes: reading boxes out of standardized volumes, and storing them as OME-Zarr 0.5 or ImageJ TIFF.
 
-Where boxes lie is decided by `cem_assets.cem.subvolumes.places`. Arrays have the patch's slicing axis first, so that a
-viewer steps through them as through the patch's neighbours.
+`cem_assets.cem.subvolumes.places` decides which boxes are cut. Stored arrays have the patch's slicing axis first, so that
+somebody who steps through their slices in a viewer sees the patch and its neighbours.
 """
 
 import io
@@ -13,8 +13,9 @@ import pyarrow as pa
 import tifffile
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer
+from zarr.buffer import default_buffer_prototype
 from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from cem_assets.cem.subvolumes.places import Subvolume, SubvolumeForm
@@ -25,7 +26,7 @@ from cem_assets.imaging.boxes import Box
 from cem_assets.store.parquet import schema_of
 
 _WHOLE_CHUNK_VOXELS = 1 << 21
-"""Up to this size a subvolume is one chunk: it is read whole."""
+"""A subvolume of up to this size is stored as one chunk, because it is read whole."""
 _CHUNK_SIDE = 112
 _LAST_OF_ZARR = "zarr.json"
 
@@ -39,18 +40,19 @@ SUBVOLUMES_SCHEMA = schema_of(
     *((f"voxel_size_{side}_nm", pa.float64()) for side in "zyx"),
     ("file", pa.string()),
 )
-"""Of the index: the box in voxels of the volume (first inside, last not), and the file inside the content folder."""
+"""Columns of the index. The box is in voxels of the volume, with its ends (`z1`, `y1`, `x1`) not included; `file` is a path
+inside the content folder."""
 SKIPPED_SCHEMA = schema_of(("name", pa.string()), ("reason", pa.string()))
 
 
 def stored_axes(axis: int) -> tuple[int, int, int]:
-    """Return which of (z, y, x) the axes of a stored array are: the slicing axis, rows, columns."""
+    """Return the axes of a stored array, each as a number in (z, y, x): the slicing axis, then rows, then columns."""
     rows, columns = (other for other in range(3) if other != axis)
     return axis, rows, columns
 
 
 def lacks_voxels(volume: StoredVolume, box: Box) -> bool:
-    """Tell whether the source never had some voxel of a box; reads the masks of the bricks it touches."""
+    """Tell whether the source lacks any voxel of a box. The masks of the bricks that the box touches are read."""
     if not volume.record.num_missing:
         return False
     steps = brick_shape(volume.shape, volume.planes)
@@ -69,11 +71,7 @@ def lacks_voxels(volume: StoredVolume, box: Box) -> bool:
 
 
 def read_box(volume: StoredVolume, subvolume: Subvolume) -> NDArray[np.uint8]:
-    """Read the voxels of a subvolume; of a volume of any size only the chunks that the box touches are fetched.
-
-    Args:
-        volume: Its standardized volume.
-        subvolume: Its box and axis.
+    """Read the voxels of a subvolume. Only the chunks that its box touches are fetched.
 
     Returns:
         uint8 (slices, rows, columns).
@@ -84,7 +82,7 @@ def read_box(volume: StoredVolume, subvolume: Subvolume) -> NDArray[np.uint8]:
     """
     try:
         voxels = np.asarray(open_volume_array(volume)[subvolume.box])
-    except (ValueError, RuntimeError, IndexError) as error:
+    except (ValueError, RuntimeError, IndexError) as error:  # what zarr and its codecs raise for damaged shards
         raise DataError(
             f"volume {volume.name!r} is damaged at (z, y, x) = {subvolume.low}: {error}. Materialize cem/volumes again to "
             "repair the partition."
@@ -93,34 +91,31 @@ def read_box(volume: StoredVolume, subvolume: Subvolume) -> NDArray[np.uint8]:
 
 
 def file_names(stem: str, form: SubvolumeForm) -> tuple[str, tuple[str, ...]]:
-    """Name what a subvolume is stored as.
+    """Name the file or folder of a subvolume.
 
     Args:
         stem: A safe file name without a suffix.
-        form: OME-Zarr or TIFF.
 
     Returns:
-        The file or folder to open, and all of its objects in the order in which they are written.
+        The file or folder that a reader opens, and all its objects in the order in which they are written.
     """
     if form == "tiff":
         return f"{stem}.tiff", (f"{stem}.tiff",)
-    folder = f"{stem}.ome.zarr"  # with one shard, whatever the size
+    folder = f"{stem}.ome.zarr"  # it has one shard, whatever its size
     return folder, tuple(f"{folder}/{name}" for name in ("0/c/0/0/0", "0/zarr.json", _LAST_OF_ZARR))
 
 
 def encode_subvolume(
     voxels: NDArray[np.uint8], subvolume: Subvolume, voxel_size_nm: tuple[float, float, float], form: SubvolumeForm
 ) -> list[bytes]:
-    """Encode a subvolume; equal voxels give equal bytes.
+    """Encode a subvolume. Equal voxels give equal bytes.
 
     Args:
         voxels: uint8 (slices, rows, columns).
-        subvolume: Its name and place.
-        voxel_size_nm: (z, y, x) of the volume in nm.
-        form: OME-Zarr or TIFF.
+        voxel_size_nm: Voxel size (z, y, x) of the volume in nm.
 
     Returns:
-        The bytes of the objects that `file_names` lists, in its order.
+        The bytes of the objects that `file_names` lists, in the same order.
     """
     order = stored_axes(subvolume.axis)
     scale = [float(voxel_size_nm[axis]) for axis in order]
@@ -139,9 +134,9 @@ def encode_subvolume(
         )
         return [sink.getvalue()]
     chunks = _chunks(voxels.shape)
-    memory = MemoryStore()
+    objects: dict[str, Buffer] = {}
     array = zarr.create_array(
-        memory,
+        MemoryStore(objects),
         shape=voxels.shape,
         chunks=chunks,
         shards=tuple(-(-side // chunk) * chunk for side, chunk in zip(voxels.shape, chunks, strict=True)),
@@ -152,8 +147,7 @@ def encode_subvolume(
         compressors=(ZstdCodec(level=1), Crc32cCodec()),
     )
     array[:] = voxels
-    objects = {key: value.to_bytes() for key, value in memory._store_dict.items()}
-    return [objects["c/0/0/0"], objects["zarr.json"], _ome_group(subvolume, order, scale)]
+    return [objects["c/0/0/0"].to_bytes(), objects["zarr.json"].to_bytes(), _ome_group(subvolume, order, scale)]
 
 
 def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -163,7 +157,7 @@ def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _ome_group(subvolume: Subvolume, order: tuple[int, int, int], scale: list[float]) -> bytes:
-    # The translation puts a subvolume beside its volume and its neighbours in a viewer.
+    # With the translation, a viewer shows the subvolume at its place inside the volume.
     offset = [subvolume.low[axis] * size for axis, size in zip(order, scale, strict=True)]
     transformations = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": offset}]
     multiscale = {
@@ -187,20 +181,14 @@ def decode_subvolume(objects: Mapping[str, bytes], form: SubvolumeForm) -> NDArr
     """Decode what `encode_subvolume` made.
 
     Args:
-        objects: Bytes by name, as `file_names` lists them.
-        form: OME-Zarr or TIFF.
+        objects: Bytes by name, as `file_names` lists them. Whoever reads them compares them with the manifest.
 
     Returns:
         uint8 (slices, rows, columns).
-
-    Raises:
-        DataError: The bytes are damaged.
     """
     if form == "tiff":
         (data,) = objects.values()
         return np.asarray(tifffile.imread(io.BytesIO(data)))
-    memory = MemoryStore()
-    for name, data in objects.items():
-        if "/0/" in name:
-            memory._store_dict[name.split("/0/", 1)[1]] = default_buffer_prototype().buffer.from_bytes(data)
+    to_buffer = default_buffer_prototype().buffer.from_bytes
+    memory = MemoryStore({name.split("/0/", 1)[1]: to_buffer(data) for name, data in objects.items() if "/0/" in name})
     return np.asarray(zarr.open_array(memory, mode="r", zarr_format=3)[:])

@@ -1,7 +1,6 @@
-"""Subvolumes and flipbooks: which boxes are cut around filtered patches, under a limit and with bounded overlap.
+"""Which boxes are cut around filtered patches as subvolumes or flipbooks: at most so many, with limited overlap.
 
-Only geometry and names live here. Reading volumes and encoding the boxes is `cem_assets.cem.subvolumes.files`; the
-stage is `cem_assets.cem.subvolumes.stage`.
+This module has only geometry and names. `cem_assets.cem.subvolumes.files` reads volumes and encodes the boxes.
 """
 
 import math
@@ -13,17 +12,18 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cem_assets.cem.patch_grid import PATCH_SIDE_PX, PatchPlace, parse_patch_name
 from cem_assets.cem.patches.dedup import visiting_order
-from cem_assets.cem.patches.patchify import PATCH_SIDE_PX, PatchPlace, parse_patch_name
 from cem_assets.errors import DataError, UnknownNameError
 from cem_assets.imaging.boxes import Box
 
 MAX_VOXELS = 1 << 26
-"""Of one subvolume: a worker holds a few of them."""
+"""Largest size of one subvolume; a worker has a few of them in memory."""
 
 Corner = tuple[int, int, int]
 SubvolumeForm = Literal["ome-zarr", "tiff"]
-"""How a subvolume is stored. No enum: Dagster's configuration would take an enum's names, settings its values."""
+"""How a subvolume is stored. An enum would not do, because Dagster's configuration takes an enum's names, and settings its
+values."""
 
 
 class Skipped(StrEnum):
@@ -40,18 +40,18 @@ class SubvolumeParams(BaseModel):
     """Which subvolumes are cut, and how they are stored.
 
     Attributes:
-        num_slices: Slices along the patch's axis: odd (5 for flipbooks), so that the patch is the middle one; or `side_px`
-            for cubes, whose patch is slice `num_slices // 2`.
-        side_px: Height and width, centred on the patch.
-        limit: At most this many of a dataset; a larger limit only adds.
-        max_overlap: Largest share of its voxels that a subvolume has in common with any other one. The default lets
-            flipbooks of different axes cross, but none share a slice.
+        num_slices: Number of slices along the patch's axis. It is odd (5 for flipbooks), so that the patch is the middle
+            slice, or equal to `side_px` for cubes, in which the patch is slice `num_slices // 2`.
+        side_px: Height and width; the subvolume is centred on the patch.
+        limit: Largest number of subvolumes of a dataset. A larger limit only adds subvolumes.
+        max_overlap: Largest share of its voxels that a subvolume may have in common with any other one. With the default,
+            flipbooks of different axes may cross, but no two share a slice.
         seed: Key of the order in which patches are tried.
         form: OME-Zarr or TIFF stacks.
 
-    Source: `reconstruct3d.py` of volume-em/cem-dataset (5 slices, 50 of a volume). There the draw is unseeded, an even
-    number of slices becomes the next odd one, subvolumes overlap freely, and a box that ends at the volume's border is
-    skipped although all of it is there.
+    Source: `reconstruct3d.py` of volume-em/cem-dataset (5 slices, 50 subvolumes of a volume). There the draw has no seed, an
+    even number of slices becomes the next odd one, subvolumes may overlap without limit, and a box that ends exactly at the
+    volume's border is skipped although all of it is inside.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -96,13 +96,12 @@ class Subvolume:
     """A box around a patch.
 
     Attributes:
-        name: The patch's name with `{axis}_{low}-{high}` in place of `{axis}_{index}`, and the rows and columns of the
-            box, which are the patch's own where that is `side_px` on both sides.
+        name: The patch's name with `{axis}_{low}-{high}` in place of `{axis}_{index}`, and with the rows and columns of the
+            box. These are the patch's own if both of its sides are `side_px`.
         patch: Name of the patch.
-        volume: Name of the volume.
-        axis: The patch's axis, 0 (xy), 1 (xz) or 2 (yz); the stored array has it first, then rows, then columns.
+        axis: The patch's axis, 0 (xy), 1 (xz) or 2 (yz). The stored array has this axis first, then rows, then columns.
         low: (z, y, x) of the first voxel.
-        high: (z, y, x) one behind the last voxel.
+        high: (z, y, x) one past the last voxel.
     """
 
     name: str
@@ -120,11 +119,11 @@ class Subvolume:
 
 @dataclass(frozen=True)
 class Placement:
-    """What became of every patch.
+    """Which subvolumes are cut, and why none is cut around the other patches.
 
     Attributes:
-        subvolumes: Those to cut, in the order in which they were chosen.
-        skipped: (patch name, why not) of all other patches, in the order of the names given.
+        subvolumes: The chosen ones, in the order in which they were chosen.
+        skipped: (name of the patch, reason) for all other patches, in the order in which the names were given.
     """
 
     subvolumes: tuple[Subvolume, ...]
@@ -132,11 +131,10 @@ class Placement:
 
 
 def box_around(place: PatchPlace, params: SubvolumeParams) -> tuple[Corner, Corner]:
-    """Return (low, high) of the box centred on a patch, (z, y, x) in voxels; it may reach out of the volume.
+    """Return (low, high) of the box centred on a patch, each (z, y, x) in voxels. The box may extend beyond the volume.
 
     Args:
-        place: Of a patch of a volume (axis 0, 1 or 2).
-        params: Slices and side.
+        place: Place of a patch of a volume, which has axis 0, 1 or 2.
     """
     low = [
         place.y0 + (place.y1 - place.y0 - params.side_px) // 2,
@@ -148,13 +146,12 @@ def box_around(place: PatchPlace, params: SubvolumeParams) -> tuple[Corner, Corn
 
 
 def subvolume_name(volume: str, axis: int, low: Corner, high: Corner) -> str:
-    """Name a subvolume, such as `vnc-LOC-0_5-10_224-448_0-224`; public, and the same as in CEM.
+    """Name a subvolume, such as `vnc-LOC-0_5-10_224-448_0-224`. Names are public, and have the same form as in CEM.
 
     Args:
-        volume: Name of the volume.
         axis: The slicing axis.
         low: (z, y, x) of the first voxel.
-        high: (z, y, x) one behind the last.
+        high: (z, y, x) one past the last voxel.
     """
     spans = [f"{start}-{stop}" for start, stop in zip(low, high, strict=True)]
     along = spans.pop(axis)
@@ -168,10 +165,10 @@ def shared_voxels(low: Corner, high: Corner, other_low: Corner, other_high: Corn
 
 
 class _Chosen:
-    """The boxes chosen so far, found again by where they lie; all of them have the same number of voxels."""
+    """The boxes that were chosen so far, in a grid of cells that finds neighbours. All boxes have the same number of voxels."""
 
     def __init__(self, params: SubvolumeParams) -> None:
-        # No box is longer than a cell, so one that touches another begins in the same cell or a neighbouring one.
+        # No box is longer than a cell, so two boxes that touch begin in the same cell or in neighbouring ones.
         self._cell = max(params.num_slices, params.side_px)
         self._max_shared = params.max_overlap * params.num_voxels
         self._boxes: dict[tuple[str, Corner], list[tuple[Corner, Corner]]] = {}
@@ -198,19 +195,19 @@ def place_subvolumes(
     """Choose the subvolumes of a dataset: patches are tried in the order of a keyed hash until the limit is reached.
 
     Args:
-        patches: Distinct names of its filtered patches, any order; a name says where its patch lies.
-        shapes: (z, y, x) in voxels by volume; for 2D images it is not asked.
-        params: Size, limit, overlap, seed.
-        is_whole: Tells whether the source has every voxel of a box of a volume; asked last, only of boxes that would be
-            chosen otherwise. None means that it has.
+        patches: Distinct names of its filtered patches, in any order. A name says where its patch is.
+        shapes: (z, y, x) in voxels by name of the volume; 2D images need none.
+        is_whole: Tells whether the source has every voxel of a box of a volume. It is called last, and only for boxes that
+            would otherwise be chosen. None means that all voxels are there.
 
     Returns:
-        The chosen ones and why the others are not. Which are chosen does not depend on the order of `patches`; with a
-        larger limit the same come first. Behind the limit nothing is looked at, so it hides other reasons.
+        The chosen subvolumes, and the reasons for the other patches. The choice does not depend on the order of `patches`;
+        with a larger limit the same subvolumes come first. Once the limit is reached, no more patches are looked at, so the
+        limit may hide other reasons.
 
     Raises:
-        KeyError: A patch's volume has no shape.
-        DataError: A name is not a patch's name.
+        UnknownNameError: A patch's volume has no shape.
+        DataError: A name is not the name of a patch.
     """
     chosen = _Chosen(params)
     found: list[Subvolume] = []
@@ -224,7 +221,7 @@ def place_subvolumes(
             continue
         if place.volume not in shapes:
             raise UnknownNameError(
-                f"patch {patches[row]!r} is of volume {place.volume!r}, which the dataset does not have; it has "
+                f"patch {patches[row]!r} belongs to volume {place.volume!r}, which the dataset does not have; it has "
                 f"{', '.join(map(repr, list(shapes)[:20])) or 'none'}. Materialize cem/filtered_patches again."
             )
         low, high = box_around(place, params)

@@ -1,10 +1,10 @@
 """Stage `cem/subvolumes`: boxes around filtered patches, as flipbooks of a few slices or as cubes.
 
-Remote volumes come in as cubes of the inbox (`cem_assets.inbox.remote_cubes`), so here every volume is a standardized one.
-Which boxes are cut is `cem_assets.cem.subvolumes.places`; how they are stored is `cem_assets.cem.subvolumes.files`.
+Every volume is a standardized one here: remote volumes arrive as cubes in the inbox (`cem_assets.inbox.remote_cubes`).
+`cem_assets.cem.subvolumes.places` decides which boxes are cut, and `cem_assets.cem.subvolumes.files` stores them.
 """
 
-import time
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ from cem_assets.cem.subvolumes.files import (
     read_box,
 )
 from cem_assets.cem.subvolumes.places import Skipped, Subvolume, SubvolumeForm, SubvolumeParams, place_subvolumes
-from cem_assets.errors import UnknownNameError
+from cem_assets.errors import DataError, UnknownNameError
 from cem_assets.execution.local import Engine, local_engine
-from cem_assets.execution.stage import Progress, StageResult, no_progress
+from cem_assets.execution.stage import Progress, StageResult, begin, no_progress
 from cem_assets.imaging.boxes import Box
 from cem_assets.store.assets import CODE_VERSIONS, FILTERED, SUBVOLUMES
-from cem_assets.store.commits import Commit, ContentFolder, installed_versions
+from cem_assets.store.commits import ContentFolder, installed_versions
 from cem_assets.store.manifests import Inputs, Manifest, ManifestObject, require_manifest
 from cem_assets.store.parquet import parquet_bytes, part_name, read_parts
 from cem_assets.store.store import Store
@@ -40,7 +40,7 @@ _BATCH_ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class _CutJob:
-    """Reads, encodes and writes one subvolume, in whatever process."""
+    """Reads, encodes and writes one subvolume. It can be sent to other processes and machines."""
 
     pixels: DatasetPixels
     content: ContentFolder
@@ -61,29 +61,29 @@ def cut_subvolumes(
     engine: Engine | None = None,
     progress: Progress = no_progress,
 ) -> StageResult:
-    """Cut subvolumes around the filtered patches of a dataset, out of the volumes these were cut from.
+    """Cut subvolumes around the filtered patches of a dataset, out of the volumes that the patches were cut from.
 
     Args:
-        params: Size, limit, overlap, seed, form.
-        engine: Shares the subvolumes; None chooses a pool.
+        engine: Distributes the subvolumes over workers; None chooses a pool.
 
     Returns:
-        The committed partition of `cem/subvolumes`: one OME-Zarr folder or TIFF stack each, an index in the order in which
-        they were chosen, and in `_dropped/` why there is none around the other patches. A dataset of 2D images has none.
+        The committed partition of `cem/subvolumes`. It has an OME-Zarr folder or TIFF stack for each subvolume, an index in
+        the order in which they were chosen, and in `_dropped/` the reasons why there is none around the other patches. A
+        dataset of 2D images has no subvolumes.
 
     Raises:
         FileNotFoundError: `cem/filtered_patches` was not materialized, its volumes were swept away, or the store lost a
             chunk of them.
-        ValueError: A volume is damaged.
+        DataError: A volume is damaged.
     """
-    started = time.monotonic()
     upstream = require_manifest(store, FILTERED, dataset)
-    pixels = pixels_behind(store, dataset, upstream)
     parameters = params.model_dump(mode="json")
     inputs = Inputs(SUBVOLUMES, dataset, CODE_VERSIONS[SUBVOLUMES], parameters, {f"{FILTERED}/{dataset}": upstream.digest})
-    commit = Commit(store, inputs, run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started)
+    stage = begin(store, inputs, run_id)
+    if stage.up_to_date:
+        return stage.up_to_date
+    commit = stage.commit
+    pixels = pixels_behind(store, upstream)
     names = [name for table in read_parts(store, upstream, ["name"], _BATCH_ROWS) for name in table["name"].to_pylist()]
 
     def is_whole(volume: str, box: Box) -> bool:
@@ -94,7 +94,7 @@ def cut_subvolumes(
     files = _files(placed.subvolumes, params.form)
     todo = []
     for subvolume, (_, objects) in zip(placed.subvolumes, files, strict=True):
-        if all(commit.has(name) for name in objects):  # left whole by a run that was killed later on
+        if all(commit.has(name) for name in objects):  # a run that was killed later left it complete
             for name in objects:
                 commit.adopt(name)
         else:
@@ -110,7 +110,7 @@ def cut_subvolumes(
     commit.write(part_name(0), parquet_bytes([index], SUBVOLUMES_SCHEMA))
     commit.write("_dropped/part-00000.parquet", parquet_bytes(_skipped_tables(placed.skipped), SKIPPED_SCHEMA))
     tally = Counter(reason.name for _, reason in placed.skipped)
-    manifest = commit.finish(
+    return stage.finish(
         counts={
             "subvolumes": total,
             "voxels": total * params.num_voxels,
@@ -124,34 +124,40 @@ def cut_subvolumes(
         },
         versions=installed_versions("tifffile"),
     )
-    return StageResult(manifest, True, time.monotonic() - started)
 
 
 def read_subvolume(store: Store, manifest: Manifest, file: str) -> NDArray[np.uint8]:
     """Read a stored subvolume.
 
     Args:
-        manifest: Of `cem/subvolumes`.
-        file: As the index names it.
+        manifest: A manifest of `cem/subvolumes`.
+        file: The subvolume's file or folder, as the index names it.
 
     Returns:
-        uint8 (slices, rows, columns), the patch's slicing axis first.
+        uint8 (slices, rows, columns), with the patch's slicing axis first.
 
     Raises:
-        KeyError: The partition has no such file.
-        ValueError: It is damaged.
+        UnknownNameError: The partition has no such file.
+        DataError: The file is damaged.
     """
     form = SubvolumeParams(**manifest.inputs.parameters).form
-    inside = [item.name for item in manifest.objects if item.name == file or item.name.startswith(f"{file}/")]
+    inside = [item for item in manifest.objects if item.name == file or item.name.startswith(f"{file}/")]
     if not inside:
         raise UnknownNameError(
-            f"{manifest.folder} has no subvolume {file!r}; its index (part-00000.parquet) lists those it has."
+            f"{manifest.folder} has no subvolume {file!r}; its index (part-00000.parquet) lists those that it has."
         )
-    return decode_subvolume({name: store.read(f"{manifest.folder}/{name}") for name in inside}, form)
+    objects = {item.name: store.read(f"{manifest.folder}/{item.name}") for item in inside}
+    for item in inside:
+        if hashlib.sha256(objects[item.name]).hexdigest() != item.sha256:
+            raise DataError(
+                f"{manifest.folder}/{item.name} is damaged: its sha256 is not the one that its manifest lists. Materialize "
+                "cem/subvolumes again to repair the partition."
+            )
+    return decode_subvolume(objects, form)
 
 
 def _files(subvolumes: tuple[Subvolume, ...], form: SubvolumeForm) -> list[tuple[str, tuple[str, ...]]]:
-    """Name the file or folder of each subvolume, and its objects; volumes are named by whoever made them."""
+    """Name the file or folder of each subvolume, and its objects, safely: people name volumes as they like."""
     clashes = clashing_names(subvolume.name for subvolume in subvolumes)
     return [
         file_names(plain_name(subvolume.name, is_clashing=name_key(subvolume.name) in clashes), form)

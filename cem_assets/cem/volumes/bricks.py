@@ -1,8 +1,8 @@
-"""Bricks: the unit in which a volume is read, hashed and scored, once for all three planes.
+"""Bricks: the pieces of a volume that are read, hashed and scored as one, for all three planes together.
 
-The grid of patches is 224 voxels on every plane, so a cube of 224 voxels holds whole patches of all of
-them. Memory depends on the brick and the number of workers, never on the volume; bricks are independent,
-so any number of workers gives the same rows. Volumes cut in xy only have flat bricks.
+The grid of patches has a spacing of 224 voxels on every plane, so a cube of 224 voxels holds whole patches of all planes.
+Memory use depends on the size of a brick and the number of workers, never on the size of the volume. Bricks are independent
+of each other, so any number of workers gives the same rows. Volumes that are only cut in xy have flat bricks.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cem_assets.cem.patches.patchify import PATCH_SIDE_PX, cell_spans, index_digits, num_cells, rejected_plane
+from cem_assets.cem.patch_grid import PATCH_SIDE_PX, cell_spans, index_digits, num_cells, rejected_plane
 from cem_assets.imaging.boxes import Box
 from cem_assets.imaging.dhash import BrickHashes, dhash
 
@@ -21,19 +21,19 @@ XY_ONLY = (0,)
 
 CHUNK_SHAPE = (112, 112, 112)
 FLAT_CHUNK_SHAPE = (1, 2 * PATCH_SIDE_PX, 2 * PATCH_SIDE_PX)
-"""Four patches: small enough to fetch one patch, large enough that a brick is not thousands of chunks."""
+"""Holds four patches: small enough to fetch one patch, and large enough that a brick does not have thousands of chunks."""
 _FLAT_CHUNKS = 4
 _FLAT_VOXELS = 1 << 24
-"""A flat brick holds at most 16 Mi voxels: about as many as a cube of 224."""
+"""A flat brick holds at most 16 Mi voxels, about as many as a cube of 224 voxels."""
 
 
 class Readable(Protocol):
-    """A standardized volume, as this room sees it.
+    """A standardized volume that bricks can be read from.
 
     Attributes:
-        name: The volume's name, first part of its patches' names.
+        name: Name of the volume, with which the names of its patches begin.
         shape: (z, y, x) in voxels.
-        planes: The axes it is cut along: `ALL_PLANES` or `XY_ONLY`.
+        planes: The axes that it is cut along: `ALL_PLANES` or `XY_ONLY`.
     """
 
     @property
@@ -48,7 +48,7 @@ class Readable(Protocol):
         ...
 
     def missing(self, box: Box) -> NDArray[np.bool_] | None:
-        """Return which voxels of a box the source never had, bool (z, y, x), or None if all are there."""
+        """Return which voxels of a box the source never had, bool (z, y, x), or None if it had all of them."""
         ...
 
 
@@ -56,12 +56,12 @@ def brick_shape(shape: tuple[int, int, int], planes: tuple[int, ...]) -> tuple[i
     """Choose the size of a volume's bricks.
 
     Args:
-        shape: Volume size (z, y, x) in voxels.
-        planes: The axes it is cut along.
+        shape: Size of the volume (z, y, x) in voxels.
+        planes: The axes that it is cut along.
 
     Returns:
-        (z, y, x) in voxels: a cube of 224, or for volumes cut in xy only a slab of whole patches, as many
-        slices deep as keep it near 16 Mi voxels.
+        (z, y, x) in voxels: a cube of 224 voxels, or, for volumes that are only cut in xy, a slab of whole patches with as
+        many slices as fit into 16 Mi voxels.
     """
     if tuple(planes) != XY_ONLY:
         return (PATCH_SIDE_PX, PATCH_SIDE_PX, PATCH_SIDE_PX)
@@ -73,11 +73,11 @@ def brick_shape(shape: tuple[int, int, int], planes: tuple[int, ...]) -> tuple[i
 
 
 def brick_boxes(shape: tuple[int, int, int], planes: tuple[int, ...]) -> list[Box]:
-    """List the bricks of a volume, z slowest, x fastest; they tile it and are ragged at the end.
+    """List the bricks of a volume, with z slowest and x fastest. They tile the volume; those at its end are smaller.
 
     Args:
-        shape: Volume size (z, y, x) in voxels.
-        planes: The axes it is cut along.
+        shape: Size of the volume (z, y, x) in voxels.
+        planes: The axes that it is cut along.
     """
     steps = brick_shape(shape, planes)
     return [
@@ -94,11 +94,11 @@ def brick_boxes(shape: tuple[int, int, int], planes: tuple[int, ...]) -> list[Bo
 
 @dataclass(frozen=True)
 class BrickGroup:
-    """Bricks that are worked on together, because they lie side by side along x, and their source's rows run through them.
+    """Bricks that are worked on together because they lie side by side along x, so that rows of the source run through them.
 
     Attributes:
-        boxes: In order; all of one row of bricks.
-        is_written: Whether all of them are stored already; otherwise none is.
+        boxes: The bricks in order, all from the same row of bricks.
+        is_written: Whether all of them are stored already; otherwise none of them is.
     """
 
     boxes: tuple[Box, ...]
@@ -110,11 +110,11 @@ def brick_groups(boxes: list[Box], written: list[bool], most: int) -> list[Brick
 
     Args:
         boxes: All bricks of a volume, in order.
-        written: For each, whether it is stored already.
-        most: Bricks of a group.
+        written: For each brick, whether it is stored already.
+        most: Largest number of bricks in a group.
 
     Returns:
-        Groups that hold every box once, in order.
+        Groups that together hold every box once, in order.
     """
     groups: list[BrickGroup] = []
     for box, is_written in zip(boxes, written, strict=True):
@@ -142,15 +142,15 @@ def _slices_inside(span: slice, spacing: int) -> range:
 
 
 def count_patches(shape: tuple[int, int, int], planes: tuple[int, ...], spacing: int = 1) -> int:
-    """Count the patches of a whole volume by arithmetic.
+    """Compute the number of patches of a whole volume from its size.
 
     Args:
-        shape: Volume size (z, y, x) in voxels.
-        planes: The axes it is cut along.
-        spacing: Every how many slices one is cut.
+        shape: Size of the volume (z, y, x) in voxels.
+        planes: The axes that it is cut along.
+        spacing: One slice is cut out of every `spacing` slices.
 
     Returns:
-        The number of patches, before any is rejected for missing voxels.
+        The number of patches before any are rejected because of missing voxels.
     """
     total = 0
     for axis in planes:
@@ -161,7 +161,7 @@ def count_patches(shape: tuple[int, int, int], planes: tuple[int, ...], spacing:
 
 
 def count_brick_patches(shape: tuple[int, int, int], planes: tuple[int, ...], box: Box, spacing: int = 1) -> int:
-    """Count the patches of one brick by arithmetic, without reading it."""
+    """Compute the number of patches of one brick from its place, without reading it."""
     total = 0
     for axis in planes:
         if rejected_plane(shape, axis) is None:
@@ -175,16 +175,16 @@ def count_brick_patches(shape: tuple[int, int, int], planes: tuple[int, ...], bo
 
 
 def patch_places(shape: tuple[int, int, int], planes: tuple[int, ...], box: Box, spacing: int = 1) -> NDArray[np.int32]:
-    """List the places of one brick's patches by arithmetic, without reading it.
+    """Compute the places of one brick's patches, without reading the brick.
 
     Args:
-        shape: Volume size (z, y, x) in voxels.
-        planes: The axes it is cut along.
+        shape: Size of the volume (z, y, x) in voxels.
+        planes: The axes that it is cut along.
         box: One of `brick_boxes`.
-        spacing: Every how many slices one is cut.
+        spacing: One slice is cut out of every `spacing` slices.
 
     Returns:
-        int32 (n, 6): axis, index, y0, y1, x0, x1; by axis, slice, row and column.
+        int32 (n, 6): axis, index, y0, y1, x0, x1, in order of axis, slice, row and column.
     """
     pieces = [np.empty((0, 6), np.int32)]
     for axis in planes:
@@ -210,7 +210,7 @@ class PatchRows:
     Attributes:
         place: int32 (n, 6): axis, index, y0, y1, x0, x1.
         dhash: uint64 (n,).
-        num_missing: int32 (n,). Voxels of the patch that the source never had; such patches are rejected.
+        num_missing: int32 (n,). How many voxels of the patch the source never had; patches with any are rejected.
     """
 
     place: NDArray[np.int32]
@@ -225,12 +225,11 @@ def hash_brick(volume: Readable, box: Box, spacing: int = 1) -> PatchRows:
     """Read one brick and hash the patches of every plane the volume is cut along.
 
     Args:
-        volume: The standardized volume.
         box: One of `brick_boxes`.
-        spacing: Every how many slices one is cut.
+        spacing: One slice is cut out of every `spacing` slices.
 
     Returns:
-        Rows by axis, slice, row and column.
+        Rows in order of axis, slice, row and column.
     """
     brick = volume.read(box)
     mask = volume.missing(box)
@@ -287,7 +286,7 @@ def hash_image(pixels: NDArray[np.uint8]) -> PatchRows:
         pixels: uint8 (height, width).
 
     Returns:
-        Rows by row and column; axis -1 and index 0.
+        Rows in order of row and column, with axis -1 and index 0.
     """
     cells = image_cells((pixels.shape[0], pixels.shape[1]))
     place = np.array([(-1, 0, *cell) for cell in cells], dtype=np.int32).reshape(-1, 6)
@@ -305,11 +304,11 @@ def names_of(volume: str, shape: tuple[int, int, int], place: NDArray[np.int32])
     """Name the patches of one volume or image.
 
     Args:
-        volume: Its name.
-        shape: (z, y, x) in voxels; for a 2D image anything.
+        volume: Name of the volume or image.
+        shape: (z, y, x) in voxels; it is not used for a 2D image.
         place: int32 (n, 6) as in `PatchRows`.
     """
-    # `patch_name` written out: this runs once per raw patch, and the format is fixed per axis.
+    # The format of `patch_name` is repeated here because this runs once for each raw patch, and calling it would be slow.
     digits = [index_digits(side) for side in shape]
     return [
         f"{volume}-LOC-2d-{y0}-{y1}_{x0}-{x1}"
@@ -325,12 +324,12 @@ def group_by_brick(
     """Group patches by the brick that holds them, so that each brick is read once.
 
     Args:
-        shape: Volume size (z, y, x) in voxels.
-        planes: The axes it is cut along.
-        place: int32 (n, 6) as in `PatchRows`, any order.
+        shape: Size of the volume (z, y, x) in voxels.
+        planes: The axes that it is cut along.
+        place: int32 (n, 6) as in `PatchRows`, in any order.
 
     Yields:
-        (box, int64 row numbers inside it), in the order of `brick_boxes`, bricks without patches left out.
+        (box, int64 numbers of the rows inside it), in the order of `brick_boxes`. Bricks without patches are left out.
     """
     if not len(place):
         return
@@ -357,11 +356,10 @@ def group_by_brick(
 
 
 def cut_patches(brick: NDArray[np.uint8], box: Box, place: NDArray[np.int32]) -> list[NDArray[np.uint8]]:
-    """Cut patches out of a brick that was read.
+    """Cut patches out of a brick that is in memory.
 
     Args:
         brick: uint8 (z, y, x), the voxels of `box`.
-        box: Where the brick lies.
         place: int32 (n, 6) as in `PatchRows`, all inside the brick.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Standardized volumes: uint8 OME-Zarr 0.5, one shard for each brick, opens in napari and neuroglancer.
+"""Standardized volumes: uint8 OME-Zarr 0.5 with one shard for each brick, which opens in napari and neuroglancer.
 
-Empty chunks are kept when writing, so a chunk that is absent here is an error, never zeros. Voxels that
-the source itself never had carry the value 128 and are listed in a `missing` array beside the voxels.
-Volumes are written by `cem_assets.cem.volumes.standardize`.
+Empty chunks are written too, so a chunk that is absent is an error and never stands for zeros. Voxels that the source itself
+never had get the value 128, and a `missing` array beside the voxels marks them. Volumes are written by
+`cem_assets.cem.volumes.standardize`.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import ByteRequest
 from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
 from cem_assets.cem.volumes.bricks import CHUNK_SHAPE, FLAT_CHUNK_SHAPE, XY_ONLY, brick_shape
@@ -29,28 +29,28 @@ from cem_assets.imaging.intensity import IntensityMapping
 from cem_assets.store.store import Store
 
 MISSING_VALUE = 128
-"""Mid gray: a value that is not taken for data, where the source has none."""
+"""Mid gray, for voxels that the source does not have: nobody mistakes it for data."""
 _COMPRESSORS = (ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec())
-"""What the metadata says of our shards; the checksum turns silent damage into an error."""
+"""The codecs that the metadata of our shards names. The checksum turns silent damage into an error."""
 _SAFE_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", re.ASCII)
 
 
 @dataclass(frozen=True)
 class VolumeRecord:
-    """What is known of a standardized volume; it lies in its Zarr attributes and in the manifest.
+    """The facts about a standardized volume, which are stored in its Zarr attributes and in the manifest.
 
     Attributes:
-        name: Name of the volume; first part of its patches' names.
-        folder: Its folder inside the partition's content.
+        name: Name of the volume, with which the names of its patches begin.
+        folder: The volume's folder inside the partition's content.
         shape: (z, y, x) in voxels.
-        voxel_size_nm: (z, y, x) in nm, as the curator declares.
-        planes: The axes it is cut along.
+        voxel_size_nm: (z, y, x) in nm, as the curator declares it.
+        planes: The axes that it is cut along.
         intensity: The mapping from source values to uint8.
         files: Source files, relative to the dataset's folder in the inbox.
-        num_missing: Voxels that the source does not have.
-        histogram: Counts of the values 0..255 over all voxels that are there.
-        header_voxel_size_nm: (z, y, x) as the file's header has it, or None; recorded, not used.
-        notes: What was recognised or done on the way.
+        num_missing: Number of voxels that the source does not have.
+        histogram: Counts of the values 0..255 over all voxels that the source has.
+        header_voxel_size_nm: (z, y, x) in nm from the file's header, or None. It is recorded, but not used.
+        notes: What was recognised in the source, or done to it.
     """
 
     name: str
@@ -66,7 +66,7 @@ class VolumeRecord:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values, lists instead of tuples."""
+        """Return JSON values, with lists instead of tuples."""
         data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return data
 
@@ -79,7 +79,7 @@ class VolumeRecord:
 
 
 def volume_folder(name: str) -> str:
-    """Name the folder of a volume: its own name where that is safe, else a slug with 8 hex digits."""
+    """Name the folder of a volume: after the volume itself if its name is safe, otherwise by a slug with 8 hex digits."""
     if _SAFE_FOLDER.fullmatch(name) and ".." not in name:
         return f"{name}.ome.zarr"
     slug = re.sub(r"[^A-Za-z0-9._-]+", "_", name, flags=re.ASCII).replace("..", "_").strip("._-")[:60] or "volume"
@@ -87,15 +87,15 @@ def volume_folder(name: str) -> str:
 
 
 def chunk_shape(planes: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return the size of a chunk (z, y, x): a part of a brick, small enough to fetch alone."""
+    """Return the size of a chunk (z, y, x), the part of a brick that can be fetched alone."""
     return FLAT_CHUNK_SHAPE if tuple(planes) == XY_ONLY else CHUNK_SHAPE
 
 
-def _array_in_memory(shape: tuple[int, int, int], planes: tuple[int, ...], path: str = "") -> tuple[Any, Any]:
-    memory = MemoryStore()
-    array = zarr.create_array(
-        memory,
-        name=path or None,
+def _array_metadata(shape: tuple[int, int, int], planes: tuple[int, ...]) -> bytes:
+    """Make the `zarr.json` of the voxel array, which is also that of the mask array."""
+    objects: dict[str, Buffer] = {}
+    zarr.create_array(
+        MemoryStore(objects),
         shape=shape,
         chunks=chunk_shape(planes),
         shards=brick_shape(shape, planes),
@@ -105,21 +105,14 @@ def _array_in_memory(shape: tuple[int, int, int], planes: tuple[int, ...], path:
         config={"write_empty_chunks": True},
         compressors=_COMPRESSORS,
     )
-    return array, memory
-
-
-def _objects(memory: Any) -> dict[str, bytes]:
-    return {key: value.to_bytes() for key, value in memory._store_dict.items()}
+    return objects["zarr.json"].to_bytes()
 
 
 def metadata_objects(record: VolumeRecord) -> dict[str, bytes]:
-    """Make the metadata of a volume: OME-Zarr group, voxel array, and the mask array where one is needed.
-
-    Args:
-        record: The finished record.
+    """Make the metadata of a volume: the OME-Zarr group, the voxel array, and the mask array if any voxels are missing.
 
     Returns:
-        Objects by name inside the volume's folder.
+        Bytes of the objects, by their names inside the volume's folder.
     """
     axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
     scale = {"type": "scale", "scale": list(record.voxel_size_nm)}
@@ -137,10 +130,8 @@ def metadata_objects(record: VolumeRecord) -> dict[str, bytes]:
         },
     }
     objects = {"zarr.json": json.dumps(group, indent=1, ensure_ascii=False).encode()}
-    names = ["0", "missing"] if record.num_missing else ["0"]
-    for name in names:
-        _, memory = _array_in_memory(record.shape, record.planes)
-        objects[f"{name}/zarr.json"] = _objects(memory)["zarr.json"]
+    for name in ("0", "missing") if record.num_missing else ("0",):
+        objects[f"{name}/zarr.json"] = _array_metadata(record.shape, record.planes)
     return objects
 
 
@@ -151,16 +142,13 @@ def brick_name(shape: tuple[int, int, int], planes: tuple[int, ...], box: Box, a
 
 
 def encode_brick(shape: tuple[int, int, int], planes: tuple[int, ...], box: Box, voxels: NDArray[np.uint8]) -> bytes:
-    """Encode one brick as the shard it is in the Zarr array.
+    """Encode one brick as a shard of the Zarr array.
 
     Args:
-        shape: Size of the whole volume.
-        planes: The axes it is cut along.
+        shape: Size of the whole volume (z, y, x).
+        planes: The axes that it is cut along.
         box: One of `cem.volumes.bricks.brick_boxes`.
         voxels: uint8 (z, y, x) of that box.
-
-    Returns:
-        The bytes of the shard.
     """
     return encode_shard(voxels, chunk_shape(planes), brick_shape(shape, planes))
 
@@ -169,8 +157,8 @@ def decode_brick(shape: tuple[int, int, int], planes: tuple[int, ...], box: Box,
     """Decode the shard of one brick.
 
     Args:
-        shape: Size of the whole volume.
-        planes: The axes it is cut along.
+        shape: Size of the whole volume (z, y, x).
+        planes: The axes that it is cut along.
         box: One of `cem.volumes.bricks.brick_boxes`.
         data: Bytes of the shard.
 
@@ -178,12 +166,12 @@ def decode_brick(shape: tuple[int, int, int], planes: tuple[int, ...], box: Box,
         uint8 (z, y, x).
 
     Raises:
-        DataError: The bytes are damaged; every chunk carries a checksum.
+        DataError: The bytes are damaged; every chunk has a checksum.
     """
     z, y, x = (span.stop - span.start for span in box)
     try:
         return decode_shard(data, chunk_shape(planes), brick_shape(shape, planes), (z, y, x))
-    except ValueError as error:
+    except DataError as error:
         raise DataError(f"the brick at {_corner(box)} is damaged: {error}") from error
 
 
@@ -193,12 +181,10 @@ def _corner(box: Box) -> str:
 
 @dataclass(frozen=True)
 class StoredVolume:
-    """A standardized volume in the store; the `Readable` of `cem_assets.cem.volumes.bricks`. Picklable.
+    """A standardized volume in the store, a `Readable` of `cem_assets.cem.volumes.bricks`. It can be pickled.
 
     Attributes:
-        store: Where.
         content: The content folder of its partition.
-        record: What is known of it.
     """
 
     store: Store
@@ -232,7 +218,7 @@ class StoredVolume:
             uint8 (z, y, x).
 
         Raises:
-            FileNotFoundError: The brick is absent; ours never are, so the store lost it.
+            FileNotFoundError: The brick is absent. All bricks of a standardized volume are written, so the store lost it.
             DataError: The brick is damaged.
         """
         key = f"{self.folder}/{brick_name(self.shape, self.planes, box)}"
@@ -240,34 +226,34 @@ class StoredVolume:
             data = self.store.read(key)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"volume {self.name!r} lacks its brick at {_corner(box)} ({key}). The store lost it; materialize cem/volumes "
+                f"volume {self.name!r} lacks its brick at {_corner(box)} ({key}). The store lost it. Materialize cem/volumes "
                 "again to repair the partition."
             ) from error
         try:
             return decode_brick(self.shape, self.planes, box, data)
-        except ValueError as error:
+        except DataError as error:
             raise DataError(
                 f"volume {self.name!r}: {error} ({key}). Materialize cem/volumes again to repair the partition."
             ) from error
 
     def missing(self, box: Box) -> NDArray[np.bool_] | None:
-        """Read which voxels of a brick the source never had; None where it had all."""
+        """Return which voxels of a brick the source never had, bool (z, y, x), or None if it had all of them."""
         if not self.record.num_missing:
             return None
         key = f"{self.folder}/{brick_name(self.shape, self.planes, box, 'missing')}"
-        if self.store.size(key) is None:  # written only for bricks that lack something
+        if self.store.size(key) is None:  # a mask is only written for bricks that lack voxels
             return None
         return np.asarray(decode_brick(self.shape, self.planes, box, self.store.read(key)) != 0)
 
 
 class _Strict(WrapperStore[Any]):
-    """Turns an absent chunk into an error; zarr would hand out fill values."""
+    """Raises an error for an absent chunk, for which zarr would return fill values."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         found = await super().get(key, prototype, byte_range)
         if found is None and "/c/" in f"/{key}" and not key.startswith("missing/"):
             raise FileNotFoundError(
-                f"chunk {key} is absent from a standardized volume, which keeps all of its chunks; the store lost it. "
+                f"chunk {key} is absent from a standardized volume, which has all of its chunks: the store lost it. "
                 "Materialize cem/volumes again to repair the partition."
             )
         return found
@@ -275,7 +261,7 @@ class _Strict(WrapperStore[Any]):
 
 @lru_cache(maxsize=16)
 def open_volume_array(volume: StoredVolume) -> Any:
-    """Open a volume's voxels as a `zarr.Array` of uint8 (z, y, x), read-only, absent chunks being errors."""
+    """Open a volume's voxels as a read-only `zarr.Array` of uint8 (z, y, x). Reading an absent chunk raises an error."""
     if volume.store.is_local:
         inner: Any = LocalStore(volume.store.url_of(volume.folder), read_only=True)
     else:

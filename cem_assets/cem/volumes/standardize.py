@@ -1,13 +1,14 @@
-"""From files in the inbox to standardized voxels: open, choose the intensity mapping, write bricks.
+"""From files in the inbox to standardized volumes: open a file, choose the intensity mapping, write the bricks.
 
-The stage behind `cem/volumes`; 2D images are in `cem.volumes.standardize_images`, formats in `formats`. A file
-that cannot be used becomes a `Rejection` and the rest goes on; trouble with the store is raised, because another
-attempt may help there.
+A file that cannot be used raises a `DataError`, which the stage (`cem_assets.cem.volumes.stage`) turns into a rejection before
+it goes on with the other files. Trouble with the store, lack of memory and bugs raise other errors and stop the stage,
+because they are not the fault of the file. Formats are read by `cem_assets.formats`, and 2D images are handled by
+`cem_assets.cem.volumes.standardize_images`.
 """
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -19,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.catalog.description import DatasetDescription
-from cem_assets.cem.patches.hashes import HashParts, hash_voxels
-from cem_assets.cem.patches.patchify import PATCH_SIDE_PX, is_anisotropic
+from cem_assets.cem.patch_grid import PATCH_SIDE_PX, is_anisotropic
 from cem_assets.cem.volumes.bricks import ALL_PLANES, XY_ONLY, BrickGroup, PatchRows, brick_boxes, brick_groups
+from cem_assets.cem.volumes.hashes import HashParts, hash_voxels
 from cem_assets.cem.volumes.ome_zarr import (
     MISSING_VALUE,
     VolumeRecord,
@@ -33,6 +34,7 @@ from cem_assets.cem.volumes.ome_zarr import (
 )
 from cem_assets.errors import DataError
 from cem_assets.execution.local import Engine, default_num_workers, local_engine, threads_or_processes
+from cem_assets.execution.stage import Progress
 from cem_assets.formats import open_file
 from cem_assets.formats.arrays import ArraySource, Opened, RawFile
 from cem_assets.formats.derived import BinnedVolume, Region
@@ -52,11 +54,9 @@ from cem_assets.store.store import Store
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-
 _SAMPLE_BRICKS = 32
 _SAMPLE_VALUES = 1 << 18
-"""Values taken from each sampled brick; 32 bricks give 8 Mi values, whatever the volume's size."""
+"""Number of values that are taken from each sampled brick. 32 bricks give 8 Mi values, whatever the size of the volume."""
 
 
 _ALREADY_MAPPED = IntensityMapping("identity", "uint8", 0.0, 255.0)
@@ -76,22 +76,22 @@ def opened_volume(
     """Open one volume of the inbox.
 
     Args:
-        intake: Which volume.
-        scratch: Folder for copies and unpacked voxels.
-        kept: Copies that were made before; those of this volume are removed afterwards.
+        scratch: Local folder for copies and unpacked voxels.
+        kept: Local copies of the dataset's files that were made before. The copies of this volume are removed when the block
+            ends.
 
     Yields:
-        The opened volume, usable until the block ends.
+        The opened volume, which can be used until the block ends.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The volume cannot be read.
     """
     description = dataset.description
     if intake.kind == "zarr":
         yield opened_zarr(store, dataset, intake)
         return
     paths = list(intake.paths)
-    if intake.paths[0].lower().endswith(".nhdr"):  # its voxels lie in a second file of the same folder
+    if intake.paths[0].lower().endswith(".nhdr"):  # its voxels are in a second file of the same folder
         folder = intake.paths[0].rpartition("/")[0]
         paths += [
             item.path
@@ -106,7 +106,7 @@ def opened_volume(
         folder_path = Path(folder_name)
         if intake.kind == "stack":
             yield open_stack(files, folder_path, description, intake.name)
-        elif len(files) > 1 and not store.is_local:  # put a detached header and its data side by side again
+        elif len(files) > 1 and not store.is_local:  # a detached header and its data must be in the same folder again
             for file in files:
                 file.rename(folder_path / file.name)
             yield open_file(folder_path / files[0].name, folder_path, description)
@@ -124,14 +124,11 @@ def _forgotten(kept: SourceCopies | None, keys: list[str]) -> Iterator[None]:
 
 
 def intensity_mapping(source: ArraySource, description: DatasetDescription, boxes: list[Box]) -> IntensityMapping:
-    """Choose the mapping of one volume; percentiles are measured on a fixed sample of its bricks.
+    """Choose the intensity mapping of one volume. Percentiles are measured on a fixed sample of its bricks.
 
     Args:
-        description: Declares the policy.
+        description: Declares the policy; if it declares none, the number type decides.
         boxes: All bricks of the volume.
-
-    Returns:
-        The mapping.
 
     Raises:
         DataError: The policy does not fit the data.
@@ -144,14 +141,14 @@ def intensity_mapping(source: ArraySource, description: DatasetDescription, boxe
             voxels = source.read(box)
             mask = source.missing(box)
             flat = voxels.reshape(-1) if mask is None else voxels[~mask]
-            # A copy: a view would keep its whole brick in memory.
+            # The values are copied, because a view would keep the whole brick in memory.
             values.append(flat[:: max(1, -(-flat.size // _SAMPLE_VALUES))].copy())
     sample = np.concatenate(values) if values else np.empty(0, source.dtype)
     return mapping_for(policy, source.dtype, sample, description.intensity_percentiles, description.intensity_window)
 
 
 def sample_of(count: int, wanted: int) -> list[int]:
-    """Choose up to `wanted` of `count` numbers by a keyed hash: fixed, and spread without a pattern."""
+    """Choose up to `wanted` of `count` numbers by a keyed hash: always the same ones, spread without a pattern."""
     if count <= wanted:
         return list(range(count))
     keyed = sorted(range(count), key=lambda n: hashlib.blake2b(n.to_bytes(8, "big"), key=b"intensity").digest())
@@ -168,7 +165,7 @@ class _BrickDone:
 
 @dataclass(frozen=True)
 class _BrickJob:
-    """Converts and writes bricks of one volume, in whatever process."""
+    """Converts and writes bricks of one volume. It can be sent to other processes and machines."""
 
     source: ArraySource
     mapping: IntensityMapping
@@ -179,7 +176,7 @@ class _BrickJob:
 
     def __call__(self, group: BrickGroup) -> list[_BrickDone]:
         if group.is_written:
-            return [self._brick(box, None, self.source.missing(box)) for box in group.boxes]
+            return [self._adopted(box) for box in group.boxes]
         first, last = group.boxes[0], group.boxes[-1]
         whole = (first[0], first[1], slice(first[2].start, last[2].stop))
         voxels, mask = self.mapping.apply(self.source.read(whole)), self.source.missing(whole)
@@ -190,24 +187,40 @@ class _BrickJob:
             done.append(self._brick(box, np.ascontiguousarray(voxels[:, :, span]), part))
         return done
 
-    def _brick(self, box: Box, read: NDArray[np.uint8] | None, mask: NDArray[np.bool_] | None) -> _BrickDone:
-        """Write a brick, or take up one that was written before (`read` is None)."""
-        name = f"{self.folder}/{brick_name(self.shape, self.planes, box)}"
-        mask_name = f"{self.folder}/{brick_name(self.shape, self.planes, box, 'missing')}"
-        objects = []
-        if read is None:
-            data = self.content.store.read(f"{self.content.folder}/{name}")
+    def _adopted(self, box: Box) -> _BrickDone:
+        """Use a brick that a killed run left behind, or write it again if it is damaged."""
+        mask = self.source.missing(box)
+        name = self._name(box)
+        data = self.content.store.read(f"{self.content.folder}/{name}")
+        try:
             voxels = decode_brick(self.shape, self.planes, box, data)
-            objects.append(ManifestObject(name, len(data), hashlib.sha256(data).hexdigest()))
-        else:
-            voxels = read if mask is None else np.where(mask, np.uint8(MISSING_VALUE), read)
+        except DataError as error:  # the fault of what was written, not of the file that is read
+            logger.warning("%s/%s: %s; it is written again", self.content.folder, name, error)
+            return self._brick(box, self.mapping.apply(self.source.read(box)), mask)
+        objects = [ManifestObject(name, len(data), hashlib.sha256(data).hexdigest())]
         if mask is not None:
-            encoded = encode_brick(self.shape, self.planes, box, mask.astype(np.uint8))
-            objects.append(self.content.write(mask_name, encoded))
-        if read is not None:  # after the mask: a brick that is there promises that its mask is, too
-            objects.append(self.content.write(name, encode_brick(self.shape, self.planes, box, voxels)))
+            objects.append(self._write_mask(box, mask))
+        return self._done(box, objects, voxels, mask)
+
+    def _brick(self, box: Box, read: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -> _BrickDone:
+        voxels = read if mask is None else np.where(mask, np.uint8(MISSING_VALUE), read)
+        # The mask is written before the brick, so that where a brick exists its mask exists too.
+        objects = [] if mask is None else [self._write_mask(box, mask)]
+        objects.append(self.content.write(self._name(box), encode_brick(self.shape, self.planes, box, voxels)))
+        return self._done(box, objects, voxels, mask)
+
+    def _name(self, box: Box, array: str = "0") -> str:
+        return f"{self.folder}/{brick_name(self.shape, self.planes, box, array)}"
+
+    def _write_mask(self, box: Box, mask: NDArray[np.bool_]) -> ManifestObject:
+        encoded = encode_brick(self.shape, self.planes, box, mask.astype(np.uint8))
+        return self.content.write(self._name(box, "missing"), encoded)
+
+    def _done(
+        self, box: Box, objects: list[ManifestObject], voxels: NDArray[np.uint8], mask: NDArray[np.bool_] | None
+    ) -> _BrickDone:
         present = voxels if mask is None else voxels[~mask]
-        # Hashed now that they are in memory: to read and decode them again later costs as much as all that was done here.
+        # Hashed while the voxels are in memory: reading and decoding them again later costs as much as all the work here.
         rows = hash_voxels(self.shape, self.planes, box, voxels, mask)
         return _BrickDone(tuple(objects), 0 if mask is None else int(mask.sum()), count_values(present), rows)
 
@@ -220,17 +233,12 @@ def standardize_volume(
     engine: Engine | None,
     progress: Progress,
 ) -> VolumeRecord:
-    """Write one volume as uint8 OME-Zarr into a commit, binned where its description asks for it.
+    """Write one volume into a commit as uint8 OME-Zarr, binned if the dataset's description asks for it.
 
     Args:
-        opened: The source.
-        intake: Its name and files.
-        description: The dataset's description; its voxel size wins over the header's.
-        commit: Where the objects go; bricks a killed run left there are not computed again.
-        engine: Shares the bricks; None chooses a pool by their number.
-
-    Returns:
-        The volume's record.
+        description: Its voxel size is used, even where the file's header has another one.
+        commit: Takes the objects. Bricks that a killed run left there are not computed again.
+        engine: Distributes the bricks over workers; None chooses a pool by their number.
 
     Raises:
         DataError: The source is damaged, has NaN or infinite values, or is constant.
@@ -255,7 +263,7 @@ def standardize_volume(
     described: list[ManifestObject] = []
     hashes = HashParts(commit.content, folder)
     if engine is not None and engine.spans_machines and not reads_anywhere(source, commit.content.store):
-        logger.info("%s: its voxels lie in a file of this machine, so its bricks are made here", intake.name)
+        logger.info("%s: its voxels are in a file on this machine, so its bricks are made here", intake.name)
         engine = None
     chosen = engine or _engine_for(source, len(boxes))
     for number, done in enumerate(chain.from_iterable(chosen.map(job, groups)), 1):
@@ -286,16 +294,17 @@ def standardize_volume(
 
 
 _GROUP_BYTES = 48 << 20
-"""Of a source, read at a time: four bricks of 8 bits, one of 32."""
+"""How much of a source is read at a time: four bricks of 8-bit voxels, or one of 32-bit voxels."""
 _GROUPS_PER_WORKER = 6
-"""At least so many, so that none waits long for another at the end."""
+"""Each worker gets at least so many groups of bricks, so that none waits long for another at the end."""
 
 
 def _most_at_once(source: ArraySource, num_bricks: int) -> int:
     """Choose how many bricks that lie side by side are read at once.
 
-    A row of a file, and the pages it lies in, are longer than a brick is wide: read brick by brick, they would be taken in once
-    for each. Chunks in a bucket are requests. On a local disk it does not pay for chunks (measured).
+    The rows of a raw file, and the pages of the disk cache that hold them, are longer than a brick is wide, so reading brick by
+    brick would read them several times. In a bucket, each chunk of a Zarr store costs a request. For chunks on a local disk,
+    reading several bricks at once is not faster (measured).
     """
     if not (isinstance(source, RawFile) or (isinstance(source, ZarrArray) and not source.store.is_local)):
         return 1
@@ -304,11 +313,11 @@ def _most_at_once(source: ArraySource, num_bricks: int) -> int:
 
 
 _MOST_ZARR_THREADS = 2
-"""The zarr library holds the GIL for much of what it does: more threads would wait for each other."""
+"""The zarr library holds the GIL for much of its work, so more threads would wait for each other."""
 
 
 def _engine_for(source: ArraySource, num_bricks: int) -> Engine:
-    """Choose threads where bricks are read with little of the GIL, processes where decoders hold it."""
+    """Choose threads for sources whose reading hardly holds the GIL, and processes for those whose decoders hold it."""
     while isinstance(source, Region):
         source = source.source
     is_plain = isinstance(source, RawFile)
@@ -318,10 +327,10 @@ def _engine_for(source: ArraySource, num_bricks: int) -> Engine:
 
 
 def reads_anywhere(source: ArraySource, store: Store) -> bool:
-    """Tell whether other machines can read a source: through the store, or from a file of a store that is a folder.
+    """Tell whether other machines can read a source: through the store, or as a file of a store that is a folder.
 
-    Files of a remote store are copied to this machine's scratch disk before they are opened, and what has to be decoded from
-    its beginning is decoded to there, too.
+    Other sources are on this machine's scratch disk: files of a remote store are copied there before they are opened, and
+    files that can only be decoded from their beginning are decoded to there.
     """
     if isinstance(source, Region):
         return reads_anywhere(source.source, store)
@@ -332,7 +341,7 @@ def reads_anywhere(source: ArraySource, store: Store) -> bool:
 
 
 def binning_notes(shape: tuple[int, ...], declared: tuple[float, ...], factors: Factors) -> tuple[str, ...]:
-    """Say how something was binned, for its record; nothing where it was not."""
+    """Say in a note how something was binned; return no note if it was not binned."""
     if factors == NO_BINNING:
         return ()
     return (
@@ -341,14 +350,14 @@ def binning_notes(shape: tuple[int, ...], declared: tuple[float, ...], factors: 
 
 
 def refuse_constant(histogram: NDArray[np.int64], mapping: IntensityMapping) -> None:
-    """Refuse what has fewer than two values.
+    """Refuse a volume or image that has fewer than two different values.
 
     Args:
         histogram: int64 (256,): counts of the mapped values.
-        mapping: To tell the original value.
+        mapping: The mapping, by which the error can name the original value.
 
     Raises:
-        DataError: It is constant, or no voxel of it could be read.
+        DataError: All values are the same, or no voxel could be read.
     """
     values = np.flatnonzero(histogram)
     if len(values) == 0:

@@ -1,6 +1,7 @@
-"""From 2D images in the inbox to tables of standardized images: the half of `cem/volumes` for kind = "images".
+"""From 2D images in the inbox to tables of standardized images: the part of `cem/volumes` for datasets of kind "images".
 
-Volumes are `cem_assets.cem.volumes.standardize`. An image that cannot be used becomes a `Rejection`, the rest goes on.
+An image that cannot be used becomes a `Rejection`, and the work goes on with the others. Errors that are not the fault of the
+image are raised. Volumes are handled by `cem_assets.cem.volumes.standardize`.
 """
 
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cem_assets.cem.patches.tables import IMAGES_SCHEMA
-from cem_assets.cem.volumes.standardize import Progress, binning_notes, opened_zarr, refuse_constant
+from cem_assets.cem.volumes.standardize import binning_notes, opened_zarr, refuse_constant
+from cem_assets.cem.volumes.tables import IMAGES_SCHEMA
 from cem_assets.errors import DataError
 from cem_assets.execution.local import Engine, local_engine
+from cem_assets.execution.stage import Progress
 from cem_assets.formats.arrays import check_whole_in_memory
 from cem_assets.formats.stacks import read_plane
 from cem_assets.imaging.binning import NO_BINNING, bin_mean, binned_voxel_size, binning_factors
@@ -28,7 +30,7 @@ from cem_assets.store.scratch import scratch_folder
 from cem_assets.store.store import Store
 
 _ROW_GROUP_BYTES = 16 << 20
-"""Pixels in a row group of an image table: what a reader of one image has to decode."""
+"""Bytes of pixels in a row group of an image table, which is what a reader has to decode for one image."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class StandardizedImage:
 
     Attributes:
         pixels: uint8 (height, width).
-        mapping: From source values to uint8.
-        notes: What was recognised or reduced.
+        mapping: The mapping from source values to uint8.
+        notes: What was recognised in the file, or done to it.
         pixel_size_nm: (y, x) in nm, after binning.
     """
 
@@ -50,7 +52,7 @@ class StandardizedImage:
 
 @dataclass(frozen=True)
 class _ImageJob:
-    """Reads and converts 2D images, in whatever process."""
+    """Reads and converts one 2D image. It can be sent to other processes and machines."""
 
     store: Store
     dataset: InboxDataset
@@ -61,7 +63,7 @@ class _ImageJob:
             if intake.kind == "zarr":
                 plane, notes = _zarr_plane(self.store, self.dataset, intake)
             else:
-                # A folder of the machine this runs on, which need not be the stage's.
+                # The scratch folder is made here, because this may run on another machine than the stage.
                 with (
                     scratch_folder("images") as scratch,
                     local_paths(self.store, self.dataset.name, intake.paths, scratch) as files,
@@ -78,7 +80,7 @@ class _ImageJob:
             _, *pixel_size = binned_voxel_size(declared, factors)
             notes = (*notes, *binning_notes((1, *plane.shape), declared, factors))
             refuse_constant(np.bincount(pixels.reshape(-1), minlength=256).astype(np.int64), mapping)
-        except ValueError as error:
+        except DataError as error:  # anything else is not the image's fault, and must not be written down as if it were
             return Rejection(intake.paths[0], str(error))
         return StandardizedImage(pixels, mapping, notes, (pixel_size[0], pixel_size[1]))
 
@@ -104,15 +106,14 @@ def standardize_images(
     engine: Engine | None,
     progress: Progress,
 ) -> tuple[int, int, list[Rejection]]:
-    """Write 2D images as Parquet tables of TIFF bytes into a commit.
+    """Write 2D images into a commit, as Parquet tables of TIFF bytes.
 
     Args:
-        items: Its images.
-        commit: Where the tables go.
-        engine: Shares the images; None chooses a pool by their number.
+        items: The dataset's images.
+        engine: Distributes the images over workers; None chooses a pool by their number.
 
     Returns:
-        (number of images, number of pixels, images that were refused).
+        (number of images, number of pixels, the images that were refused).
     """
     hashes = {item.path: item.sha256 for item in dataset.files}
     rejections: list[Rejection] = []

@@ -1,9 +1,9 @@
-"""Bytes of one Zarr v3 shard of uint8 voxels, made and read without the zarr library.
+"""Encoding and decoding one Zarr v3 shard of uint8 voxels without the zarr library.
 
-The library spends as long on coroutines and copies as on compressing, and holds the interpreter meanwhile; here a shard
-is a loop over chunks whose time goes into libraries that release the GIL, so threads share the work. The bytes are
-those `zarr.create_array` with `SHARD_CODECS` writes (compared in the tests), and what it writes is read back. Which
-shards a volume has is `cem_assets.cem.volumes.ome_zarr`.
+The zarr library spends as long on coroutines and copies as on compressing, and holds the GIL meanwhile. Here a shard is
+encoded in a loop over chunks that spends its time in libraries that release the GIL, so threads can share the work. The bytes
+are the same as `zarr.create_array` writes (the tests compare them), and shards that it wrote can be decoded.
+`cem_assets.cem.volumes.ome_zarr` defines which shards a volume has.
 """
 
 import itertools
@@ -21,19 +21,20 @@ from cem_assets.errors import DataError
 Shape = tuple[int, int, int]
 
 ZSTD_LEVEL = 1
-"""As small as level 3 on micrographs. Negative levels are 6 times faster, and leave noise as it is: see docs/store.md."""
+"""Level 1 compresses micrographs as well as level 3. Negative levels are 6 times faster but leave noise as it is, see
+`docs/store.md`."""
 _CHECKSUM_BYTES = 4
 _ABSENT = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _ZSTD = Zstd(level=ZSTD_LEVEL)
-_unpack: Any = imagecodecs.zstd_decode  # its stubs know of no arrays
+_unpack: Any = imagecodecs.zstd_decode  # its type stubs do not mention arrays
 
 
 @lru_cache(maxsize=64)
 def chunk_order(grid: Shape) -> tuple[Shape, ...]:
-    """List the chunks of a shard in the order they lie in it: Morton order without the bits that an axis lacks.
+    """List the chunks of a shard in the order in which it stores them: Morton order without the bits that an axis lacks.
 
     Args:
-        grid: Chunks of a shard along (z, y, x).
+        grid: Number of chunks of a shard along (z, y, x).
 
     Source: "compressed Morton code" of neuroglancer's precomputed format, which zarr-python 3 uses.
     """
@@ -57,22 +58,19 @@ def _checksum(data: bytes | NDArray[np.uint8]) -> bytes:
 
 
 def _span(cell: Shape, chunk: Shape, inside: tuple[int, ...]) -> tuple[slice, slice, slice]:
-    """Return the voxels of a chunk that lie inside the array, as slices of the shard."""
+    """Return the voxels of a chunk that are inside the array, as slices of the shard."""
     z, y, x = (slice(c * side, min((c + 1) * side, end)) for c, side, end in zip(cell, chunk, inside, strict=True))
     return z, y, x
 
 
 def encode_shard(voxels: NDArray[np.uint8], chunk: Shape, shard: Shape) -> bytes:
-    """Encode voxels as one shard: chunks of zstd with a checksum each, then their index.
+    """Encode voxels as one shard: chunks in zstd with a checksum each, then the index of the chunks.
 
     Args:
-        voxels: uint8 (z, y, x), at most of the shard's shape; less at the end of an array. Chunks that lie wholly outside
-            are not written, and partial ones are filled with zeros.
+        voxels: uint8 (z, y, x), of the shard's shape, or smaller at the end of an array. Chunks that are wholly outside the
+            voxels are not written, and partial ones are filled up with zeros.
         chunk: Shape of a chunk.
-        shard: Shape of a shard, a multiple of it.
-
-    Returns:
-        The bytes.
+        shard: Shape of a shard, a multiple of the chunk's.
     """
     z, y, x = (outer // inner for outer, inner in zip(shard, chunk, strict=True))
     index = np.full((z, y, x, 2), _ABSENT, "<u8")
@@ -100,22 +98,22 @@ def decode_shard(data: bytes, chunk: Shape, shard: Shape, shape: Shape) -> NDArr
     Args:
         chunk: Shape of a chunk.
         shard: Shape of a shard.
-        shape: Voxels (z, y, x) of it that lie inside the array.
+        shape: Size (z, y, x) of the part of the shard that is inside the array.
 
     Returns:
         uint8 of that shape, C-contiguous.
 
     Raises:
-        DataError: A checksum differs, a chunk is absent, or the bytes are no such shard.
+        DataError: A checksum is wrong, a chunk is absent, or the bytes are not a shard of this shape.
     """
     z, y, x = (outer // inner for outer, inner in zip(shard, chunk, strict=True))
     num_bytes = z * y * x * 16
     view = np.frombuffer(data, np.uint8)
     footer = view[-num_bytes - _CHECKSUM_BYTES : -_CHECKSUM_BYTES]
     if len(data) < num_bytes + _CHECKSUM_BYTES:
-        raise DataError(f"it has {len(data)} bytes; expected at least {num_bytes + _CHECKSUM_BYTES}")
+        raise DataError(f"it has {len(data)} bytes, but its index alone takes {num_bytes + _CHECKSUM_BYTES}")
     if _checksum(footer) != data[-_CHECKSUM_BYTES:]:
-        raise DataError("the checksum of its index differs")
+        raise DataError("the checksum of its index is wrong")
     index = np.frombuffer(footer, "<u8").reshape(z, y, x, 2).tolist()
     out = np.empty(shape, np.uint8)
     flat = np.empty(chunk[0] * chunk[1] * chunk[2], np.uint8)
@@ -126,12 +124,12 @@ def decode_shard(data: bytes, chunk: Shape, shard: Shape, shape: Shape) -> NDArr
             continue
         start, length = index[cell[0]][cell[1]][cell[2]]
         if start == int(_ABSENT) or length <= _CHECKSUM_BYTES or start + length > len(data):
-            raise DataError(f"its chunk {cell} is absent or lies outside of it")
+            raise DataError(f"its chunk {cell} is absent, or its place is outside of the shard")
         packed = view[start : start + length - _CHECKSUM_BYTES]
         if _checksum(packed) != data[start + length - _CHECKSUM_BYTES : start + length]:
-            raise DataError(f"the checksum of its chunk {cell} differs")
+            raise DataError(f"the checksum of its chunk {cell} is wrong")
         try:
-            # Into a buffer of the right size: a frame that claims more is refused before anything is allocated for it.
+            # The buffer has the right size, so a frame that claims to be larger is refused before memory is allocated for it.
             unpacked = _unpack(packed, out=flat)
         except (imagecodecs.ZstdError, ValueError) as error:
             raise DataError(f"its chunk {cell} cannot be unpacked: {error}") from error

@@ -1,7 +1,8 @@
-"""The second half of the demo: CytoImageNet on a fluorescence phantom, from three sources to a release.
+"""The second part of the demo: CytoImageNet on a fluorescence phantom, from three sources to a release.
 
-The sources are written as people leave theirs: tables in several shapes, images in their own folders, a `source.toml` with a
-recipe each. Thresholds are small (`settings/cytoimagenet.toml` of the demo's store), so that a few hundred images give labels.
+The sources resemble those of real laboratories: tables in several layouts, images in folders of their own, and a `source.toml`
+with a recipe for each. Thresholds are small (`settings/cytoimagenet.toml` of the demo's store), so that a few hundred images
+are enough for labels.
 """
 
 from collections.abc import Callable, Iterator
@@ -117,12 +118,7 @@ cell_type = { column = "cell_type" }
 
 
 def write_phantom_source(source: PhantomSource, folder: Path) -> None:
-    """Write a phantom source as a folder of tables and images with its `source.toml`.
-
-    Args:
-        source: What to write.
-        folder: Made here.
-    """
+    """Write a phantom source as a folder of tables and images with its `source.toml`."""
     folder.mkdir(parents=True)
     for name, data in source.tables.items():
         (folder / name).write_bytes(data)
@@ -167,7 +163,7 @@ def run_cyto_demo(store: Store, folder: Path, run: Callable[..., None]) -> Itera
     entries = label_entries(store, require_manifest(store, LABEL_TABLE))
     for key in entries:
         run("cyto_crops", partition=key, config={CROPS: settings.config[CROPS]})
-    # A map of a few images of each class: more would cost minutes without a GPU.
+    # Only a few images of each class are mapped, because more would take minutes without a GPU.
     run("cyto_release", config={CLASS_MAPS: {"max_images": 8}})
     release = list_cyto_releases(store)[-1]
     counts = release.counts

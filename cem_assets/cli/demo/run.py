@@ -1,8 +1,8 @@
-"""The demo: the whole chain on embedded defaults, from phantoms to a release, without any network.
+"""The demo: the whole chain with default settings, from phantoms to a release; it needs no network.
 
-A seeded EM phantom is always used, as an isotropic volume and as a set of 2D images; the published
-Drosophila VNC stack joins them where it can be downloaded or is found beside the checkout. The patch
-classifier is trained on the phantom's own truth: enough to show the chain, not fit for real data.
+It always uses a seeded EM phantom, as an isotropic volume and as a set of 2D images. The published Drosophila VNC stack is
+added where it can be downloaded or is found beside the checkout. The patch classifier is trained on the phantom's own truth,
+which is enough to show the chain, but not for real data.
 """
 
 import io
@@ -17,7 +17,7 @@ from PIL import Image
 
 from cem_assets import environment
 from cem_assets.catalog import EmDataset, em_datasets
-from cem_assets.cem.patches.patchify import parse_patch_name
+from cem_assets.cem.patch_grid import parse_patch_name
 from cem_assets.cem.phantom import em_phantom, label_of
 from cem_assets.cem.previews import filtered_pictures
 from cem_assets.cem.releases.stage import CARD, list_releases
@@ -25,9 +25,10 @@ from cem_assets.cli.demo.cytoimagenet import run_cyto_demo
 from cem_assets.cli.demo.weights import run_weights_demo
 from cem_assets.cli.ingest import summary_lines
 from cem_assets.cli.runs import Listener, chain_until, failures, open_instance, run_job
+from cem_assets.errors import DataError
 from cem_assets.inbox.datasets import register_folder
 from cem_assets.readers import read_patches
-from cem_assets.sources.files.single import download
+from cem_assets.sources.files.download import download_url
 from cem_assets.store.assets import CLASSIFIER, FILTERED, LABELS
 from cem_assets.store.local import file_sha256
 from cem_assets.store.manifests import require_manifest
@@ -47,17 +48,16 @@ _COMMON = 'licence = "CC0-1.0"\ncitation = "EM phantom made by cem_assets"\norga
 
 
 def run_demo(root: str, listener: Listener) -> Iterator[str]:
-    """Run everything; a second run finds all up to date.
+    """Run the whole demo; a second run finds everything up to date.
 
     Args:
-        root: The store.
-        listener: Called with progress of the stages.
+        root: Address of the store.
 
     Yields:
-        Lines for the person who watches.
+        Lines for the person at the terminal.
 
     Raises:
-        RuntimeError: A stage failed; the message says why.
+        RuntimeError: A stage failed; the text says why.
     """
     store = open_store(root)
     yield f"store: {store.url}"
@@ -118,7 +118,7 @@ def write_phantom_volume(folder: Path) -> dict[str, NDArray[np.bool_]]:
     folder.mkdir(parents=True)
     phantom = em_phantom(VOLUME_SHAPE, SEED)
     z, y, x = VOLUME_SHAPE
-    # By hand: pynrrd puts the time into the header, and a second demo must find its dataset unchanged.
+    # Written by hand, because pynrrd puts the time into the header and a second demo must find its dataset unchanged.
     header = f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: {x} {y} {z}\nspacings: 8 8 8\nencoding: raw\n\n"
     (folder / "cells.nrrd").write_bytes(header.encode() + phantom.voxels.tobytes())
     text = f'name = "phantom_3d"\nkind = "volume"\nvoxel_size_nm = [8.0, 8.0, 8.0]\n{_COMMON}technique = "FIB-SEM (phantom)"\n'
@@ -140,13 +140,13 @@ def write_phantom_images(folder: Path) -> dict[str, NDArray[np.bool_]]:
 
 
 def fetch_stack(row: EmDataset, folder: Path) -> tuple[bool, str]:
-    """Get the files of a catalogue row: from the test data beside the checkout, else from their address.
+    """Get the files of a catalogue row from the test data beside the checkout, else from their address.
 
     Args:
-        folder: Where to put the files and their `dataset.toml`.
+        folder: Folder that gets the files and their `dataset.toml`.
 
     Returns:
-        Whether all files are there, each with its sha256; and a line that says so or why not.
+        Whether all files are there with the right sha256, and a line that says so or gives the reason.
     """
     folder.mkdir(parents=True)
     found = _local_stack()
@@ -156,9 +156,9 @@ def fetch_stack(row: EmDataset, folder: Path) -> tuple[bool, str]:
             target.write_bytes((found / name).read_bytes())
             continue
         try:
-            download(f"{row.base_url}{name}", sha256, folder, name)
-        except (ConnectionError, ValueError) as error:
-            return False, f"{row.name}: left out, because its files cannot be had here ({str(error).split(':', 2)[0][:60]}...)"
+            download_url(f"{row.base_url}{name}", sha256, folder, name)
+        except (ConnectionError, DataError) as error:
+            return False, f"{row.name}: left out, because its files are not available ({str(error).split(':', 2)[0][:60]}...)"
     (folder / "dataset.toml").write_text(row.description_toml())
     origin = "found beside the checkout" if found is not None else "downloaded"
     return True, f"{row.name}: {len(row.files)} sections {origin}, checksums agree ({row.licence})"
@@ -172,7 +172,7 @@ def _local_stack() -> Path | None:
 
 
 def write_truth_labels(store: Store, truth: dict[str, NDArray[np.bool_]]) -> int:
-    """Label patches of the phantoms by their truth, half good and half bad, into the store's label tables.
+    """Label patches of the phantoms by their truth, half good and half bad, and write them to the store's label tables.
 
     Args:
         truth: bool arrays by `dataset/volume`.

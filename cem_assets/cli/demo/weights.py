@@ -1,7 +1,7 @@
-"""The third part of the demo: weights by every method, and their scores on a phantom benchmark in one leaderboard.
+"""The third part of the demo: weights of every method, and their scores on a phantom benchmark in one leaderboard.
 
-Everything is tiny (ResNet18, views of 32 px, a few dozen steps), so that it ends in minutes on two cores: it shows the way from
-a release to a score, not what such weights are worth.
+Everything is tiny (ResNet18, views of 32 px, a few dozen steps), so that it takes minutes on two cores. It shows the way from a
+release to a score; the weights themselves are not useful.
 """
 
 import json
@@ -12,9 +12,9 @@ import dagster as dg
 import numpy as np
 from PIL import Image
 
-from cem_assets.benchmarks.data.rows import SETTINGS as BENCHMARK_SETTINGS
+from cem_assets.catalog.benchmarks import SETTINGS as BENCHMARK_SETTINGS
 from cem_assets.cem.phantom import em_phantom
-from cem_assets.pretraining.weights.stored import ROWS
+from cem_assets.pretraining.rows import ROWS
 from cem_assets.readers import read_leaderboard
 from cem_assets.store.assets import BENCHMARK_DATA, BENCHMARK_SCORES, CONTAMINATION, LEADERBOARD, WEIGHTS
 from cem_assets.store.manifests import require_manifest
@@ -75,7 +75,7 @@ BENCHMARK = "phantom_cells"
 
 
 def write_phantom_benchmark(folder: Path) -> None:
-    """Write images of phantoms that no demo dataset holds, with masks of their cells, as train and test."""
+    """Write training and test images of phantoms that are in no dataset of the demo, with masks of their cells."""
     number = 0
     for split, num in _NUM_IMAGES.items():
         for what in ("images", "masks"):
@@ -88,11 +88,11 @@ def write_phantom_benchmark(folder: Path) -> None:
 
 
 def _learned(store: Store, name: str) -> str:
-    """Say in a line what a training came to."""
+    """Describe the result of a training in one line."""
     manifest = require_manifest(store, WEIGHTS, name)
     results = json.loads(store.read(f"{manifest.folder}/results.json"))
     losses, last = [result["loss"] for result in results], results[-1]["indicators"]
-    # The largest: MoCo's first epochs know few negatives, and their loss is low for that reason alone.
+    # The largest loss is shown, because the first epochs of MoCo have few negatives and a low loss for that reason alone.
     told = f"loss {max(losses):.2f} -> {losses[-1]:.2f} in {len(losses)} epochs"
     if "knn_accuracy" in last:
         found, chance = 100 * last["knn_accuracy"], 100 * last["knn_chance"]
@@ -102,14 +102,14 @@ def _learned(store: Store, name: str) -> str:
 
 
 def run_weights_demo(store: Store, folder: Path, run: Callable[..., None]) -> Iterator[str]:
-    """Train and import weights, score them, compare them.
+    """Train and import weights, score them, and compare them.
 
     Args:
-        folder: For the benchmark's files.
-        run: Runs a job: its name, then `partition` and `config`.
+        folder: Folder that gets the files of the benchmark.
+        run: Runs a job by its name, with `partition` and `config`.
 
     Yields:
-        Lines for the person who watches.
+        Lines for the person at the terminal.
     """
     for key, text in ((ROWS, _WEIGHTS), (BENCHMARK_SETTINGS, _BENCHMARK)):
         if store.size(key) is None:
@@ -127,7 +127,7 @@ def run_weights_demo(store: Store, folder: Path, run: Callable[..., None]) -> It
     yield "\nweights:"
     for name in NAMES[1:]:
         yield f"  {name:14} {_learned(store, name)}"
-    yield f"\n{len(NAMES)} encoders, scored on {BENCHMARK} after 20 steps (they show the way, and are worth nothing):"
+    yield f"\n{len(NAMES)} encoders, scored on {BENCHMARK} after 20 steps (they show the procedure and are not useful):"
     table = read_leaderboard(store.url)
     ours = table[(table["benchmark"] == BENCHMARK) & ~table["is_published"]]
     for rank, weights, mean in ours.sort_values("rank")[["rank", "weights", "mean"]].to_numpy().tolist():

@@ -1,8 +1,7 @@
-"""Crops of one gray image: how many, where, which to give up again, and cutting them.
+"""The crops of a gray image: how many there are, where they are, which of them are given up again, and how they are cut.
 
-The gray image is made by `cem_assets.cytoimagenet.crops.channels`; which crops are fit for use is
-`cem_assets.cytoimagenet.crops.quality`. Every draw is keyed by the seed and the image's identity alone: it does not depend
-on the label's other images, on their order or on workers.
+`cem_assets.cytoimagenet.channels` makes the gray image, and `cem_assets.cytoimagenet.crops.quality` judges the crops.
+Every draw depends only on the seed and the image's identity, and not on the label's other images, their order or workers.
 """
 
 import hashlib
@@ -15,25 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cem_assets.cytoimagenet.crops.channels import merge_channels
+from cem_assets.cytoimagenet.channels import merge_channels
 from cem_assets.errors import DataError
 
 WHOLE = -1
-"""Quadrant of a window that is the whole image."""
+"""The quadrant of a window that is the whole image."""
 
 
 class CropParams(BaseModel):
     """How images are cropped.
 
     Attributes:
-        seed: Key of all draws.
+        seed: Seed of all draws.
         min_crop_px: Smallest side of a crop.
-        whole_below_px: Images with a side below this are kept whole.
-        max_images: Most crops of a label; above it, crops are sampled back.
-        min_images: Fewest crops of a label.
-        crop_steps: (fewest images of a label, crops of each), from the most images down; of the method, not to be set.
-        max_crops: Crops of each image of a label below the last step: one in each quadrant.
-        scales: Side of a crop over that of the image; of the method, not to be set.
+        whole_below_px: Images with a smaller side than this are kept whole.
+        max_images: Largest number of crops of a label; if there are more, some are sampled away.
+        min_images: Smallest number of crops of a label.
+        crop_steps: Pairs of a label's smallest number of images and the number of crops of each of them, from the most images
+            down. They belong to the method and cannot be set.
+        max_crops: Number of crops of each image of a label that is below the last step: one in each quadrant.
+        scales: Side of a crop divided by that of the image. They belong to the method and cannot be set.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,10 +66,10 @@ class CropWindow:
     """Where a crop lies in its image; bounds are half-open.
 
     Attributes:
-        number: 0, 1, ... in the order drawn.
+        number: 0, 1, ... in the order in which the windows were drawn.
         quadrant: 0 top left, 1 top right, 2 bottom left, 3 bottom right; `WHOLE` for the whole image.
-        scaling: Side over the image's side.
-        y_min, y_max, x_min, x_max: Pixels of the image.
+        scaling: Side of the window divided by the image's side.
+        y_min: Pixel of the image, like the other three bounds.
     """
 
     number: int
@@ -82,7 +82,7 @@ class CropWindow:
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Index that takes the window out of an image."""
+        """The index that takes the window out of an image."""
         return slice(self.y_min, self.y_max), slice(self.x_min, self.x_max)
 
 
@@ -90,53 +90,44 @@ def crops_per_image(num_images: int, params: CropParams) -> int:
     """Tell how many crops are made of each image of a label.
 
     Args:
-        num_images: Images of the label.
-        params: The steps.
+        num_images: Number of images of the label.
 
     Returns:
-        1 from 1,000 images on, 2 from 550, 3 from 400, else 4.
+        1 for 1,000 images or more, 2 from 550 on, 3 from 400 on, and 4 for fewer.
 
-    Raises:
-        DataError: There are no images.
-
-    Source: CytoImageNet (arXiv:2111.11646), which brings small labels near 1,000 images so.
+    Source: CytoImageNet (arXiv:2111.11646), which brings small labels close to 1,000 images in this way.
     """
     if num_images < 1:
-        raise DataError(f"a label has at least one image; found {num_images}")
+        raise ValueError(f"a label has at least one image; found {num_images}")
     return next((crops for fewest, crops in params.crop_steps if num_images >= fewest), params.max_crops)
 
 
 def crop_windows(height_px: int, width_px: int, num_crops: int, identity: str, params: CropParams) -> tuple[CropWindow, ...]:
     """Draw the crops of one image, each in a quadrant of its own.
 
-    The image is divided at floor(height / 2) and floor(width / 2); where a side is odd, the bottom or right quadrants
-    are one pixel longer. A crop's sides are floor(side * scale), the scale drawn from those that leave both sides
-    at least `min_crop_px`, the position from all that lie in the quadrant. Fewer crops of the same image are the first
-    of more.
+    The image is divided at floor(height / 2) and floor(width / 2). If a side is odd, the bottom or right quadrants are one
+    pixel longer. A crop's sides are floor(side * scale). The scale is drawn from those with which both sides are at least
+    `min_crop_px`, and the position from all positions inside the quadrant. If fewer crops are drawn of the same image, they are
+    the first ones of more.
 
     Args:
-        height_px: Rows of the image.
-        width_px: Columns of the image.
-        num_crops: 1..4.
-        identity: Name of the image, unique in the data set (`idx`).
-        params: Sizes and seed.
+        num_crops: 1 to 4.
+        identity: Name of the image (`idx`), unique in the data set.
 
     Returns:
-        `num_crops` windows in the order drawn; one whole window where a side is below `whole_below_px`.
+        `num_crops` windows in the order in which they were drawn, or one window of the whole image if a side is smaller than
+        `whole_below_px`.
 
-    Raises:
-        DataError: The image has no pixels, or the number of crops is not 1..4.
-
-    Source: CytoImageNet (arXiv:2111.11646); there the draws are not seeded.
+    Source: CytoImageNet (arXiv:2111.11646), where the draws have no seed.
     """
     if min(height_px, width_px) < 1 or not 1 <= num_crops <= params.max_crops:
-        raise DataError(
+        raise ValueError(
             f"{identity}: expected sides of at least 1 px and 1 to {params.max_crops} crops; found {height_px} x {width_px} px "
             f"and {num_crops} crops"
         )
     if min(height_px, width_px) < params.whole_below_px:
         return (CropWindow(0, WHOLE, 1.0, 0, height_px, 0, width_px),)
-    # No scale is above 1/2, so crops fit even the shorter quadrants.
+    # No scale is larger than 1/2, so crops fit even into the shorter quadrants.
     sides = [(scale, math.floor(height_px * scale), math.floor(width_px * scale)) for scale in params.scales]
     allowed = [side for side in sides if min(side[1:]) >= params.min_crop_px]
     key = int.from_bytes(_digest(identity, params.seed, b"crop windows"), "big")
@@ -157,32 +148,28 @@ def _draw_start(generator: np.random.Generator, side_px: int, half: int, crop_px
 
 
 def _digest(identity: str, seed: int, purpose: bytes) -> bytes:
-    """BLAKE2b, 128 bits: so many that no two images are ever equal; each purpose has its own."""
+    """Hash an identity with BLAKE2b. Its 128 bits never coincide in practice, and each purpose has hashes of its own."""
     return hashlib.blake2b(identity.encode(), digest_size=16, key=seed.to_bytes(8, "big"), person=purpose).digest()
 
 
 def sample_back(identities: Sequence[str], crop_numbers: Sequence[int], params: CropParams) -> NDArray[np.bool_]:
-    """Choose the crops of one label to keep where there are more than `max_images`.
+    """Choose which crops of a label are kept if there are more than `max_images`.
 
-    Crops are given up from images that have most of them left: first fourth ones, then third, then second, and only
-    then the last of an image; of one image those with the highest number first; of different images by a keyed hash.
-    What counts is the crops listed here: where quality took an image's crop 0, its crop 1 is its first.
+    Images lose their fourth crops first, then their third and second ones, and only then their last one. Of one image, the crop
+    with the highest number goes first; among images, a keyed hash decides. Only the crops that are listed count: if an image's
+    crop 0 failed the quality rules, its crop 1 is its first one.
 
     Args:
-        identities: Image of each crop.
-        crop_numbers: Number of each crop in its image.
-        params: `max_images` and the seed.
+        identities: The image of each crop.
+        crop_numbers: The number of each crop in its image.
 
     Returns:
-        bool (n,), true for `max_images` crops, or for all where there are no more; whatever their order.
+        bool (n,), true for `max_images` crops, or for all if there are not more. The order of the crops makes no difference.
 
-    Raises:
-        DataError: The two lists differ in length, or a crop is listed twice.
-
-    Source: CytoImageNet (arXiv:2111.11646), which drops a second crop of the same image first; there unseeded.
+    Source: CytoImageNet (arXiv:2111.11646), which also drops second crops of an image first, but without a seed.
     """
     if len(identities) != len(crop_numbers):
-        raise DataError(f"every crop has an image and a number; found {len(identities)} images, {len(crop_numbers)} numbers")
+        raise ValueError(f"every crop has an image and a number; found {len(identities)} images, {len(crop_numbers)} numbers")
     num = len(identities)
     images = {identity: place for place, identity in enumerate(dict.fromkeys(identities))}
     image = np.fromiter((images[identity] for identity in identities), np.int64, num)
@@ -194,7 +181,7 @@ def sample_back(identities: Sequence[str], crop_numbers: Sequence[int], params: 
     is_twice[1:] &= numbers[order][1:] == numbers[order][:-1]
     if is_twice.any():
         shown = [f"crop {crop_numbers[row]} of {identities[row]}" for row in order[is_twice][:5]]
-        raise DataError(f"{int(is_twice.sum())} crops are listed twice, such as {', '.join(shown)}; list each once")
+        raise ValueError(f"{int(is_twice.sum())} crops are listed twice, such as {', '.join(shown)}")
     if num <= params.max_images:
         return np.ones(num, np.bool_)
     rank = np.empty(num, np.int64)
@@ -207,24 +194,20 @@ def sample_back(identities: Sequence[str], crop_numbers: Sequence[int], params: 
 
 
 def cut(image: NDArray[np.uint8], window: CropWindow) -> NDArray[np.uint8]:
-    """Cut a crop out of a gray image and normalise it again, by its own percentiles.
+    """Cut a crop out of a gray image, and normalise it again by its own percentiles.
 
     Args:
         image: uint8 (y, x).
-        window: Where.
 
     Returns:
-        uint8 (window's height, window's width), contiguous; zeros where the crop is uniform.
-
-    Raises:
-        DataError: The image is no gray image, or the window leaves it.
+        uint8 (height, width) of the window, contiguous; all zeros if the crop is uniform.
     """
     if image.ndim != 2 or image.dtype != np.uint8:
-        raise DataError(f"crops are cut from uint8 images of two axes; found shape {image.shape} of {image.dtype}")
+        raise ValueError(f"crops are cut from uint8 images of two axes; found shape {image.shape} of {image.dtype}")
     height, width = image.shape
     if not (0 <= window.y_min < window.y_max <= height and 0 <= window.x_min < window.x_max <= width):
-        raise DataError(
+        raise ValueError(
             f"the window y {window.y_min}..{window.y_max}, x {window.x_min}..{window.x_max} leaves the image of "
-            f"{height} x {width} px; draw it for this image with crop_windows"
+            f"{height} x {width} px"
         )
     return merge_channels([image[window.slices]])

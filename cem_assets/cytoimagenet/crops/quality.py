@@ -1,7 +1,7 @@
-"""Why an image or crop is left out: the reasons, those that pixels show, and the digest that finds exact duplicates.
+"""Why an image or crop is left out, the faults that its pixels show, and the digest that finds exact duplicates.
 
-Only pixels are judged here. Reasons that need the other images of a label (duplicates, too few, sampled back) are given
-by whoever sees them all; drawing and cutting crops is `cem_assets.cytoimagenet.crops.crops`.
+Only pixels are judged here. The stage finds the reasons that need the other images of a label (duplicate, too few images,
+sampled back). `cem_assets.cytoimagenet.crops.crops` draws and cuts crops.
 """
 
 import hashlib
@@ -10,15 +10,14 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from cem_assets.cytoimagenet.crops.channels import HIGH_PERCENT, LOW_PERCENT, histogram, percentiles_of_counts
-from cem_assets.errors import DataError
+from cem_assets.cytoimagenet.channels import HIGH_PERCENT, LOW_PERCENT, histogram, percentiles_of_counts
 
 DIM_PERCENT = 75.0
-"""A crop is dim where this percentile is 0."""
+"""A crop is dim if this percentile is 0."""
 DARK_MEAN, BRIGHT_MEAN = 1.0, 254.0
-"""Means at and below, at and above which a crop is dark or bright."""
+"""A crop is dark if its mean is at most the first number, and bright if it is at least the second."""
 MASK_VALUES = 2
-"""A mask has no more different values than this."""
+"""A mask has at most this many different values."""
 
 
 class DropReason(StrEnum):
@@ -50,30 +49,27 @@ EXPLAINED: dict[DropReason, str] = {
     DropReason.test_image: "It belongs to a data set that models are tested on, so they must not learn from it.",
     DropReason.missing: "The metadata names it, but its file is not there.",
 }
-"""Each reason in a sentence."""
+"""Each reason in a sentence. The sentences are stored with every crop that was dropped, so they must not change."""
 
 
 def pixel_fault(raw_crop: NDArray[np.uint8], crop: NDArray[np.uint8]) -> DropReason | None:
     """Find the first fault that the pixels of a crop show.
 
-    In order: uniform (0.1 and 99.9 percentile of the raw crop are equal), mask (the raw crop or the crop has no more
-    than two values), dim (75th percentile of the crop is 0), dark (its mean is <= 1), bright (its mean is >= 254).
+    The order is: uniform (the 0.1 and 99.9 percentiles of the raw crop are equal), mask (the raw crop or the crop has at most
+    two values), dim (the 75th percentile of the crop is 0), dark (its mean is <= 1), bright (its mean is >= 254).
 
     Args:
-        raw_crop: uint8 (y, x), the window of the gray image, before it is normalised again.
-        crop: uint8 (y, x), after it (`cem_assets.cytoimagenet.crops.crops.cut`).
+        raw_crop: uint8 (y, x), the window of the gray image before it is normalised again.
+        crop: uint8 (y, x), the same window afterwards, as `cem_assets.cytoimagenet.crops.crops.cut` returns it.
 
     Returns:
-        The reason to drop it, or None.
+        The reason to drop the crop, or None.
 
-    Raises:
-        DataError: The two are not uint8 of one shape with pixels.
-
-    Source: the quality rules of CytoImageNet (arXiv:2111.11646), all of which look at the gray levels alone: two
-    histograms serve them.
+    Source: the quality rules of CytoImageNet (arXiv:2111.11646). All of them depend only on the gray levels, so two histograms
+    are enough.
     """
     if raw_crop.dtype != np.uint8 or crop.dtype != np.uint8 or raw_crop.shape != crop.shape or not crop.size:
-        raise DataError(
+        raise ValueError(
             f"a crop is uint8 of the same shape before and after; found {raw_crop.shape} of {raw_crop.dtype} and "
             f"{crop.shape} of {crop.dtype}"
         )
@@ -94,19 +90,16 @@ def pixel_fault(raw_crop: NDArray[np.uint8], crop: NDArray[np.uint8]) -> DropRea
 
 
 def pixel_digest(crop: NDArray[np.uint8]) -> str:
-    """Digest of shape and pixels: equal for exact duplicates, and for nothing else.
+    """Compute a digest of shape and pixels, which is equal only for exact duplicates.
 
     Args:
         crop: uint8 (y, x).
 
     Returns:
-        SHA-256 in 64 hexadecimal digits, of "height,width" and a line end, then the pixels row by row.
-
-    Raises:
-        DataError: It is not uint8 with two axes.
+        The SHA-256 of "height,width", a line end and the pixels row by row, as 64 hexadecimal digits.
     """
     if crop.ndim != 2 or crop.dtype != np.uint8:
-        raise DataError(f"a crop is uint8 with two axes; found shape {crop.shape} of {crop.dtype}")
+        raise ValueError(f"a crop is uint8 with two axes; found shape {crop.shape} of {crop.dtype}")
     digest = hashlib.sha256(f"{crop.shape[0]},{crop.shape[1]}\n".encode())
     digest.update(np.ascontiguousarray(crop).data)
     return digest.hexdigest()

@@ -1,11 +1,10 @@
-"""Stage `cytoimagenet/crops`: the images of one label, read, merged, cropped and judged, as Parquet shards with pixels.
+"""Stage `cytoimagenet/crops`: the images of one label are read, merged, cropped and judged, and become Parquet shards.
 
-Every source image is read once. Crops wait in a scratch file until it is known which of them stay, so memory depends on the
-number of crops, not on their size. The rules are those of `cem_assets.cytoimagenet.crops.crops` and `.quality`.
+Every source image is read once. Crops wait in a scratch file until it is known which of them stay, so the memory that is needed
+depends on the number of crops, and not on their size. The rules are in `cem_assets.cytoimagenet.crops.crops` and `.quality`.
 """
 
 import itertools
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -15,16 +14,16 @@ import pyarrow as pa
 
 from cem_assets.cytoimagenet.crops.crops import crops_per_image, sample_back
 from cem_assets.cytoimagenet.crops.images import Crop, CropJob, CropStageParams
+from cem_assets.cytoimagenet.crops.naming import image_name, label_folder, splits
 from cem_assets.cytoimagenet.crops.quality import DropReason
 from cem_assets.cytoimagenet.held_out.guard import Fingerprint
 from cem_assets.cytoimagenet.held_out.stage import TestImages, read_test_images
 from cem_assets.cytoimagenet.labels.stage import LabelEntry, label_entries, label_rows
-from cem_assets.cytoimagenet.releases.card import image_name, label_folder, splits
 from cem_assets.cytoimagenet.sources.stage import file_of
 from cem_assets.cytoimagenet.tables import CROP_DROPPED_SCHEMA, CROPS_SCHEMA, frame_bytes, records_of
 from cem_assets.errors import UnknownNameError
 from cem_assets.execution.local import Engine, local_engine
-from cem_assets.execution.stage import Progress, StageResult, no_progress
+from cem_assets.execution.stage import Progress, StageResult, begin, no_progress
 from cem_assets.store.assets import CODE_VERSIONS, CROPS, LABEL_TABLE, TEST_IMAGES
 from cem_assets.store.commits import Commit, installed_versions
 from cem_assets.store.manifests import Inputs, current_manifest, require_manifest
@@ -37,7 +36,12 @@ DROPPED = "_dropped/part-00000.parquet"
 
 @dataclass(frozen=True)
 class _Kept:
-    """A crop that waits in the scratch file."""
+    """A crop that waits in the scratch file.
+
+    Attributes:
+        start: Offset of its PNG in the scratch file.
+        stop: Offset of the end of its PNG.
+    """
 
     row: int
     crop: Crop
@@ -57,18 +61,16 @@ def make_crops(
 
     Args:
         key: Partition key of the label.
-        params: Sizes, thresholds and seeds.
-        engine: Shares the images; None chooses a pool. Results do not depend on it.
+        engine: Reads the images in parallel; None chooses a pool of processes. Results do not depend on it.
 
     Returns:
-        The committed partition of `cytoimagenet/crops`: shards with pixels and the release's columns, `_dropped` with a reason
-        for each image and crop that is not in them. A label left with too few images is committed empty.
+        The committed partition of `cytoimagenet/crops`: shards with pixels and the release's columns, and `_dropped` with a
+        reason for each image and crop that is not in them. If too few images are left, the partition is committed empty.
 
     Raises:
         FileNotFoundError: There is no label table.
-        KeyError: The current label table has no such label.
+        UnknownNameError: The current label table has no such label.
     """
-    started = time.monotonic()
     params = params or CropStageParams()
     table = require_manifest(store, LABEL_TABLE)
     entries = label_entries(store, table)
@@ -83,9 +85,9 @@ def make_crops(
         CROPS, key, CODE_VERSIONS[CROPS], params.model_dump(mode="json"), crop_upstream(entry, guard.digest if guard else ""),
         {"pillow": installed_versions()["pillow"]},
     )  # fmt: skip
-    commit = Commit(store, inputs, run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started)
+    stage = begin(store, inputs, run_id)
+    if stage.up_to_date:
+        return stage.up_to_date
     frame = label_rows(store, table, entry)
     rows = [{**row, "place": place} for place, row in enumerate(records_of(frame))]
     items = _sharing_files(rows)
@@ -111,9 +113,9 @@ def make_crops(
             progress(number, len(items))
         kept, more = _chosen(sorted(kept, key=lambda k: (k.row, k.crop.window.number)), rows, params)
         records = _records(entry, rows, kept, params)
-        num_shards = _write_shards(commit, spool, kept, records)
+        num_shards = _write_shards(stage.commit, spool, kept, records)
     out = pd.DataFrame(sorted(dropped + more), columns=["idx", "crop", "reason", "detail"])
-    commit.write(DROPPED, frame_bytes(out.astype({"reason": "str"}), CROP_DROPPED_SCHEMA))
+    stage.commit.write(DROPPED, frame_bytes(out.astype({"reason": "str"}), CROP_DROPPED_SCHEMA))
     reasons = {str(k): int(n) for k, n in out["reason"].value_counts().sort_index().items()}
     counts = {
         "source_images": len(rows),
@@ -132,18 +134,21 @@ def make_crops(
         "dropped_by_reason": reasons,
         "sources": {str(name): {**facts[name], "num_images": int(count)} for name, count in by_source.items()},
     }
-    manifest = commit.finish(counts, details)
-    return StageResult(manifest, True, time.monotonic() - started)
+    return stage.finish(counts, details)
 
 
 def crop_upstream(entry: LabelEntry, test_images: str) -> dict[str, str]:
-    """Say what a label's crops are made from: its rows, and the test images they were compared with."""
+    """Return what the crops of a label are made from: its rows, and the test images that they were compared with.
+
+    Args:
+        test_images: Digest of the committed test images; empty if there are none.
+    """
     upstream = {f"{LABEL_TABLE}/{entry.key}": entry.digest}
     return upstream | ({TEST_IMAGES: test_images} if test_images else {})
 
 
 def _sharing_files(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Put rows together that share their files, so that each is read once."""
+    """Group rows that share their files, so that each file is read once."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
         paths = tuple(sorted({file_of(name) for name in row["files"]}))
@@ -166,7 +171,7 @@ def _test_match(row: dict[str, Any], prints: tuple[Fingerprint, ...], tests: Tes
 def _chosen(
     kept: list[_Kept], rows: list[dict[str, Any]], params: CropStageParams
 ) -> tuple[list[_Kept], list[tuple[str, int, DropReason, str]]]:
-    """Drop exact duplicates, sample back, and give a label up that is left with too few."""
+    """Drop exact duplicates and crops above the maximum, or all crops if too few are left."""
     dropped: list[tuple[str, int, DropReason, str]] = []
 
     def drop(item: _Kept, reason: DropReason, detail: str) -> None:
@@ -226,7 +231,7 @@ def _records(entry: LabelEntry, rows: list[dict[str, Any]], kept: list[_Kept], p
 
 
 def _write_shards(commit: Commit, spool: BinaryIO, kept: list[_Kept], records: list[dict[str, Any]]) -> int:
-    """Write the crops in shards of about 128 MB; a label without crops still says what its columns are."""
+    """Write the crops in shards of about 128 MB. A label without crops gets a shard without rows, which shows the columns."""
     bounds = [0]
     size = 0
     for place, item in enumerate(kept):

@@ -1,24 +1,27 @@
-"""Keeping benchmark test images out of training sets: by name, and by content.
+"""Keeping the test images of benchmarks out of training sets, by name and by content.
 
-By name: rules of `cem_assets/catalog/test_sets.toml` over the texts that say where an image comes from. By
-content: a fingerprint of every test image, its 64-bit dHash and a 32 x 32 thumbnail. An image is a copy of a
-test image when one of the eight flips and quarter turns of that image has a dHash within `max_distance`, and
-the thumbnails correlate. Which images are asked about, and where the index is stored, is decided by the stages.
+By name: the rules of `cem_assets/catalog/test_sets.toml` are applied to the texts that say where an image comes from. By
+content: every test image has a fingerprint, which is its 64-bit dHash and a 32 x 32 thumbnail. An image is a copy of a test
+image if one of the eight flips and quarter turns of the test image has a dHash within `max_distance`, and the thumbnails
+correlate. The stages decide which images are compared, and where the index is stored.
 
-Measured on the 82 pictures, 57 x 61 px to 2304 x 1536 px, of the test data (BBBC038, BBBC013, BBBC014, CellProfiler, StarDist):
-  unrelated images, neighbouring wells included, any distance and orientation: correlation at most 0.685; two stains of
-    one field 0.947; successive frames and planes reach 0.988 and are found, as they should be;
-  copies by JPEG of quality 75 and 90, resizing to half and to 1.25 times, both at once, gamma 0.8, noise of 2 gray
-    levels, 8 bits by any window that keeps most of the range: distance at most 12, correlation at least 0.978, of
-    detail at least 0.78, none lost;
-  harsher copies: JPEG of quality 50 loses 2 of 82, a quarter of the size 2, clipping 1 % at either end 2 of 12 of 16 bits,
-    and dropping the low 8 of 16 bits loses 9 of 12, because 12-bit data keep 16 gray levels or fewer;
-  crops of 64 x 64 px centred on 1,158 nuclei, 5.4 M comparisons: one round spot looks like another, and 14 unrelated pairs
-    pass (50 at a correlation of 0.95, 2 at 0.98); of their JPEG copies of quality 75 0.5 % are lost. For an index of
-    single cells raise `min_correlation` to 0.985, and let a person look at what is found;
-  empty fields under one lamp (drawn, not real): correlation up to 0.99, of detail at most 0.16, so none passes.
-A crop of a test image is not found: fingerprints compare whole pictures. Ask before cropping, with the same channels
-(one, or merged alike) as the index was built of.
+The defaults were measured on the 82 pictures of the test data (BBBC038, BBBC013, BBBC014, CellProfiler, StarDist), which have
+57 x 61 px to 2304 x 1536 px:
+  Unrelated images, also of neighbouring wells, have a correlation of at most 0.685 at any distance and orientation. Two stains
+    of one field have 0.947. Successive frames and planes reach 0.988 and are found, as they should be.
+  Copies are all found after JPEG of quality 75 and 90, resizing to half and to 1.25 times, both at once, gamma 0.8, noise of 2
+    gray levels, and reduction to 8 bits with any window that keeps most of the range. Their distance is at most 12, their
+    correlation at least 0.978, and that of detail at least 0.78.
+  Harsher copies are sometimes missed: 2 of 82 after JPEG of quality 50, 2 of 82 at a quarter of the size, 2 of 12 16-bit images
+    after clipping 1 % at either end, and 9 of 12 after dropping the low 8 of 16 bits, because 12-bit data then keep at most 16
+    gray levels.
+  Crops of 64 x 64 px, centred on 1,158 nuclei (5.4 M comparisons): one round spot looks like another, and 14 unrelated pairs
+    count as copies (50 at a correlation of 0.95, 2 at 0.98). 0.5 % of their JPEG copies of quality 75 are missed. For an index
+    of single cells raise `min_correlation` to 0.985, and let a person check what is found.
+  Empty fields under the same lamp (drawn, not real) have correlations up to 0.99, but those of detail are at most 0.16, so none
+    counts as a copy.
+A crop of a test image is not found, because fingerprints compare whole pictures. Compare images before cropping, with the same
+channels (one channel, or merged in the same way) as the index was built from.
 """
 
 import re
@@ -43,7 +46,7 @@ ORIENTATIONS = (
     "unchanged", "turned 90", "turned 180", "turned 270",
     "mirrored", "mirrored, turned 90", "mirrored, turned 180", "mirrored, turned 270",
 )  # fmt: skip
-"""The eight flips and quarter turns: mirrored means left to right, turns are counterclockwise and come after."""
+"""The eight flips and quarter turns. Mirroring swaps left and right; turns are counterclockwise and follow the mirroring."""
 _PERCENTILES = (0.1, 99.9)
 
 
@@ -52,9 +55,8 @@ class GuardRule:
     """How texts that name a test set are recognised.
 
     Attributes:
-        test_set: Name of the test set.
-        pattern: Regular expression, sought anywhere in a text, whatever its case.
-        why: For the report.
+        pattern: Regular expression that is searched anywhere in a text; case is ignored.
+        why: Why these texts name the test set.
     """
 
     test_set: str
@@ -66,10 +68,10 @@ class GuardParams(BaseModel):
     """When two images count as copies; the module's docstring says how the defaults were measured.
 
     Attributes:
-        max_distance: Largest Hamming distance of the dHashes, of 64 bits.
+        max_distance: Largest Hamming distance of the dHashes, which have 64 bits.
         min_correlation: Smallest Pearson correlation of the thumbnails.
-        min_detail: Smallest Pearson correlation of what is left of them without their means over 3 x 3 px. Empty fields
-            lit alike agree in all but this.
+        min_detail: Smallest Pearson correlation of the thumbnails' detail, which is what remains after subtracting means over
+            3 x 3 px. Empty fields under the same light agree in everything except detail.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -86,10 +88,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 @lru_cache(maxsize=1)
 def load_rules() -> tuple[GuardRule, ...]:
-    """Read the rules of the catalogue, in file order.
+    """Read the rules of the catalogue, in the order of the file.
 
     Raises:
-        DataError: Rules are incomplete or their patterns wrong; all are named.
+        DataError: Rules are incomplete, or their patterns are wrong; the error lists all problems.
     """
     return parse_rules(files("cem_assets.catalog").joinpath("test_sets.toml").read_text(encoding="utf-8"))
 
@@ -98,19 +100,25 @@ def parse_rules(text: str) -> tuple[GuardRule, ...]:
     """Read rules from TOML: a list of tables `rule` with the strings `test_set`, `pattern` and `why`.
 
     Raises:
-        DataError: Rules are incomplete or their patterns wrong; all are named.
+        DataError: The text is not TOML, rules are incomplete, or their patterns are wrong; the error lists all problems.
     """
+    try:
+        found = tomllib.loads(text).get("rule", [])
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"rules of test sets are not valid TOML: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
+        raise DataError("rules of test sets cannot be used: expected a list of tables, each headed [[rule]]")
     rules, problems = [], []
-    for number, table in enumerate(tomllib.loads(text).get("rule", []), 1):
+    for number, table in enumerate(found, 1):
         keys = ("test_set", "pattern", "why")
         if missing := [key for key in keys if not isinstance(table.get(key), str) or not table[key]]:
-            problems.append(f"rule {number}: {', '.join(missing)} missing, empty or no text")
+            problems.append(f"rule {number}: {', '.join(missing)} missing, empty or not text")
             continue
         rule = GuardRule(*(table[key] for key in keys))
         try:
             if _compiled(rule.pattern).search(""):
                 problems.append(f"rule {number} ({rule.test_set}): its pattern matches every text: {rule.pattern}")
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             problems.append(f"rule {number} ({rule.test_set}): {error} in its pattern {rule.pattern}")
         rules.append(rule)
     if not rules and not problems:
@@ -121,18 +129,18 @@ def parse_rules(text: str) -> tuple[GuardRule, ...]:
 
 
 def guarded_set(texts: Iterable[str], rules: Sequence[GuardRule]) -> str | None:
-    """Name the test set that texts speak of.
+    """Find the test set that texts name.
 
     Args:
-        texts: What says where an image comes from: database, title, accession, folder, path, file name, plate.
-            Not compounds, genes or phenotypes, which may be called like a test set.
-        rules: Of `load_rules`.
+        texts: What says where an image comes from: database, title, accession, folder, path, file name, plate. Compounds,
+            genes and phenotypes do not belong here, because they may have the name of a test set by chance.
+        rules: As `load_rules` returns them.
 
     Returns:
-        `test_set` of the first rule, in their order, that any text matches; None where none does.
+        `test_set` of the first rule that any of the texts matches; None if no rule matches.
 
-    Source: CytoImageNet (arXiv:2111.11646) keeps BBBC021 out by hand, and its copy in the Image Data Resource is
-    easily missed; here every image is asked.
+    Source: CytoImageNet (arXiv:2111.11646) leaves BBBC021 out by hand, and its copy in the Image Data Resource is easily
+    missed. Here every image is checked.
     """
     listed = [text for text in texts if text]
     for rule in rules:
@@ -142,16 +150,16 @@ def guarded_set(texts: Iterable[str], rules: Sequence[GuardRule]) -> str | None:
 
 
 def guarded_texts(texts: Iterable[str], rules: Sequence[GuardRule]) -> dict[str, str]:
-    """Name the test sets that texts speak of, each for itself; fast for many texts of which few do.
+    """Find the test set that each text names. This is fast for many texts of which few name a test set.
 
     Args:
         texts: As for `guarded_set`.
-        rules: Of `load_rules`.
+        rules: As `load_rules` returns them.
 
     Returns:
-        Test set by text, for those texts that name one.
+        Test set by text, for the texts that name one.
     """
-    # One pattern of all rules passes over almost every text; which rule it was is asked of the few that are left.
+    # One pattern of all rules excludes almost every text; only the few that are left are compared rule by rule.
     any_rule = re.compile("|".join(f"(?:{rule.pattern})" for rule in rules), re.IGNORECASE)
     found = {}
     for text in dict.fromkeys(texts):
@@ -165,8 +173,8 @@ class Fingerprint:
     """What an image is recognised by.
 
     Attributes:
-        dhash: 64 bits, as `cem_assets.imaging.dhash` gives them.
-        thumbnail: uint8 (32, 32), squeezed to a square; all zero where the image has no contrast.
+        dhash: 64 bits, as `cem_assets.imaging.dhash` computes them.
+        thumbnail: uint8 (32, 32), the image resized to a square; all zero if the image has no contrast.
     """
 
     dhash: int
@@ -178,10 +186,10 @@ class Match:
     """The test image that an image is a copy of.
 
     Attributes:
-        name: Of the test image.
+        name: Name of the test image.
         distance: Hamming distance of the dHashes.
         correlation: Pearson correlation of the thumbnails.
-        orientation: One of `ORIENTATIONS`: what turns the test image into the image asked about.
+        orientation: One of `ORIENTATIONS`: how the test image must be flipped and turned to become the image.
     """
 
     name: str
@@ -195,22 +203,19 @@ def turned(images: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
     Args:
         images: (..., height, width).
-        orientation: Place in `ORIENTATIONS`.
+        orientation: Index of `ORIENTATIONS`.
     """
     mirrored = images[..., ::-1] if orientation >= 4 else images
     return np.ascontiguousarray(np.rot90(mirrored, orientation % 4, axes=(-2, -1)))
 
 
 def _square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Stretch contrast to the 0.1 and 99.9 percentiles and squeeze to 224 x 224 px, bilinear."""
+    """Stretch the contrast to the 0.1 and 99.9 percentiles, and resize to 224 x 224 px with bilinear interpolation."""
     if image.dtype != np.uint8 or image.ndim != 2 or not image.size:
-        raise DataError(
-            f"fingerprints are made of uint8 images of shape (height, width), found {image.dtype} {image.shape}; "
-            "standardize intensities and merge channels first"
-        )
+        raise ValueError(f"fingerprints are made of uint8 images of shape (height, width); found {image.dtype} {image.shape}")
     at_most = np.cumsum(np.bincount(image.reshape(-1), minlength=256))
     low, high = (int(np.searchsorted(at_most, share / 100 * image.size)) for share in _PERCENTILES)
-    if low == high:  # a few pixels that differ are still contrast
+    if low == high:  # a few pixels that differ still count as contrast
         low, high = int(image.min()), int(image.max())
     table = np.rint(np.clip((np.arange(256) - low) * 255.0 / max(high - low, 1), 0, 255)).astype(np.uint8)
     side = (HASH_SIDE_PX, HASH_SIDE_PX)
@@ -224,20 +229,17 @@ def _thumbnail(square: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
-    """Take the fingerprint of an image.
+    """Compute the fingerprint of an image.
 
     Args:
         image: uint8 (height, width), of any size.
-
-    Raises:
-        DataError: It is not such an image.
     """
     square = _square(image)
     return Fingerprint(int(dhash(square[None])[0]), _thumbnail(square))
 
 
 def fingerprint_orientations(image: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
-    """Take the fingerprints of the eight flips and quarter turns of an image, in the order of `ORIENTATIONS`.
+    """Compute the fingerprints of the eight flips and quarter turns of an image, in the order of `ORIENTATIONS`.
 
     Args:
         image: uint8 (height, width), of any size.
@@ -250,7 +252,7 @@ def fingerprint_orientations(image: NDArray[np.uint8]) -> tuple[Fingerprint, ...
 
 
 def _unit(images: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centre and scale images (n, height, width) to unit vectors (n, height * width); zero where there is no contrast."""
+    """Centre images (n, height, width), and scale them to unit vectors (n, height * width); zeros if there is no contrast."""
     vectors = images.reshape(len(images), images.shape[1] * images.shape[2])
     vectors = vectors - vectors.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -258,25 +260,22 @@ def _unit(images: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _detail(images: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Subtract means over 3 x 3 px from images (n, height, width); their border of 1 px is lost."""
+    """Subtract means over 3 x 3 px from images (n, height, width); the border of 1 px is removed."""
     rows = images[:, :-2] + images[:, 1:-1] + images[:, 2:]
     means = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
     return np.asarray(images[:, 1:-1, 1:-1] - means)
 
 
 class FingerprintIndex:
-    """Fingerprints of test images, to be asked whether an image is one of them."""
+    """The fingerprints of test images, which tell whether an image is a copy of one of them."""
 
     def __init__(self, names: Sequence[str], dhashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8]) -> None:
-        """Take arrays as `to_arrays` gives them; see `from_images` for making them.
+        """Build an index from the arrays that `to_arrays` returns; `from_images` builds one from images.
 
         Args:
             names: (n,), such as "bbbc021/Week1_22123/B02_s1".
-            dhashes: uint64 (n, 8), of the eight orientations.
-            thumbnails: uint8 (n, 32, 32), of the image unchanged.
-
-        Raises:
-            DataError: Shapes or dtypes are others.
+            dhashes: uint64 (n, 8), one for each orientation.
+            thumbnails: uint8 (n, 32, 32), of the unchanged images.
         """
         num, side = len(names), THUMBNAIL_SIDE_PX
         problems = [
@@ -288,7 +287,7 @@ class FingerprintIndex:
             if array.dtype != dtype or array.shape != shape
         ]
         if problems:
-            raise DataError(f"not an index of {num} names: " + "; ".join(problems))
+            raise ValueError(f"not an index of {num} names: " + "; ".join(problems))
         self._names = list(names)
         self._dhashes = np.ascontiguousarray(dhashes)
         self._thumbnails = np.ascontiguousarray(thumbnails)
@@ -297,15 +296,8 @@ class FingerprintIndex:
         return len(self._names)
 
     @classmethod
-    def from_arrays(
-        cls, names: Sequence[str], dhashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8]
-    ) -> "FingerprintIndex":
-        """Build from what `to_arrays` gave: names (n,), dhashes uint64 (n, 8), thumbnails uint8 (n, 32, 32)."""
-        return cls(names, dhashes, thumbnails)
-
-    @classmethod
     def from_images(cls, images: Iterable[tuple[str, NDArray[np.uint8]]]) -> "FingerprintIndex":
-        """Build from (name, uint8 (height, width)) pairs; only one image is held at a time."""
+        """Build an index from pairs of name and image, uint8 (height, width). Only one image is in memory at a time."""
         names, hashes, thumbnails = [], [], []
         for name, image in images:
             prints = fingerprint_orientations(image)
@@ -320,7 +312,7 @@ class FingerprintIndex:
         )
 
     def to_arrays(self) -> tuple[list[str], NDArray[np.uint64], NDArray[np.uint8]]:
-        """Give names (n,), dhashes uint64 (n, 8) and thumbnails uint8 (n, 32, 32)."""
+        """Return names (n,), dhashes uint64 (n, 8) and thumbnails uint8 (n, 32, 32)."""
         return list(self._names), self._dhashes.copy(), self._thumbnails.copy()
 
     def find(self, image: NDArray[np.uint8], params: GuardParams | None = None) -> Match | None:
@@ -328,15 +320,15 @@ class FingerprintIndex:
 
         Args:
             image: uint8 (height, width), of any size.
-            params: Distance and correlation.
+            params: None takes the defaults.
 
         Returns:
-            The match of highest correlation, or None; always None for an image without contrast.
+            The match with the highest correlation, or None. An image without contrast has no match.
         """
         return self.find_all([fingerprint(image)], params)[0]
 
     def find_all(self, prints: Sequence[Fingerprint], params: GuardParams | None = None) -> list[Match | None]:
-        """Look for many images at once, given their fingerprints; the order is kept."""
+        """Look for the matches of many images at once, given their fingerprints, in the same order."""
         params = params or GuardParams()
         queries = np.array([each.dhash for each in prints], dtype=np.uint64)
         candidates: dict[int, list[tuple[int, int]]] = {}
@@ -354,7 +346,7 @@ class FingerprintIndex:
         for orientation in np.unique(orientations).tolist():
             chosen = np.flatnonzero(orientations == orientation)
             images = turned(self._thumbnails[rows[chosen]], orientation).astype(np.float64)
-            # Rounded, so that the winner of a tie does not depend on the order in which products were summed.
+            # Rounded, because the last digits depend on the order of summation, and must not decide between equal matches.
             correlations = np.round(_unit(images) @ _unit(wanted)[0], 9)
             is_copy = correlations >= params.min_correlation
             is_copy[is_copy] = _unit(_detail(images[is_copy])) @ _unit(_detail(wanted))[0] >= params.min_detail

@@ -1,12 +1,13 @@
-"""Weak label assignment: which images stand for which value of the metadata.
+"""Weak label assignment: which images represent which value of the metadata.
 
-Every value of the label columns that enough images carry is a candidate; from the rarest up each takes
-images that no earlier one has taken, at most `max_images`, sampled so that strata of the metadata keep their shares.
+Every value of the label columns that enough images have is a candidate. Candidates are handled from the rarest to the most
+frequent. Each takes images that no earlier one has taken, at most `max_images`, sampled so that strata of the metadata keep
+their shares.
 
-Source: Hua, Lu and Moses, CytoImageNet (arXiv:2111.11646). Differences from its scripts: values are compared whole, between
-"|" (theirs match substrings; `match = "substring"` does so here); draws are keyed by a seed and each row's `idx`, so that
-neither the order of rows nor the number of workers matters; quotas are exact by largest remainders instead of a fraction
-that grows until enough rows are drawn.
+Source: Hua, Lu and Moses, CytoImageNet (arXiv:2111.11646). There are three differences from its scripts. Whole values between
+"|" are compared, where the scripts match substrings; `match = "substring"` does the same here. Draws depend only on a seed and
+each row's `idx`, so neither the order of rows nor the number of workers matters. Quotas are exact by largest remainders, where
+the scripts raise a fraction until enough rows are drawn.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from cem_assets.errors import DataError
 FIRST_STRATA = ("name", "organism", "cell_type")
 SECOND_STRATA = ("organism", "cell_type", "cell_visible", "sirna", "compound", "phenotype")
 _LEFT_OUT = {"compound": ("compound", "sirna"), "sirna": ("sirna", "compound")}
-"""Columns that say the same of a row as the label's own, and so make no strata."""
+"""Columns that make no strata for labels of a category, because they say the same about a row as the label itself."""
 
 _Rows = NDArray[np.int64]
 
@@ -34,12 +35,13 @@ class LabelParams(BaseModel):
     """How labels are assigned.
 
     Attributes:
-        min_images: Fewest images of a label.
-        max_images: Most images of a label.
-        presample_images: Above this number of rows a first draw keeps the shares of sources.
-        seed: Key of the draws.
-        match: "value" compares whole values; "substring" finds rows as the reference does ("actin" also takes
-            "alpha-actinin"); candidates and their counts are of whole values in both.
+        min_images: Smallest number of images of a label.
+        max_images: Largest number of images of a label.
+        presample_images: If a label has more rows than this, a first draw reduces them to this number and keeps the shares of
+            sources.
+        seed: Seed of the draws.
+        match: "value" compares whole values. "substring" finds rows as the reference does, where "actin" also takes
+            "alpha-actinin". Candidates and their counts are whole values in both cases.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,7 +57,7 @@ class LabelParams(BaseModel):
         if not self.min_images <= self.max_images <= self.presample_images:
             raise DataError(
                 f"min_images = {self.min_images}, max_images = {self.max_images}, presample_images = {self.presample_images}; "
-                "expected each to be at most the next."
+                "expected none to be larger than the next one."
             )
         return self
 
@@ -65,39 +67,32 @@ class LabelAssignment:
     """Which rows got which label.
 
     Attributes:
-        chosen: The chosen rows with columns `label` and `category` in front, labels in order of assignment.
-        candidates: One row per candidate in order of assignment: label, category, value, num_rows (holding the value),
-            num_left (of these not taken before), num_images (taken), outcome ("all", "sampled", "too few left").
+        chosen: The chosen rows, unchanged, with the columns `label` and `category` in front. Each row occurs at most once.
+            Labels are in order of assignment, and the rows of a label in the order of the keyed hash of `idx`, so equal sets of
+            rows give equal tables.
+        candidates: One row per candidate in order of assignment: label, category, value, num_rows (rows with the value),
+            num_left (those not taken before), num_images (those taken), outcome ("all", "sampled" or "too few left").
     """
 
     chosen: pd.DataFrame
     candidates: pd.DataFrame
 
 
-def assign_weak_labels(metadata: pd.DataFrame, params: LabelParams | None = None) -> pd.DataFrame:
-    """Choose the images of every weak label.
+def assign_labels(metadata: pd.DataFrame, params: LabelParams | None = None) -> LabelAssignment:
+    """Choose the images of every weak label, and record what became of every candidate.
 
     Args:
-        metadata: Standard columns, one row per image; `idx` identifies it. Several values of a cell are separated by "|",
-            missing ones are empty or NaN. Label columns that are absent give no labels.
-        params: Thresholds and seed; None takes the published ones.
-
-    Returns:
-        The chosen rows, unchanged, with `label` and `category` added; each row occurs at most once. Labels come in order
-        of assignment, the rows of a label in the order of the keyed hash of `idx`; so equal sets of rows give equal tables.
+        metadata: Standard columns, with one row per image that `idx` identifies. Several values of a cell are separated by
+            "|", and missing ones are empty or NaN. Label columns that are absent give no labels.
+        params: None takes the published thresholds.
 
     Raises:
         DataError: There is no column `idx`, or its values are missing or not unique.
     """
-    return label_assignment(metadata, params).chosen
-
-
-def label_assignment(metadata: pd.DataFrame, params: LabelParams | None = None) -> LabelAssignment:
-    """Choose the images of every weak label, and tell what became of every candidate; see `assign_weak_labels`."""
     params = params or LabelParams()
     idx = _identities(metadata)
     order = keyed_order(idx, params.seed)
-    # From here on row n is the n-th by keyed hash: "first" always means "drawn", and the order of the input is forgotten.
+    # From here on row n is the n-th by keyed hash. Taking the first rows is a draw, whatever the order of the input.
     names = (*LABEL_COLUMNS, "name")
     columns = {name: _Column(metadata[name], order) for name in names if name in metadata.columns}
     found: list[tuple[int, int, str]] = []
@@ -108,7 +103,7 @@ def label_assignment(metadata: pd.DataFrame, params: LabelParams | None = None) 
     is_used = np.zeros(len(metadata), np.bool_)
     taken: list[_Rows] = []
     rows_of_label: list[tuple[str, str]] = []
-    told = []
+    outcomes = []
     seen: set[str] = set()
     for count, place, value in sorted(found):
         category = LABEL_COLUMNS[place]
@@ -118,12 +113,12 @@ def label_assignment(metadata: pd.DataFrame, params: LabelParams | None = None) 
         rows = rows[~is_used[rows]]
         drawn = _draw(rows, category, columns, params)
         outcome = "too few left" if drawn is None else "all" if len(drawn) == len(rows) else "sampled"
-        told.append((label, category, value, count, len(rows), 0 if drawn is None else len(drawn), outcome))
+        outcomes.append((label, category, value, count, len(rows), 0 if drawn is None else len(drawn), outcome))
         if drawn is not None:
             is_used[drawn] = True
             taken.append(drawn)
             rows_of_label.append((label, category))
-    candidates = pd.DataFrame(told, columns=["label", "category", "value", "num_rows", "num_left", "num_images", "outcome"])
+    candidates = pd.DataFrame(outcomes, columns=["label", "category", "value", "num_rows", "num_left", "num_images", "outcome"])
     return LabelAssignment(_chosen(metadata, order, taken, rows_of_label), candidates)
 
 
@@ -153,25 +148,25 @@ def _identities(metadata: pd.DataFrame) -> list[str]:
 
 
 def keyed_order(identities: Sequence[str], seed: int) -> _Rows:
-    """Return the places of identities in the order of a keyed hash (blake2b, 64 bits), equal hashes by identity.
+    """Sort identities by a keyed hash (blake2b, 64 bits), and by the text itself where hashes are equal.
 
     Args:
         identities: Unique texts.
-        seed: Key.
+        seed: Key of the hash.
 
     Returns:
-        int64 (n,): place of the first, the second, ...
+        int64 (n,): the index of the first identity, of the second, and so on.
     """
     hashes = keyed_hashes(identities, seed)
     order = np.argsort(hashes, kind="stable").astype(np.int64)
     equal = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-    if len(equal):  # about once in 10^12 tables of a million rows, but then it must not depend on the input
+    if len(equal):  # rare, but even then the order of the input must not matter
         order = np.array(sorted(order.tolist(), key=lambda place: (hashes[place], identities[place])), np.int64)
     return order
 
 
 def keyed_hashes(identities: Iterable[str], seed: int) -> NDArray[np.uint64]:
-    """Return uint64 (n,): blake2b of each identity under a seed."""
+    """Return uint64 (n,), the blake2b hash of each identity; the seed is the key of the hash."""
     keyed = hashlib.blake2b(digest_size=8, key=seed.to_bytes(8, "little"))
     digests = []
     for identity in identities:
@@ -182,7 +177,7 @@ def keyed_hashes(identities: Iterable[str], seed: int) -> NDArray[np.uint64]:
 
 
 def _draw(rows: _Rows, category: str, columns: "dict[str, _Column]", params: LabelParams) -> _Rows | None:
-    """Take all, or draw by strata; None where too few are left."""
+    """Take all rows, or draw some by strata; return None if too few are left."""
     if len(rows) < params.min_images:
         return None
     if len(rows) > params.presample_images:
@@ -195,13 +190,13 @@ def _draw(rows: _Rows, category: str, columns: "dict[str, _Column]", params: Lab
 
 
 def _proportional(rows: _Rows, columns: "list[_Column]", num: int) -> _Rows:
-    """Draw `num` of the rows so that every combination of the columns' cells keeps its share."""
+    """Draw `num` rows so that every combination of the columns' cells keeps its share."""
     stratum = np.zeros(len(rows), np.int64)
     for column in columns:
         codes = column.codes[rows]
         combined = stratum * (int(codes.max()) + 1) + codes
         stratum = pd.factorize(combined)[0].astype(np.int64)
-    by_stratum = np.argsort(stratum, kind="stable")  # rows ascend, so the first of a stratum are those drawn
+    by_stratum = np.argsort(stratum, kind="stable")  # rows are in order of hash, so the first ones of a stratum are drawn
     sizes = np.bincount(stratum)
     starts = np.cumsum(sizes) - sizes
     quota = largest_remainders(sizes, rows[by_stratum[starts]], num)
@@ -210,15 +205,14 @@ def _proportional(rows: _Rows, columns: "list[_Column]", num: int) -> _Rows:
 
 
 def largest_remainders(sizes: NDArray[np.int64], rank: NDArray[np.int64], num: int) -> NDArray[np.int64]:
-    """Share out `num` places in proportion to sizes, exactly.
+    """Divide `num` draws among strata in proportion to their sizes, by the method of largest remainders.
 
     Args:
-        sizes: int64 (k,), rows of each stratum; their sum is at least `num`.
-        rank: int64 (k,), which of two strata with equal remainders comes first: the lower.
-        num: Places.
+        sizes: int64 (k,), the number of rows of each stratum; their sum is at least `num`.
+        rank: int64 (k,); of two strata with equal remainders the one with the lower rank comes first.
 
     Returns:
-        int64 (k,) that sums to `num`; none exceeds its stratum.
+        int64 (k,), the draws of each stratum. They sum to `num`, and none is larger than its stratum.
     """
     total = int(sizes.sum())
     product = sizes.astype(np.int64) * num
@@ -229,10 +223,10 @@ def largest_remainders(sizes: NDArray[np.int64], rank: NDArray[np.int64], num: i
 
 
 class _Column:
-    """A column of the metadata, ready for finding the rows that hold a value."""
+    """A column of the metadata, prepared for finding the rows that have a value."""
 
     def __init__(self, column: pd.Series, order: _Rows) -> None:
-        """Factorize the cells; splitting is done once for each distinct cell, not for each row."""
+        """Factorize the cells, so that each distinct cell is split only once."""
         texts = column if column.dtype == "str" else column.astype("object")
         codes, cells = pd.factorize(texts.iloc[order], use_na_sentinel=True)
         self.codes = codes.astype(np.int64) + 1  # 0 is a missing cell
@@ -243,16 +237,16 @@ class _Column:
         for place, cell in enumerate(self._cells):
             for value in dict.fromkeys(split_values(cell)):
                 self._cells_of.setdefault(value, []).append(place)
-        # "" and a missing cell are one stratum.
+        # An empty cell and a missing one belong to the same stratum.
         empty = [place for place, cell in enumerate(self._cells) if not cell.strip()]
         self.codes[np.isin(self.codes, empty)] = 0
 
     def value_counts(self) -> dict[str, int]:
-        """Count the rows that hold each value, whole."""
+        """Count the rows that have each whole value."""
         return {value: int(self._num[cells].sum()) for value, cells in self._cells_of.items()}
 
     def rows_of(self, value: str, is_substring: bool) -> _Rows:
-        """Find the rows that hold a value, ascending."""
+        """Find the rows that have a value, in ascending order."""
         if self._by_cell is None:
             self._by_cell = np.argsort(self.codes, kind="stable").astype(np.int64)
             num = np.bincount(self.codes, minlength=len(self._cells))

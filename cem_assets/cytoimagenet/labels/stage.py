@@ -1,12 +1,11 @@
 """Stage `cytoimagenet/label_table`: weak labels over the metadata of all sources.
 
-What must not become a training image is left out here, with a reason: images of benchmark sets (by name), and rows whose files
-are those of another row. The rule itself is `cem_assets.cytoimagenet.labels.rule`.
+Rows that must not become training images are left out here, with a reason: images of benchmark sets (recognised by name), and
+rows with the same files as another row. `cem_assets.cytoimagenet.labels.rule` assigns the labels.
 """
 
 import hashlib
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from cem_assets.cytoimagenet.columns import LABEL_COLUMNS
 from cem_assets.cytoimagenet.held_out.guard import guarded_set, guarded_texts, load_rules
-from cem_assets.cytoimagenet.labels.rule import LabelParams, label_assignment
+from cem_assets.cytoimagenet.labels.rule import LabelParams, assign_labels
 from cem_assets.cytoimagenet.tables import (
     CANDIDATES_SCHEMA,
     EXCLUDED_SCHEMA,
@@ -35,9 +34,8 @@ from cem_assets.cytoimagenet.tables import (
 )
 from cem_assets.errors import DataError
 from cem_assets.execution.local import Engine, local_engine
-from cem_assets.execution.stage import Progress, StageResult, no_progress
+from cem_assets.execution.stage import Progress, StageResult, begin, no_progress
 from cem_assets.store.assets import CODE_VERSIONS, LABEL_TABLE, SOURCE_METADATA
-from cem_assets.store.commits import Commit
 from cem_assets.store.manifest_facts import current_facts
 from cem_assets.store.manifests import Inputs, Manifest, canonical_json, committed_partitions, require_manifest
 from cem_assets.store.parquet import parquet_bytes
@@ -54,7 +52,7 @@ class LabelTableParams(LabelParams):
     """How the label table is made.
 
     Attributes:
-        with_images_only: Whether rows without image files are left out; else they count for labels, and their crops are
+        with_images_only: Whether rows without image files are left out. Otherwise they count for labels, and their crops are
             dropped as missing.
     """
 
@@ -66,12 +64,11 @@ class LabelEntry:
     """A label of the table.
 
     Attributes:
-        key: Partition key of its crops: a slug and 8 hex digits.
-        label, category: As in the table.
-        num_images: Rows.
-        digest: sha256 over its rows, by which its crops know whether they are current.
-        group: Number of its row group.
-        start: Its first row in the table.
+        key: Partition key of its crops: a slug and 8 hexadecimal digits.
+        category: The label column that the label was taken from.
+        digest: sha256 over its rows; crops that were made from other rows are stale.
+        group: Number of its row group in the table.
+        start: Number of its first row in the table.
     """
 
     key: str
@@ -84,7 +81,7 @@ class LabelEntry:
 
 
 def label_key(label: str, category: str) -> str:
-    """Return the partition key of a label: at most 40 plain characters of it, and 8 hex digits that tell labels apart."""
+    """Return the partition key of a label: at most 40 plain characters of it, and 8 hexadecimal digits that make it unique."""
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:40].strip("-") or "label"
     return f"{slug}-{hashlib.sha256(chr(0).join((category, label)).encode()).hexdigest()[:8]}"
 
@@ -104,17 +101,16 @@ def make_label_table(
     """Assign weak labels to the images of all sources.
 
     Args:
-        params: Thresholds and seed.
-        engine: Shares the reading of sources; None chooses a pool. The table does not depend on it.
+        engine: Reads the sources in parallel; None chooses a pool of processes. The table does not depend on it.
 
     Returns:
-        The committed `cytoimagenet/label_table`: chosen rows in order of label, each label a row group; `_labels` with keys and
-        digests; `_candidates` with what became of every value; `_excluded` with rows that may not be chosen and why.
+        The committed `cytoimagenet/label_table`: the chosen rows in order of label, with a row group for each label; `_labels`
+        with keys and digests; `_candidates` with what became of every value; `_excluded` with the rows that must not be chosen,
+        and why.
 
     Raises:
-        DataError: No source is committed, two share a short name, or no value is frequent enough to be a label.
+        DataError: No source is committed, two sources have the same short name, or no value is frequent enough to be a label.
     """
-    started = time.monotonic()
     params = params or LabelTableParams()
     manifests = [require_manifest(store, SOURCE_METADATA, source) for source in committed_partitions(store, SOURCE_METADATA)]
     if not manifests:
@@ -125,9 +121,9 @@ def make_label_table(
     inputs = Inputs(
         LABEL_TABLE, "", CODE_VERSIONS[LABEL_TABLE], {**params.model_dump(mode="json"), "test_set_rules": rules}, upstream
     )
-    commit = Commit(store, inputs, run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started)
+    stage = begin(store, inputs, run_id)
+    if stage.up_to_date:
+        return stage.up_to_date
     chosen_engine = engine or local_engine(None, len(manifests))
     tables, excluded = [], []
     reader = _SourceReader(store, params.with_images_only)
@@ -137,23 +133,23 @@ def make_label_table(
         progress(number, len(manifests))
     metadata, repeated = _without_repeated_files(pd.concat(tables, ignore_index=True))
     excluded.append(repeated)
-    found = label_assignment(metadata, params)
+    found = assign_labels(metadata, params)
     if not len(found.chosen):
         most = max((int(n) for n in found.candidates["num_left"]), default=0)
         raise DataError(
             f"no label has {params.min_images:,} images among {len(metadata):,} rows of {len(manifests)} source(s); the most "
-            f"frequent candidate has {most:,} left. Take in more sources, or lower min_images."
+            f"frequent candidate has {most:,} left. Add more sources, or lower min_images."
         )
     del metadata, tables
     rows = _whole_rows(store, manifests, found.chosen)
     entries = _entries(found.chosen, rows)
     out = pd.concat(excluded, ignore_index=True).astype("str")
     groups = (rows.slice(entry.start, entry.num_images) for entry in entries)
-    commit.write(TABLE, parquet_bytes(groups, LABEL_TABLE_SCHEMA, 0, FEW_VALUES))
+    stage.commit.write(TABLE, parquet_bytes(groups, LABEL_TABLE_SCHEMA, 0, FEW_VALUES))
     listed = pd.DataFrame([{name: getattr(entry, name) for name in LABELS_SCHEMA.names} for entry in entries])
-    commit.write(LABELS, frame_bytes(listed, LABELS_SCHEMA))
-    commit.write(CANDIDATES, frame_bytes(found.candidates, CANDIDATES_SCHEMA))
-    commit.write(EXCLUDED, frame_bytes(out, EXCLUDED_SCHEMA))
+    stage.commit.write(LABELS, frame_bytes(listed, LABELS_SCHEMA))
+    stage.commit.write(CANDIDATES, frame_bytes(found.candidates, CANDIDATES_SCHEMA))
+    stage.commit.write(EXCLUDED, frame_bytes(out, EXCLUDED_SCHEMA))
     counts = {
         "sources": len(manifests),
         "rows": sum(manifest.counts["rows"] for manifest in manifests),
@@ -162,33 +158,32 @@ def make_label_table(
         "labels": len(entries),
         "images": len(found.chosen),
     }
-    manifest = commit.finish(counts, _details(manifests, found.chosen, out))
-    return StageResult(manifest, True, time.monotonic() - started)
+    return stage.finish(counts, _details(manifests, found.chosen, out))
 
 
 def _check_short_names(manifests: list[Manifest]) -> None:
-    """Refuse sources that share a short name, by which their images would have the same idx."""
+    """Refuse sources with the same short name, because their images would have the same idx."""
     sources: dict[str, list[str]] = {}
     for facts in (manifest.details["facts"] for manifest in manifests):
         if not _guard_reason(facts):
             sources.setdefault(facts["dir_name"] or facts["name"], []).append(facts["name"])
-    told = [f"{', '.join(names)} (dir_name = {short!r})" for short, names in sources.items() if len(names) > 1]
-    if told:
+    shared = [f"{', '.join(names)} (dir_name = {short!r})" for short, names in sources.items() if len(names) > 1]
+    if shared:
         raise DataError(
-            f"sources share a short name, so that their images would have the same idx: {'; '.join(told)}. Give each a "
+            f"sources share a short name, so that their images would have the same idx: {'; '.join(shared)}. Give each a "
             "dir_name of its own in its source.toml."
         )
 
 
 @dataclass(frozen=True)
 class _SourceReader:
-    """Reads a source's rows, and sorts out those that may not become training images. Picklable."""
+    """Reads the rows of a source, and separates those that must not become training images. It can be pickled."""
 
     store: Store
     with_images_only: bool
 
     def __call__(self, manifest: Manifest) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return the rows with what labels need, and the rows left out: idx, source, reason."""
+        """Return the rows with the columns that labels need, and the rows that are left out with idx, source and reason."""
         with self.store.open(f"{manifest.folder}/{TABLE}") as handle:
             table = pq.ParquetFile(handle).read(columns=[*_READ, "files", "sha256"])
         frame: pd.DataFrame = table.select(_READ).to_pandas()
@@ -208,7 +203,7 @@ class _SourceReader:
 
 
 def _content_keys(table: pa.Table) -> NDArray[np.uint64]:
-    """Return uint64 (n, 2): a digest of the rows' files and pages; zeros where a row has none."""
+    """Return uint64 (n, 2), a digest of the files and pages of each row; zeros for rows without files."""
     digests = pc.binary_join(table["sha256"], ",").to_pylist()
     pages = [",".join(name.rpartition("#")[2] for name in names if "#" in name) for names in table["files"].to_pylist()]
     found = [
@@ -235,7 +230,7 @@ def _guard_reason(facts: Mapping[str, Any]) -> str:
 
 
 def _without_repeated_files(metadata: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Keep one row of those with the very same files, as two archives hold one image: the first by idx."""
+    """Of rows with the same files, keep the first by idx. Such rows occur if two archives hold the same image."""
     contents = ["content_1", "content_2"]
     has_files = (metadata["content_1"] != 0) | (metadata["content_2"] != 0)
     shared = metadata[has_files & metadata.duplicated(contents, keep=False)].sort_values("idx")
@@ -247,7 +242,7 @@ def _without_repeated_files(metadata: pd.DataFrame) -> tuple[pd.DataFrame, pd.Da
 
 
 def _whole_rows(store: Store, manifests: list[Manifest], chosen: pd.DataFrame) -> pa.Table:
-    """Read the chosen rows with all their columns, in the order of the choice, one source at a time."""
+    """Read the chosen rows with all their columns, one source at a time, and bring them into the order of `chosen`."""
     parts, places = [], []
     for manifest in manifests:
         mine = np.flatnonzero((chosen["source"] == manifest.inputs.partition).to_numpy())
@@ -289,14 +284,14 @@ def _details(manifests: list[Manifest], chosen: pd.DataFrame, excluded: pd.DataF
 
 
 def _counted(excluded: pd.DataFrame) -> dict[str, int]:
-    """Count what was left out by source and kind of reason; names of single images in reasons do not count apart."""
+    """Count the rows that were left out by source and kind of reason; names of images in reasons make no difference."""
     kinds = excluded["reason"].str.replace(r"those of .*", "those of another row", regex=True)
     counts = (excluded["source"] + ": " + kinds).value_counts().sort_index()
     return {str(name): int(count) for name, count in counts.items()}
 
 
 def label_entries(store: Store, manifest: Manifest) -> dict[str, LabelEntry]:
-    """Read the labels of a label table, by key, in order of assignment."""
+    """Read the labels of a label table by key, in order of assignment."""
     frame = read_frame(store, manifest, LABELS)
     starts = frame["num_images"].cumsum() - frame["num_images"]
     return {

@@ -1,1 +1,1 @@
-"""Seeded phantom screens, for demos and tests."""
+"""Phantom screens: sources that are drawn from a seed, for demos and tests."""

@@ -1,7 +1,7 @@
 """How the phantom's cells are drawn: nuclei, cell bodies, and what each channel stains.
 
-Which classes there are and how they look, and what a field is, is `cem_assets.cytoimagenet.phantom.screens`. All cells of a
-field are computed at once in windows of their own, so a field takes a few milliseconds.
+`cem_assets.cytoimagenet.phantom.screens` says which classes there are, how they look, and what a field is. All cells of a field
+are computed at once, each in a window of its own, so a field takes a few milliseconds.
 """
 
 from dataclasses import dataclass
@@ -10,30 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cem_assets.errors import DataError
-
 Canvas = NDArray[np.float32]
 
 _BACKGROUND, _READ_NOISE, _SHOT_GAIN = 160.0, 5.0, 1.6
-"""In 12-bit counts. The gain is counts per photon: the variance of shot noise is the mean times it."""
+"""In 12-bit counts. The gain is in counts per photon; the variance of the shot noise is the mean times the gain."""
 _FAR = 9.0
-"""Distance, in radii, where no cell is near."""
+"""The distance from the nearest cell, in radii, of pixels that are far from all cells."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a class is drawn; lengths are semi-axes.
+    """How the cells of a class are drawn.
 
     Attributes:
-        num_cells: Mean number in 256 x 256 px.
-        nucleus_px, cell_px: Mean size.
-        elongation: Ratio of axes.
-        lobes: Depth of three lobes of the nucleus, of its radius.
+        num_cells: Mean number of cells in 256 x 256 px.
+        nucleus_px: Mean semi-axis of the nucleus.
+        cell_px: Mean semi-axis of the cell.
+        elongation: Ratio of the axes.
+        lobes: Depth of the nucleus's three lobes, as a share of its radius.
         grain: Contrast of the nucleus's texture.
         glow: Brightness of the nucleus.
-        actin, er, mito, tubulin: Brightness of the structures.
-        is_spotted: Actin in spots, not fibres.
-        is_fragmented: Mitochondria in dots, not threads.
+        actin: Brightness of actin, like `er`, `mito` and `tubulin` for the other structures.
+        is_spotted: Whether actin is in spots instead of fibres.
+        is_fragmented: Whether mitochondria are dots instead of threads.
     """
 
     num_cells: float = 16
@@ -55,7 +54,7 @@ _SIGNAL = {"dna": 1500.0, "er": 1100.0, "actin": 950.0, "mito": 1500.0, "tubulin
 
 
 def _ripple(generator: np.random.Generator, shape: tuple[int, int], grain_px: float) -> Canvas:
-    """Draw smooth noise of zero mean and about unit deviation; `grain_px` is the width of its bumps."""
+    """Draw smooth noise with a mean of zero and a deviation of about one; `grain_px` is the width of its bumps."""
     coarse = tuple(int(side / grain_px) + 3 for side in shape)
     noise = generator.standard_normal(coarse, dtype=np.float32) * np.float32(1.4)
     large = tuple(round(side * grain_px) for side in reversed(coarse))
@@ -64,7 +63,7 @@ def _ripple(generator: np.random.Generator, shape: tuple[int, int], grain_px: fl
 
 
 def _scatter(generator: np.random.Generator, look: Look, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Draw centres (n, 2) that keep a distance where there is room."""
+    """Draw centres (n, 2) at a distance from each other, as many as there is room for."""
     wanted = max(2, round(generator.normal(1.0, 0.08) * look.num_cells * shape[0] * shape[1] / 256**2))
     tries = generator.uniform((-4, -4), (shape[0] + 4, shape[1] + 4), (wanted * 12, 2))
     apart = np.square(tries[:, None] - tries[None]).sum(axis=2) >= (1.9 * look.nucleus_px) ** 2
@@ -84,19 +83,14 @@ def draw_cells(
     """Draw a field of cells as a camera would record it.
 
     Args:
-        generator: Of every draw.
-        look: The class.
         shape_px: (height, width).
-        channels: Of "dna", "er", "actin", "mito", "tubulin".
+        channels: Some of "dna", "er", "actin", "mito", "tubulin".
 
     Returns:
         float32 (height, width) by channel, in 12-bit counts, neither rounded nor clipped.
-
-    Raises:
-        DataError: A channel has another name.
     """
     if unknown := sorted(set(channels) - set(_SIGNAL)):
-        raise DataError(f"channels {', '.join(unknown)} are not drawn; expected some of {', '.join(_SIGNAL)}")
+        raise ValueError(f"channels {', '.join(unknown)} are not drawn; expected some of {', '.join(_SIGNAL)}")
     shape = shape_px
     nucleus, rho = _cells(generator, look, shape)
     body = np.clip((1.0 - rho) * np.float32(look.cell_px / 3) + np.float32(0.5), 0, 1)
@@ -117,7 +111,8 @@ def _cells(generator: np.random.Generator, look: Look, shape: tuple[int, int]) -
     """Draw the cells of a field.
 
     Returns:
-        float32 (height, width): brightness of nuclei, and distance from the nearest cell's centre in units of its radius.
+        Two arrays float32 (height, width): the brightness of nuclei, and the distance from the centre of the nearest cell in
+        units of that cell's radius.
     """
     centres = _scatter(generator, look, shape)
     num = len(centres)
@@ -137,7 +132,7 @@ def _cells(generator: np.random.Generator, look: Look, shape: tuple[int, int]) -
     nucleus = np.zeros(shape, np.float32)
     _lay(nucleus, corner, nuclei.astype(np.float32, copy=False), np.maximum)
 
-    # Cell bodies are smooth: drawn at half the size, then enlarged.
+    # Cell bodies are smooth, so they are drawn at half the size and enlarged.
     half = round(0.85 * look.cell_px * stretch)
     corner, elliptic, cosine = _windows((centres - 0.5) / 2, angle, along, half)
     two = 2 * cosine**2 - 1
@@ -154,11 +149,11 @@ def _cos_3t(cosine: Canvas) -> Canvas:
 
 
 def _windows(centres: NDArray[np.float64], angle: Canvas, along: Canvas, half: int) -> tuple[NDArray[np.int64], Canvas, Canvas]:
-    """Lay a square window of 2 half + 1 px around every centre.
+    """Make a square window of 2 * half + 1 px around every centre.
 
     Returns:
-        Its corner, int64 (n, 2); elliptic distance from the centre, and cosine of the direction seen from the long axis,
-        both float32 (n, side, side).
+        The corners of the windows, int64 (n, 2); the elliptic distance of each pixel from the centre, and the cosine of the
+        angle between its direction and the long axis, both float32 (n, side, side).
     """
     line = np.arange(-half, half + 1, dtype=np.float32)
     middle = np.floor(centres).astype(np.int64)
@@ -170,7 +165,7 @@ def _windows(centres: NDArray[np.float64], angle: Canvas, along: Canvas, half: i
 
 
 def _lay(canvas: Canvas, corners: NDArray[np.int64], windows: Canvas, join: np.ufunc) -> None:
-    """Join windows (n, side, side) into the canvas at their corners, cut at its border."""
+    """Combine windows (n, side, side) with the canvas at their corners; parts outside of the canvas are cut off."""
     side = windows.shape[1]
     for window, (top, left) in zip(windows, corners.tolist(), strict=True):
         part = canvas[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)]
@@ -181,7 +176,7 @@ def _lay(canvas: Canvas, corners: NDArray[np.int64], windows: Canvas, join: np.u
 def _structures(
     generator: np.random.Generator, look: Look, nucleus: Canvas, rho: Canvas, body: Canvas, channels: tuple[str, ...]
 ) -> dict[str, Canvas]:
-    """Draw what each channel stains, in units of its exposure."""
+    """Draw what each channel stains, in units of the channel's exposure."""
     shape = (nucleus.shape[0], nucleus.shape[1])
     outside = 1 - np.clip(nucleus, 0, 1)
     fading = body / (1 + rho)

@@ -1,9 +1,9 @@
-"""A seeded fluorescence phantom: three small screens in the styles of real archives, drawn field by field.
+"""A fluorescence phantom: three small screens in the styles of real archives, drawn from a seed field by field.
 
-It needs no network and no licence, and lets the whole chain do its work: tables to join, channels to merge, classes that
-differ, a field that is black, one that is saturated, one that is uniform. Not a simulation of optics, and the names of
-compounds and genes only say which drawing a class has. Pure: arrays and the bytes of tables; files are written by the
-demo. Equal seeds give equal tables everywhere, and equal pixels on one machine (elsewhere a rounding may differ by 1).
+It needs no network and no licence, and uses every step of the chain: there are tables to join, channels to merge, classes that
+differ, and one field each that is black, saturated and uniform. It is not a simulation of optics, and the names of compounds
+and genes only choose how a class is drawn. This module makes arrays and the bytes of tables; the demo writes the files. Equal
+seeds give equal tables everywhere and equal pixels on one machine; on another machine pixels may differ by 1 after rounding.
 
   painting  4 channels, one 12-bit file each; `wells.csv` joined with `compounds.txt` (tabs, CR line ends) on Compound_ID
   knockdown 2 channels, one 12-bit file each; `library.txt` (tabs, BOM), genes by CRISPR on one plate, by siRNA on the other
@@ -31,7 +31,8 @@ MAX_12_BIT = 4095
 _ORGANISM = "Homo sapiens"
 _WELLS = tuple(f"{row}{column:02d}" for row in "BCDE" for column in range(2, 9))
 _ODD_SHARE = 0.0024
-"""Share of hot pixels in a black field and of dark ones in a saturated field: past the 0.1 percentile, still hardly any."""
+"""Share of hot pixels in a black field and of dark pixels in a saturated field. It is more than the 0.1 % that the percentiles
+leave out, but still very little."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,12 @@ class PhantomField:
     """One field of view, drawn by `draw_field`.
 
     Attributes:
-        plate, well, site: Where it is.
-        channel_files: Relative path by channel. Equal paths mean pages of one file, in this order.
-        cell_type, compound, gene, sirna: As the tables say; empty where they say nothing.
-        seed: Of every draw.
+        channel_files: Relative path of each channel's file. Equal paths mean pages of one file, in this order.
+        cell_type: What the tables say, like compound, gene and sirna; empty if they say nothing.
+        seed: Seed of every draw.
         shape_px: (height, width).
         dtype: "uint16", of which 12 bits are used, or "uint8".
-        fault: What is wrong with it on purpose.
+        fault: What is wrong with the field on purpose; empty if nothing is.
     """
 
     plate: str
@@ -64,12 +64,11 @@ class PhantomField:
 
 @dataclass(frozen=True)
 class PhantomSource:
-    """A source as an archive would give it.
+    """A source in the form in which an archive would publish it.
 
     Attributes:
-        name: Slug.
-        title, licence, citation: For people.
-        tables: Bytes by file name.
+        name: Name of the source's folder.
+        tables: The bytes of each table, by file name.
         fields: In order of plate, well and site.
     """
 
@@ -120,7 +119,7 @@ def _text(rows: Iterable[Sequence[object]], separator: str, line_end: str) -> by
 
 
 def _layout(seed: int, plate: str, classes: Sequence[str], wells: Sequence[str] = _WELLS) -> dict[str, str]:
-    """Spread classes over the wells of a plate, in equal numbers, in an order of the seed's."""
+    """Distribute classes over the wells of a plate in equal numbers, in an order that the seed decides."""
     order = np.random.default_rng(_seed_of(seed, plate)).permutation(len(wells)).tolist()
     placed = {wells[place]: classes[number % len(classes)] for number, place in enumerate(order)}
     return {well: placed[well] for well in wells}
@@ -146,7 +145,7 @@ def _painting(seed: int) -> PhantomSource:
                 drawn = _seed_of(seed, plate, well, site)
                 fields.append(PhantomField(plate, well, site, paths, "U2OS", compound, "", "", drawn, (288, 320), "uint16"))
     compounds: list[Sequence[object]] = [("Compound_ID", "Compound_Name", "Mechanism")]
-    # Short rows, as where an export drops empty cells at the end.
+    # Empty cells at the end of a row are missing, as in some exports.
     compounds += [tuple(cell for cell in (ids[name], name, _COMPOUNDS[name][0]) if cell) for name in _COMPOUNDS]
     return PhantomSource(
         "phantom_painting",
@@ -205,10 +204,10 @@ def _lineup(seed: int) -> PhantomSource:
 
 
 def phantom_sources(seed: int = 0) -> tuple[PhantomSource, ...]:
-    """Make the three sources: tables, and fields yet to be drawn.
+    """Make the three sources with their tables; `draw_field` draws their fields.
 
     Args:
-        seed: Of layouts, identifiers, faults and fields.
+        seed: Seed of layouts, identifiers, faults and fields.
 
     Returns:
         painting (112 fields, 7 compounds), knockdown (112, 6 genes and a control), lineup (80, 4 cell types).
@@ -217,13 +216,10 @@ def phantom_sources(seed: int = 0) -> tuple[PhantomSource, ...]:
 
 
 def draw_field(field: PhantomField) -> dict[str, NDArray[np.uint16] | NDArray[np.uint8]]:
-    """Draw a field.
-
-    Args:
-        field: Of `phantom_sources`.
+    """Draw a field of one of the `phantom_sources`.
 
     Returns:
-        (height, width) by channel, in the order of `channel_files`; uint16 with values up to 4095, or uint8.
+        An image (height, width) of each channel, in the order of `channel_files`; uint16 with values up to 4095, or uint8.
     """
     generator = np.random.default_rng(field.seed)
     if field.fault:

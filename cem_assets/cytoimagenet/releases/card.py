@@ -1,57 +1,14 @@
-"""Names, split and dataset card of a release, as the published data set has them.
+"""The dataset card of a release.
 
-Pure: where releases lie and how they are committed is `cem_assets.cytoimagenet.releases.stage`.
+`cem_assets.cytoimagenet.releases.stage` reads and commits releases.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cem_assets.cytoimagenet.labels.rule import keyed_hashes
-
-VALIDATION_SHARE = 0.1
 _MARKUP = re.compile(r"[\\|\[\]`]")
-_MAX_FOLDER_BYTES = 200
-"""File systems take names of 255; an image's name is this and a number."""
-_TAKEN = ("metadata.csv", "splits.csv", "release.json", "readme.md")
-"""Files beside the folders of labels."""
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\:*?\"<>|]+")
-
-
-def label_folder(label: str, category: str) -> str:
-    """Return the folder of a label: the label itself, as published, where it can be a folder's name.
-
-    Characters that file systems refuse become "_", long names are cut, and 8 hex digits behind it keep such labels apart.
-    """
-    clean = _UNSAFE.sub("_", label).strip(" .").encode()[:_MAX_FOLDER_BYTES].decode(errors="ignore").strip(" .")
-    if clean == label and label not in _TAKEN:
-        return label
-    return f"{clean or 'label'}-{hashlib.sha256(chr(0).join((category, label)).encode()).hexdigest()[:8]}"
-
-
-def image_name(folder: str, number: int) -> str:
-    """Return the published name of the n-th image of a label: "human-00001011.png" for 11."""
-    return f"{folder}-{number:08b}.png"
-
-
-def splits(identities: Sequence[str], seed: int = 0, share: float = VALIDATION_SHARE) -> list[str]:
-    """Tell training images from validation images by a keyed hash of each one's identity.
-
-    Every label gets about `share` of its source images for validation. An image's side depends on its own identity alone, so
-    adding data never moves one, and all crops of an image are on one side.
-
-    Args:
-        identities: Of source images, such as "bbbc013/images/a.tif".
-        seed: Key.
-        share: Of validation images.
-
-    Returns:
-        "train" or "validation" for each.
-    """
-    limit = int(share * 2**64)
-    return ["validation" if int(value) < limit else "train" for value in keyed_hashes(identities, seed)]
 
 
 @dataclass(frozen=True)
@@ -60,9 +17,9 @@ class ReleasedLabel:
 
     Attributes:
         key: Partition key of its crops.
-        label, category: As in the label table.
-        num_images, num_validation: Images, and those for validation.
-        sources: Images by source.
+        category: The label column that the label was taken from.
+        num_images: Number of all images, of which `num_validation` are for validation.
+        sources: Number of images by source.
     """
 
     key: str
@@ -74,7 +31,7 @@ class ReleasedLabel:
 
 
 def _cell(text: object) -> str:
-    """Make a source's text safe in Markdown: one line, and no pipes, links, code or HTML."""
+    """Make a source's text safe in Markdown: it becomes one line, without pipes, links, code or HTML."""
     flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKUP.sub(r"\\\g<0>", flat) or "-"
 
@@ -89,13 +46,13 @@ def dataset_card(
     """Write the dataset card of a release.
 
     Args:
-        labels: What is in it.
+        labels: The labels in the release.
         sources: Facts by source: title, database, licence, citation, source_url.
-        excluded: Crops left out when the release was made, by reason.
-        missing: Labels of the label table without crops at that time.
+        excluded: Number of crops that were left out when the release was made, by reason.
+        missing: Number of labels of the label table that had no crops at that time.
 
     Returns:
-        Markdown with a YAML head as dataset hubs read it.
+        Markdown with a YAML header that dataset hubs read.
     """
     num_images = sum(item.num_images for item in labels)
     num_validation = sum(item.num_validation for item in labels)

@@ -1,6 +1,6 @@
-"""Writing a release of CytoImageNet as it was published: `{label}/{label}-{number}.png` and `metadata.csv`.
+"""Writing a release of CytoImageNet in the form in which it was published: `{label}/{label}-{number}.png` and `metadata.csv`.
 
-The folder can be opened by `torchvision.datasets.ImageFolder`. An export that was stopped goes on where it was.
+`torchvision.datasets.ImageFolder` can open the folder. An export that was stopped continues when it is started again.
 """
 
 import json
@@ -23,16 +23,16 @@ def export_cytoimagenet(store: Store, folder: Path, version: str = "", progress:
     """Write a release as a folder of PNG files.
 
     Args:
-        folder: Made where it is missing; `metadata.csv` (the published columns), `splits.csv` and the dataset card are
-            written last, so that a folder with them is complete.
-        version: Of the release; empty takes the newest.
+        folder: It is created if it is missing. The dataset card, `splits.csv` and `metadata.csv` (the published columns) are
+            written last, so a folder that has them is complete.
+        version: Version of the release; empty takes the newest.
 
     Returns:
-        Number of images.
+        The number of images.
 
     Raises:
         FileNotFoundError: There is no such release.
-        FileExistsError: The folder holds another release.
+        FileExistsError: The folder holds another release, or other files.
     """
     manifest = require_cyto_release(store, version)
     listing = json.loads(store.read(f"{manifest.folder}/{LISTING}"))
@@ -65,17 +65,18 @@ def _csv(frame: pd.DataFrame) -> bytes:
 
 
 def _place(folder: Path, path: str, filename: str) -> Path:
-    """Find where an image goes: in a folder named as the last part of its path, never outside."""
+    """Return the path of an image: in a folder named like the last part of its path, and never outside of `folder`."""
     name = path.rpartition("/")[2]
     if any(part in ("", ".", "..") or Path(part).name != part for part in (name, filename)):
         raise DataError(
-            f"the release has an image at {path!r} named {filename!r}, which is no plain name. It was tampered with."
+            f"the release has an image at {path!r} named {filename!r}, which is not a plain name. The release was altered "
+            "after it was made; materialize a new one."
         )
     return folder / name / filename
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file whole, unless it is there with these bytes."""
+    """Write a file as a whole, unless it exists with the same bytes."""
     if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
         return
     path.parent.mkdir(exist_ok=True)

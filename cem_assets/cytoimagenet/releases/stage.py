@@ -1,7 +1,7 @@
-"""Stage `cytoimagenet/releases`: an immutable, versioned manifest over the crops of all labels.
+"""Stage `cytoimagenet/releases`: a versioned manifest over the crops of all labels that never changes.
 
-A release names the shards of each label as they lie in `cytoimagenet/crops`; only labels that lose images here (exact copies of
-another label's) get shards of their own. What never changes is kept by the maintenance sweep.
+A release names the shards of each label in `cytoimagenet/crops`. Only labels that lose images here, because these are exact
+copies of another label's images, get shards of their own. Maintenance never deletes shards that a release names.
 """
 
 import hashlib
@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cem_assets.cytoimagenet.class_maps.views import label_counts_png, scales_and_sources_png
 from cem_assets.cytoimagenet.crops.stage import crop_upstream
 from cem_assets.cytoimagenet.held_out.guard import guarded_set, load_rules
 from cem_assets.cytoimagenet.held_out.stage import test_images_upstream
@@ -25,7 +24,7 @@ from cem_assets.cytoimagenet.labels.stage import LabelEntry, label_entries
 from cem_assets.cytoimagenet.releases.card import ReleasedLabel, dataset_card
 from cem_assets.cytoimagenet.tables import CROPS_SCHEMA, EXCLUDED_SCHEMA, RELEASED_SCHEMA, frame_bytes
 from cem_assets.errors import DataError
-from cem_assets.execution.stage import Progress, StageResult, no_progress
+from cem_assets.execution.stage import Progress, StageResult, begin, no_progress
 from cem_assets.store.assets import CODE_VERSIONS, CROPS, CYTO_RELEASES, LABEL_TABLE, TEST_IMAGES
 from cem_assets.store.commits import Commit
 from cem_assets.store.manifest_facts import ManifestFacts, current_facts
@@ -51,7 +50,7 @@ _TOO_FEW = "its label was left with fewer images than a label needs"
 
 
 Read = TypeVar("Read", Manifest, ManifestFacts)
-"""A manifest, or what is remembered of it."""
+"""A manifest, or its facts without the list of objects."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,11 @@ class Members:
 
     Attributes:
         current: Entry and manifest of every label whose crops are up to date and not empty.
-        upstream: Digest of each, and of what is said about their sources.
-        num_waiting: Labels whose crops are missing or stale.
+        upstream: The digests of these crops, and of the facts about their sources.
+        num_waiting: Number of labels whose crops are missing or stale.
         facts: What the label table says about each source: title, licence, citation and so on.
-        is_guarded: Whether every source that is a test set has been fingerprinted as it is now; else nothing is current.
+        is_guarded: Whether every source that is a test set was fingerprinted in its current state. If not, no crops are
+            current.
     """
 
     current: tuple[tuple[LabelEntry, Manifest], ...]
@@ -74,7 +74,7 @@ class Members:
 
 
 def members(store: Store) -> Members | None:
-    """Look which labels are ready to be released; None where there is no label table."""
+    """Find the labels that are ready to be released; None if there is no label table."""
     committed = set(committed_partitions(store, CROPS))
 
     def read(key: str) -> Manifest | None:
@@ -88,7 +88,7 @@ def members(store: Store) -> Members | None:
 
 @dataclass(frozen=True)
 class _Ready(Generic[Read]):
-    """As `Members`, with as much of the manifests as was read."""
+    """The same as `Members`, with either manifests or their facts."""
 
     current: list[tuple[LabelEntry, Read]]
     upstream: dict[str, str]
@@ -112,7 +112,7 @@ def _ready(store: Store, read: Callable[[str], Read | None]) -> _Ready[Read] | N
             waiting += 1
         elif manifest.counts["images"]:
             current.append((entry, manifest))
-    # Those of the label table, because crops stay as they are when a citation is corrected.
+    # The facts come from the label table, because crops are not made again when a citation is corrected.
     used = {name for _, manifest in current for name in manifest.details["sources"]}
     facts = {name: {k: v for k, v in table.details["sources"][name].items() if k != "num_images"} for name in sorted(used)}
     upstream = {f"{CROPS}/{entry.key}": manifest.digest for entry, manifest in current}
@@ -141,15 +141,15 @@ def make_cyto_release(store: Store, version: str = "", run_id: str = "", progres
     """Make a release of all labels whose crops are up to date.
 
     Args:
-        version: Its name; empty counts up v1, v2, ...
+        version: Name of the release; empty takes the next of v1, v2, ...
 
     Returns:
-        The new release; or the newest one, not new, where it holds the very same crops.
+        The new release, or the newest release if it holds the same crops.
 
     Raises:
         DataError: The version is not allowed, nothing is ready, test images were not fingerprinted, or images of a test set
             are among the crops.
-        FileExistsError: The version is taken by a release with other contents.
+        FileExistsError: A release with other contents has this version.
     """
     started = time.monotonic()
     if version:
@@ -157,7 +157,7 @@ def make_cyto_release(store: Store, version: str = "", run_id: str = "", progres
     found = members(store)
     if found is not None and not found.is_guarded:
         raise DataError(
-            f"a test set was taken in or changed since test images were fingerprinted; materialize {TEST_IMAGES}, then the "
+            f"a test set was added or changed since test images were fingerprinted; materialize {TEST_IMAGES}, then the "
             f"partitions of {CROPS}."
         )
     if found is None or not found.current:
@@ -170,22 +170,22 @@ def make_cyto_release(store: Store, version: str = "", run_id: str = "", progres
     while True:
         taken = [release.inputs.partition for release in known]
         if version in taken:
-            raise FileExistsError(f"release {version!r} exists with other contents, and releases never change. Choose another.")
+            raise FileExistsError(
+                f"release {version!r} exists with other contents, and releases never change. Choose another version."
+            )
         chosen = version or next_version(taken)
         try:
-            manifest = _commit(store, chosen, found, len(known) + 1, run_id, progress)
-        except FileExistsError:  # another run took this version while we worked
+            return _commit(store, chosen, found, len(known) + 1, run_id, progress)
+        except FileExistsError:  # another run made a release with this version in the meantime
             if version:
                 raise
             known = list_cyto_releases(store)
             if known and dict(known[-1].inputs.upstream) == found.upstream:
                 return StageResult(known[-1], False, time.monotonic() - started)
-            continue
-        return StageResult(manifest, True, time.monotonic() - started)
 
 
 def _refuse_test_sets(found: Members) -> None:
-    """Look at the sources' names once more: crops may have been made by an older list of test sets."""
+    """Check the names of sources once more, because crops may have been made with an older list of test sets."""
     rules = load_rules()
     hits = {}
     for _, manifest in found.current:
@@ -195,13 +195,14 @@ def _refuse_test_sets(found: Members) -> None:
             if facts["role"] == "test" or guarded_set(texts, rules):
                 hits[source] = guarded_set(texts, rules) or "a source with role = 'test'"
     if hits:
-        told = ", ".join(f"{source} ({test_set})" for source, test_set in sorted(hits.items()))
-        raise DataError(f"images of test sets are among the crops: {told}. Materialize {LABEL_TABLE} and its crops again.")
+        listing = ", ".join(f"{source} ({test_set})" for source, test_set in sorted(hits.items()))
+        raise DataError(f"images of test sets are among the crops: {listing}. Materialize {LABEL_TABLE} and its crops again.")
 
 
-def _commit(store: Store, version: str, found: Members, sequence: int, run_id: str, progress: Progress) -> Manifest:
+def _commit(store: Store, version: str, found: Members, sequence: int, run_id: str, progress: Progress) -> StageResult:
     inputs = Inputs(CYTO_RELEASES, version, CODE_VERSIONS[CYTO_RELEASES], {}, found.upstream)
-    commit = Commit(store, inputs, run_id)
+    stage = begin(store, inputs, run_id)
+    commit = stage.commit
     frames = []
     for number, (entry, manifest) in enumerate(found.current, 1):
         frames.append(_rows(store, manifest).assign(key=entry.key))
@@ -244,11 +245,11 @@ def _commit(store: Store, version: str, found: Members, sequence: int, run_id: s
         "labels_waiting": found.num_waiting,
     }
     details = {"sequence": sequence, "contents": [{"folder": f["folder"], "key": f["key"]} for f in folders]}
-    return commit.finish(counts, details, is_final=True)
+    return stage.finish(counts, details, is_final=True)
 
 
 def _left_out(metadata: pd.DataFrame, found: Members) -> list[str]:
-    """Say of every crop why it is left out, "" where it stays: of exact copies the first stays, if its label does."""
+    """Return for every crop why it is left out, or "" if it stays. Of exact copies the first stays, if its label stays."""
     given_up: set[str] = set()
     while True:
         is_given_up = metadata["key"].isin(given_up).to_numpy()
@@ -259,7 +260,7 @@ def _left_out(metadata: pd.DataFrame, found: Members) -> list[str]:
         few = [key for key, least in fewest.items() if key not in given_up and num_left.get(key, 0) < least]
         if not few:
             return [_TOO_FEW if gone else _COPY if copy else "" for gone, copy in zip(is_given_up, is_copy, strict=True)]
-        given_up.add(few[0])  # one at a time: images that were copies of its images may stay now
+        given_up.add(few[0])  # one at a time, because copies of its images in other labels can stay now
 
 
 def _rows(store: Store, manifest: Manifest) -> pd.DataFrame:
@@ -273,10 +274,10 @@ def _rows(store: Store, manifest: Manifest) -> pd.DataFrame:
 
 
 def _listed(store: Store, commit: Commit, entry: LabelEntry, manifest: Manifest, keep: NDArray[np.bool_]) -> dict[str, Any]:
-    """Name a label's shards: those of its crops, or new ones without the images left out."""
+    """List the shards of a label: those of its crops, or new ones without the images that are left out."""
     folder, objects = manifest.folder, list(manifest.find(".parquet"))
     if not keep.all():
-        folder, objects = commit.content.folder, _without(store, commit, entry, manifest, keep)
+        folder, objects = commit.content.folder, _write_without(store, commit, entry, manifest, keep)
     return {
         "key": entry.key,
         "label": entry.label,
@@ -288,9 +289,10 @@ def _listed(store: Store, commit: Commit, entry: LabelEntry, manifest: Manifest,
     }
 
 
-def _without(
+def _write_without(
     store: Store, commit: Commit, entry: LabelEntry, manifest: Manifest, keep: NDArray[np.bool_]
 ) -> list[ManifestObject]:
+    """Write the shards of a label again, without the images that are left out."""
     written = []
     start = 0
     for number, item in enumerate(manifest.find(".parquet")):
@@ -315,6 +317,8 @@ def _released_labels(found: Members, metadata: pd.DataFrame) -> list[ReleasedLab
 
 
 def _pictures(labels: Sequence[ReleasedLabel], metadata: pd.DataFrame) -> dict[str, bytes]:
+    from cem_assets.cytoimagenet.pictures import label_counts_png, scales_and_sources_png
+
     sizes = pd.DataFrame([{"label": item.label, "category": item.category, "num_images": item.num_images} for item in labels])
     counts = {str(name): int(count) for name, count in sizes["category"].value_counts().items()}
     return {
@@ -324,7 +328,7 @@ def _pictures(labels: Sequence[ReleasedLabel], metadata: pd.DataFrame) -> dict[s
 
 
 def require_cyto_release(store: Store, version: str = "") -> Manifest:
-    """Read the manifest of a release; the newest where no version is given.
+    """Read the manifest of a release; without a version, that of the newest release.
 
     Raises:
         FileNotFoundError: There is no such release.

@@ -1,1 +1,1 @@
-"""Microscopy sources: recipes, tables in common words, images grouped by field of view."""
+"""Microscopy sources: recipes, tables in standard terms, and images grouped by field of view."""

@@ -1,7 +1,7 @@
-"""Images of a source: which files are channels of one image, which rows of the tables they belong to.
+"""The images of a source: which files are the channels of one image, and to which rows of the tables they belong.
 
-A field recorded in several channels is one row; channels of another modality (brightfield beside fluorescence) become a
-row of their own. Pure: paths only, no file is opened.
+A field of view that was recorded in several channels is one row. Channels of another modality, such as brightfield beside
+fluorescence, become a row of their own. Only paths are used here; no file is opened.
 """
 
 import re
@@ -14,13 +14,20 @@ from cem_assets.cytoimagenet.sources.recipe import ChannelSpec, ImagesSpec, Reci
 from cem_assets.cytoimagenet.sources.values import fill
 
 Dropped = tuple[str, str]
-"""A row or file, and why it was dropped."""
+"""A row or file, and the reason why it was dropped."""
 
 _ROW = "\0row"
 
 
 def key_of(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
-    """Make the text rows are joined by: columns or templates, without case and blanks around, empty where all are."""
+    """Make the text by which rows are joined.
+
+    Args:
+        columns: Names of columns, or templates over them.
+
+    Returns:
+        The cells of every row, joined into one text without case and surrounding blanks; empty if all cells are empty.
+    """
     parts = [fill(column if "{" in column else f"{{{column}}}", frame, "a join") for column in columns]
     keys = [" \0 ".join(cell.strip().casefold() for cell in cells) for cells in zip(*parts, strict=True)]
     empty = " \0 ".join([""] * len(parts))
@@ -28,13 +35,13 @@ def key_of(frame: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
 
 
 def group_images(recipe: Recipe, frame: pd.DataFrame | None, paths: Sequence[str], dropped: list[Dropped]) -> pd.DataFrame:
-    r"""Find the images by the recipe's pattern and join them to the rows.
+    r"""Find the images with the recipe's pattern, and join them to the rows.
 
     Args:
-        recipe: With a pattern.
-        frame: Rows of the tables; None where there are none.
-        paths: Of image files.
-        dropped: Files and rows that are left out are added.
+        recipe: A recipe with a pattern of images.
+        frame: Rows of the tables; None if there are no tables.
+        paths: Paths of the image files.
+        dropped: Files and rows that are left out are added to this list.
 
     Returns:
         One row per image (and row of the tables): columns of the tables, groups of the pattern, "\\0files" and "\\0channels".
@@ -74,7 +81,7 @@ def _groups(recipe: Recipe, images: ImagesSpec, paths: Sequence[str], dropped: l
             continue
         key = tuple(match.group(name) or "" for name in names)
         if "channel" not in pattern.groupindex:
-            # Without channels every file is an image of its own.
+            # If the pattern has no channels, every file is an image of its own.
             groups[(*key, path)] = {"": path}
             continue
         channel = (match.group("channel") or "").casefold()
@@ -99,10 +106,10 @@ def _groups(recipe: Recipe, images: ImagesSpec, paths: Sequence[str], dropped: l
 
 
 def _channels_of(recipe: Recipe, images: ImagesSpec, members: dict[str, str]) -> list[tuple[ChannelSpec, str]]:
-    """Put the files of an image in the recipe's order of channels."""
+    """Put the files of an image into the recipe's order of channels."""
     if set(members) == {""}:
         path = members[""]
-        # Pages of one file, or one channel: the file is named once for each, so that channels and files stay in step.
+        # The file has one channel, or one page for each channel: it is repeated, so that every channel has a file.
         specs = [channel for channel in recipe.channels if channel.is_used or images.is_pages]
         return [(channel, path) for channel in specs or [_plain()]]
     if not recipe.channels:
@@ -115,13 +122,13 @@ def _plain() -> ChannelSpec:
 
 
 def attach_listed_files(recipe: Recipe, frame: pd.DataFrame, paths: Sequence[str], dropped: list[Dropped]) -> pd.DataFrame:
-    r"""Find the files that the tables name, by whole path or, where only one file ends so, by its end.
+    r"""Find the files that the tables name, by the whole path or by the end of a path if only one file ends like that.
 
     Args:
-        recipe: Its channels have `file` templates.
+        recipe: A recipe whose channels have `file` templates.
         frame: Rows of the tables.
-        paths: Of image files.
-        dropped: Rows that are left out are added.
+        paths: Paths of the image files.
+        dropped: Rows that are left out are added to this list.
 
     Returns:
         The rows with "\\0files" and "\\0channels".
@@ -147,7 +154,7 @@ def attach_listed_files(recipe: Recipe, frame: pd.DataFrame, paths: Sequence[str
 
 
 def _by_ending(paths: Sequence[str]) -> dict[str, str]:
-    """Index paths by every ending of theirs; endings of two files lead nowhere."""
+    """Index paths by each of their endings; endings that two files share are left out."""
     known: dict[str, str] = {}
     ambiguous: set[str] = set()
     for path in paths:
@@ -163,7 +170,7 @@ def _by_ending(paths: Sequence[str]) -> dict[str, str]:
 
 
 def separate_modalities(recipe: Recipe, frame: pd.DataFrame) -> pd.DataFrame:
-    r"""Make a row for each modality among an image's channels, and note what tells their names apart ("\\0suffix")."""
+    r"""Make one row for each modality among an image's channels; "\\0suffix" makes their names differ."""
     is_pages = recipe.images is not None and recipe.images.is_pages and any(frame["\0files"])
     kinds = list(dict.fromkeys(channel.microscopy for channel in recipe.channels if channel.is_used))
     if len(kinds) < 2:
@@ -188,7 +195,7 @@ def separate_modalities(recipe: Recipe, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _used_pages(frame: pd.DataFrame) -> pd.DataFrame:
-    """Name the page of every channel behind its file, and leave out pages that are not used."""
+    """Add the number of each channel's page to its file, as in "a.tif#2", and leave out pages that are not used."""
     channels, files = [], []
     for specs, paths in zip(frame["\0channels"], frame["\0files"], strict=True):
         used = [(c, f"{p}#{c.key}") for c, p in zip(specs, paths, strict=True) if c.is_used]

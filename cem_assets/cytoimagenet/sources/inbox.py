@@ -1,8 +1,8 @@
-"""Microscopy sources in the inbox: folders of tables and images with a `source.toml`, written last.
+"""Microscopy sources in the inbox: folders of tables and images with a `source.toml`, which is written last.
 
-`source.toml` says what the source is, and how its tables become standard columns: by a recipe of its own or by one we
-ship (`recipe = "idr0036"`). Reading single files is `cem_assets.formats.tables.metadata` and
-`cem_assets.formats.microscopy_images`; EM datasets are `cem_assets.inbox.datasets`.
+`source.toml` says what the source is and how its tables become standard columns, with a recipe of its own or one that we ship
+(`recipe = "idr0036"`). `cem_assets.formats.tables.metadata` and `cem_assets.formats.microscopy_images` read single files.
+Datasets of electron microscopy are the subject of `cem_assets.inbox.datasets`.
 """
 
 import fnmatch
@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import tomlkit
 from pydantic import ValidationError
+from tomlkit.exceptions import TOMLKitError
 
 from cem_assets.catalog.microscopy import microscopy_sources, recipe_text
 from cem_assets.cytoimagenet.sources.recipe import (
@@ -23,7 +24,7 @@ from cem_assets.cytoimagenet.sources.recipe import (
     TableSpec,
     parse_recipe,
     parse_toml,
-    told,
+    problems_of,
 )
 from cem_assets.cytoimagenet.sources.special_tables import SPECIAL_READERS
 from cem_assets.errors import DataError
@@ -65,12 +66,12 @@ _MAX_SPECIAL_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class SourceDescription:
-    """What `source.toml` says.
+    """The contents of a `source.toml`.
 
     Attributes:
         facts: What the source is.
         recipe: How its tables are read.
-        digest: sha256 over both.
+        digest: sha256 over the facts and the recipe.
     """
 
     facts: SourceFacts
@@ -80,11 +81,10 @@ class SourceDescription:
 
 @dataclass(frozen=True)
 class InboxSource:
-    """A complete source of the inbox.
+    """A complete source in the inbox.
 
     Attributes:
-        description: Of it.
-        files: All its files in order of path.
+        files: All its files, in order of path.
         rejections: Files whose names are not allowed.
     """
 
@@ -94,20 +94,19 @@ class InboxSource:
 
     @property
     def digest(self) -> str:
-        """sha256 over the description, and path, size and sha256 of every file."""
+        """sha256 over the description and the path, size and sha256 of every file."""
         rows = [[item.path, item.num_bytes, item.sha256] for item in self.files if item.path != SOURCE_TOML]
         return hashlib.sha256(canonical_json([self.description.digest, rows])).hexdigest()
 
 
 def parse_source(text: bytes, what: str) -> SourceDescription:
-    """Read a `source.toml`.
+    """Parse a `source.toml`.
 
     Args:
-        text: Its bytes.
-        what: Its place, for messages.
+        what: Names the file in errors.
 
     Raises:
-        DataError: It breaks rules; all of them are listed.
+        DataError: The file breaks rules; the error lists all problems.
     """
     data = parse_toml(text, what)
     facts = {key: data.pop(key) for key in list(data) if key in _FACTS}
@@ -115,12 +114,13 @@ def parse_source(text: bytes, what: str) -> SourceDescription:
     if shipped is not None:
         if data:
             raise DataError(
-                f"{what} has recipe = {shipped!r} and sections {', '.join(sorted(data))}; expected one or the other."
+                f"{what} has recipe = {shipped!r} and also the sections {', '.join(sorted(data))}; "
+                "expected either a recipe or sections."
             )
         rows = microscopy_sources()
         if not isinstance(shipped, str) or shipped not in rows:
             raise DataError(
-                f"{what} has recipe = {shipped!r}; expected one of {', '.join(sorted(rows))}. Or write its sections."
+                f"{what} has recipe = {shipped!r}; expected one of {', '.join(sorted(rows))}, or sections in its place."
             )
         row = rows[shipped]
         known = {name: getattr(row, name) for name in _FACTS - {"name"}}
@@ -129,7 +129,7 @@ def parse_source(text: bytes, what: str) -> SourceDescription:
     try:
         checked = SourceFacts.model_validate(facts)
     except ValidationError as error:
-        raise DataError(f"{told(error, what)} An example:\n{EXAMPLE}") from error
+        raise DataError(f"{problems_of(error, what)} An example:\n{EXAMPLE}") from error
     recipe = parse_recipe(data, what)
     _check_readers(recipe, what)
     body = {"facts": checked.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json")}
@@ -140,15 +140,15 @@ def _check_readers(recipe: Recipe, what: str) -> None:
     unknown = sorted({table.reader for table in recipe.tables if table.reader} - set(SPECIAL_READERS))
     if unknown:
         known = ", ".join(SPECIAL_READERS)
-        raise DataError(f"{what} names reader(s) {', '.join(unknown)}; expected one of {known}. Leave `reader` out for tables.")
+        raise DataError(f"{what} names reader(s) {', '.join(unknown)}; expected one of {known}. Tables need no `reader`.")
 
 
 def read_source_description(store: Store, source: str) -> SourceDescription:
     """Read the `source.toml` of a source in the inbox.
 
     Raises:
-        FileNotFoundError: The folder has none.
-        DataError: It breaks rules, or names another source than its folder.
+        FileNotFoundError: The folder has no such file.
+        DataError: The file breaks rules, or its name for the source differs from the folder's name.
     """
     key = dataset_key(source, SOURCE_TOML)
     size = store.size(key)
@@ -162,7 +162,7 @@ def read_source_description(store: Store, source: str) -> SourceDescription:
     description = parse_source(store.read(key), key)
     if description.facts.name != source:
         raise DataError(
-            f"{key} says name = {description.facts.name!r}, but its folder is {source!r}; expected the same. Rename the "
+            f"{key} says name = {description.facts.name!r}, but its folder is {source!r}; expected the same name. Rename the "
             "folder or the source."
         )
     return description
@@ -173,12 +173,15 @@ def read_inbox_source(store: Store, source: str) -> InboxSource:
 
     Raises:
         FileNotFoundError: There is no such source.
-        DataError: Its description breaks rules, or there is no file beside it.
+        DataError: Its description breaks rules, or there is no other file beside it.
     """
     description = read_source_description(store, source)
     files, rejections = listed_files(store, source)
     if len(files) < 2:
-        raise DataError(f"source {source!r} has no files beside its {SOURCE_TOML}. Upload its tables and images, and it last.")
+        raise DataError(
+            f"source {source!r} has no files beside its {SOURCE_TOML}. Upload its tables and images first, and the "
+            f"{SOURCE_TOML} last."
+        )
     return InboxSource(description, files, rejections)
 
 
@@ -186,13 +189,13 @@ def read_source_tables(store: Store, source: InboxSource) -> tuple[dict[str, pd.
     """Read the tables that a source's recipe names.
 
     Args:
-        source: From `read_inbox_source`.
+        source: As `read_inbox_source` returns it.
 
     Returns:
-        Tables by name, cells as text; notes by file; rows of files that could not be read.
+        Tables by name, with cells as text; notes by file; and the rows that could not be read.
 
     Raises:
-        DataError: A table has no file, or a file cannot be read; all of them are listed.
+        DataError: A table has no file, or files cannot be read; the error lists all problems.
     """
     paths = [item.path for item in source.files if item.path != SOURCE_TOML]
     tables: dict[str, pd.DataFrame] = {}
@@ -204,18 +207,18 @@ def read_source_tables(store: Store, source: InboxSource) -> tuple[dict[str, pd.
             chosen = [path for path in paths if any(fnmatch.fnmatch(path, f"*{glob}") for glob in spec.files)]
             if not chosen:
                 problems.append(
-                    f"no file matches {' or '.join(spec.files)} of table {spec.name!r}; there are {', '.join(paths[:10])}"
+                    f"no file matches {' or '.join(spec.files)} of table {spec.name!r}; the files are {', '.join(paths[:10])}"
                 )
             parts = []
             for path in chosen:
                 with local_paths(store, source.description.facts.name, [path], scratch) as (local,):
                     try:
-                        frame, told, dropped = _read(local, spec)
-                    except ValueError as error:
+                        frame, file_notes, dropped = _read(local, spec)
+                    except DataError as error:
                         problems.append(str(error))
                         continue
                 parts.append(frame)
-                notes[path] = told
+                notes[path] = file_notes
                 rejections += [Rejection(f"{path} line {line}", reason) for line, reason in dropped]
             if parts:
                 tables[spec.name] = pd.concat(parts, ignore_index=True).fillna("") if len(parts) > 1 else parts[0]
@@ -242,12 +245,12 @@ def _read(path: Path, spec: TableSpec) -> tuple[pd.DataFrame, list[str], tuple[t
 
 
 def register_source(store: Store, folder: Path, name: str | None = None, replace: bool = False) -> str:
-    """Copy a local folder into the inbox, `source.toml` last.
+    """Copy a local folder into the inbox; its `source.toml` is copied last.
 
     Args:
         folder: Tables and images with a `source.toml`.
-        name: Name to give the source instead of the one in `source.toml`.
-        replace: Whether other files under the same name may be replaced.
+        name: Replaces the source's name in `source.toml`; None keeps it.
+        replace: Whether the files of a source with the same name may be replaced.
 
     Returns:
         The source's name.
@@ -255,16 +258,25 @@ def register_source(store: Store, folder: Path, name: str | None = None, replace
     Raises:
         FileNotFoundError: There is no such folder, or no `source.toml` in it.
         DataError: The description breaks rules.
-        FileExistsError: A source of that name with other files is in the inbox already.
+        FileExistsError: The inbox has a source of that name already, with other files.
     """
     toml = folder / SOURCE_TOML
     if not toml.is_file():
         raise FileNotFoundError(f"{folder} has no {SOURCE_TOML}; write one beside the tables. An example:\n{EXAMPLE}")
     text = toml.read_bytes()
     if name is not None:
-        document = tomlkit.parse(text.decode("utf-8-sig"))
-        document["name"] = name
-        text = tomlkit.dumps(document).encode()
+        text = _renamed(text, name, str(toml))
     description = parse_source(text, str(toml))
     copy_to_inbox(store, folder, description.facts.name, SOURCE_TOML, text, replace)
     return description.facts.name
+
+
+def _renamed(text: bytes, name: str, what: str) -> bytes:
+    """Change the name in a `source.toml`, and keep everything else as it is written."""
+    parse_toml(text, what)
+    try:
+        document = tomlkit.parse(text.decode("utf-8-sig"))
+    except TOMLKitError as error:  # it is stricter than the standard library in places
+        raise DataError(f"the name in {what} cannot be changed: {error}. Write the new name into the file.") from error
+    document["name"] = name
+    return tomlkit.dumps(document).encode()

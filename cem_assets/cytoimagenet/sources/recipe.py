@@ -1,8 +1,8 @@
-"""Recipes: how a source's own tables and image folder become the standard columns, as data.
+"""Recipes: data that say how a source's own tables and image folder become the standard columns.
 
-A recipe is a TOML file: `catalog/microscopy/<source>.toml` for the sources we ship, `source.toml` for a curator's
-own. This module says what may stand in one; applying it is `cem_assets.cytoimagenet.sources.standardize`, the guide with
-examples is `docs/microscopy_sources.md`.
+A recipe is a TOML file: `catalog/microscopy/<source>.toml` for the sources that we ship, and `source.toml` for a curator's own
+sources. This module defines what a recipe may contain, `cem_assets.cytoimagenet.sources.standardize` applies it, and
+`docs/microscopy_sources.md` is the guide with examples.
 """
 
 import re
@@ -18,6 +18,8 @@ MAX_TOML_BYTES = 256 * 1024
 MAX_PATTERN = 500
 RECIPE_COLUMNS = (*LABEL_COLUMNS, "microscopy", "path", "filename")
 DEFAULT_MISSING = ("", "na", "n/a", "nan", "null", "none", "#n/a", "<na>")
+_PAGE = re.compile(r"0*[1-9][0-9]{0,5}")
+"""How a channel names a page of a file: pages are counted from 1."""
 
 
 class _Strict(BaseModel):
@@ -26,11 +28,11 @@ class _Strict(BaseModel):
 
 def _check_pattern(pattern: str) -> str:
     if len(pattern) > MAX_PATTERN:
-        raise DataError(f"a regular expression of {len(pattern)} characters; expected at most {MAX_PATTERN}")
+        raise DataError(f"the regular expression has {len(pattern)} characters; expected at most {MAX_PATTERN}. Shorten it.")
     try:
         re.compile(pattern)
-    except re.error as error:
-        raise DataError(f"{pattern!r} is no regular expression: {error}") from error
+    except (re.error, OverflowError, RecursionError) as error:
+        raise DataError(f"{pattern!r} is not a valid regular expression: {error}") from error
     return pattern
 
 
@@ -38,15 +40,15 @@ Pattern = Annotated[str, Field(min_length=1)]
 
 
 class Condition(_Strict):
-    """What a row must fulfil to be kept.
+    """What must be true of a row so that it is kept; exactly one of is_in, not_in, matches and not_empty is given.
 
     Attributes:
-        column: Of the table.
-        is_in: Allowed cells, compared without case; or
-        not_in: forbidden ones; or
-        matches: a regular expression found in the cell, without case; or
-        not_empty: any cell with a value.
-        reason: Written beside every row that is dropped.
+        column: The column of the table that is tested.
+        is_in: The cells that are kept; case is ignored.
+        not_in: The cells that are dropped; case is ignored.
+        matches: A regular expression that must be found in the cell; case is ignored.
+        not_empty: Whether the cell must have a value.
+        reason: Recorded with every row that is dropped; empty describes the condition in words.
     """
 
     column: str
@@ -64,8 +66,8 @@ class Condition(_Strict):
         _check_pattern(self.matches)
         return self
 
-    def told(self) -> str:
-        """Return the reason, or the condition in words."""
+    def explanation(self) -> str:
+        """Return why a row that does not meet the condition is dropped: the reason, or the condition in words."""
         tests = {"is_in": self.is_in, "not_in": self.not_in, "matches": self.matches, "not_empty": self.not_empty}
         return self.reason or next(f"{self.column!r} {name} {value!r} does not hold" for name, value in tests.items() if value)
 
@@ -74,12 +76,17 @@ class TableSpec(_Strict):
     """A table of the source.
 
     Attributes:
-        name: What joins call it.
-        files: Patterns (as in a shell: *, ?) of paths in the source's folder; several files are put one after another.
-        separator, encoding, columns, skip_rows, sheet, comment: How it is read; detected where absent. `columns` names the
-            columns of a file without a header.
-        reader: A function of `cem_assets.cytoimagenet.sources.special_tables` for files that are no tables.
-        keep: Conditions on its rows.
+        name: The name by which joins refer to it.
+        files: Patterns of paths in the source's folder, with * and ? as in a shell. The rows of several files are appended to
+            each other.
+        separator: The character between cells; None detects it.
+        encoding: Such as "cp1252"; None detects it.
+        columns: Names of the columns of files that have no header row; empty if they have one.
+        skip_rows: Number of lines above the header that do not belong to the table.
+        sheet: Name of the sheet of a workbook; empty takes the first visible sheet.
+        comment: How lines begin that are comments; empty means there are none.
+        reader: Name of a function in `cem_assets.cytoimagenet.sources.special_tables`, for files that are not tables.
+        keep: Conditions that a row must meet to be kept.
     """
 
     name: str
@@ -98,11 +105,13 @@ class JoinSpec(_Strict):
     """A table whose columns are added to the rows.
 
     Attributes:
-        table: Its name.
-        on: Column of the rows: column of the table. Cells are compared without case and blanks around.
-        prefix: Put before the names of its columns, so that they clash with none.
-        is_required: Whether rows without a partner are dropped.
-        is_first_only: Whether only the first row of the table is taken for a key that has several; else each makes a row.
+        table: Name of the table.
+        on: For each column of the rows the column of the table that must have an equal cell. Case and surrounding blanks are
+            ignored.
+        prefix: Put in front of the names of the table's columns, so that they differ from those of the rows.
+        is_required: Whether rows that match no row of the table are dropped.
+        is_first_only: Whether a row that matches several rows of the table takes only the first of them. Otherwise it becomes
+            one row for each of them.
     """
 
     table: str
@@ -113,15 +122,17 @@ class JoinSpec(_Strict):
 
 
 class ChannelSpec(_Strict):
-    """A channel of a field.
+    """A channel of a field of view.
 
     Attributes:
-        key: The text of the pattern's group `channel`, or the number of the page ("1", "2") of a file with several.
-        file: Instead of a pattern: template of the file's path over the table's columns.
-        name: As in the `channels` column, such as "f_nucleus".
-        cell_visible: What is stained, values joined by "|".
-        microscopy: Modality; channels of another one become an image of their own (brightfield apart from fluorescence).
-        is_used: False leaves it out.
+        key: What the group `channel` of the images' pattern matches, or the number of the page, counted from "1", if the
+            channels are pages of one file.
+        file: Template of the file's path over the columns of the tables, for sources without a pattern.
+        name: The name in the `channels` column, such as "f_nucleus".
+        cell_visible: What is stained; several values are joined by "|".
+        microscopy: The modality. Channels of different modalities become separate images, such as brightfield and
+            fluorescence.
+        is_used: Whether the channel is part of the image.
     """
 
     key: str = ""
@@ -136,11 +147,12 @@ class ImagesSpec(_Strict):
     """Where a source's images are.
 
     Attributes:
-        pattern: Regular expression over paths in the source's folder, with named groups. Files with equal groups, but for
-            `channel`, are channels of one image.
-        on: Column of the rows: template over the groups, such as {"Well" = "{row}{column}"}; empty where there is no table.
+        pattern: Regular expression over paths in the source's folder, with named groups. Files that agree in all groups except
+            `channel` are channels of one image.
+        on: For each column of the rows a template over the groups that must give an equal text, such as
+            {"Well" = "{row}{column}"}. Empty for a source without tables.
         is_required: Whether rows without images are dropped.
-        is_pages: Whether channels are the pages of one file.
+        is_pages: Whether the channels of an image are the pages of one file.
     """
 
     pattern: str = ""
@@ -155,21 +167,22 @@ class ImagesSpec(_Strict):
 
 
 class ValueSpec(_Strict):
-    """Where the values of a standard column come from; one of value, column, columns, template, flags, from_channels.
+    """Where the values of a standard column come from: one of value, column, columns, template, flags and from_channels.
 
     Attributes:
-        value: The same for every row.
-        column: A column of the tables or a group of the images' pattern.
-        columns: Several, all taken.
-        template: Text over columns, such as "{Plate}/{Well}".
-        flags: Column: value, taken where the column's cell is one of `is_true`, or a number of at least `at_least`.
-        from_channels: What the channels show.
-        when: Taken only in rows that fulfil this.
-        split: Text that separates several values of a cell; "list" for ['a', 'b'] as Python prints it.
-        pattern: Regular expression; its first group (or the whole match) is taken, other cells give nothing.
-        map: Value: replacement, compared without case; an empty replacement removes the value.
+        value: A value that is the same for every row.
+        column: A column of the tables, or a group of the images' pattern.
+        columns: Several of these; the values of all of them are taken.
+        template: Text with columns in braces, such as "{Plate}/{Well}".
+        flags: A value for each column. It is taken if the column's cell is one of `is_true`, or a number of at least
+            `at_least`.
+        from_channels: Whether the values are what the channels say.
+        when: The condition that a row must meet; other rows get no value.
+        split: The text between several values of a cell; "list" for ['a', 'b'] as Python prints it.
+        pattern: Regular expression. Its first group (or the whole match) becomes the value; cells without a match give none.
+        map: A replacement for each value; case is ignored, and an empty replacement removes the value.
         is_complete: Whether values that `map` lacks are reported as unmapped.
-        drop: Values that are removed, compared without case.
+        drop: Values that are removed; case is ignored.
     """
 
     value: str = ""
@@ -197,7 +210,8 @@ class ValueSpec(_Strict):
         given = [n for n in ("value", "column", "columns", "template", "flags", "from_channels") if getattr(self, n)]
         if len(given) != 1:
             raise DataError(
-                f"needs one of value, column, columns, template, flags, from_channels; found {', '.join(given) or 'none'}"
+                "a column needs one of value, column, columns, template, flags, from_channels; "
+                f"found {', '.join(given) or 'none'}"
             )
         return self
 
@@ -206,12 +220,12 @@ class Recipe(_Strict):
     """How a source becomes standard columns.
 
     Attributes:
-        tables: The first one's rows are the images, wells or fields; others are joined to it.
-        joins: In order.
-        images: Where the images are; None where only the tables are at hand.
-        channels: In order.
-        columns: For each standard column one origin or several, whose values are joined by "|".
-        missing: Cells that mean nothing, compared without case.
+        tables: The rows of the first table are the images, wells or fields; the other tables are joined to it.
+        joins: Applied in this order.
+        images: Where the images are; None if only the tables are available.
+        channels: In the order in which an image has them.
+        columns: For each standard column one or several origins, whose values are joined by "|".
+        missing: Cells that count as having no value; case is ignored.
     """
 
     tables: tuple[TableSpec, ...] = ()
@@ -248,6 +262,13 @@ class Recipe(_Strict):
             problems.append("[images] needs `on`, which says how images find their rows")
         if pattern and len(self.channels) > 1 and self.images and not self.images.is_pages and "(?P<channel>" not in pattern:
             problems.append("several channels need a group (?P<channel>...) in the images' pattern, or is_pages = true")
+        if self.images and self.images.is_pages:
+            keys = [channel.key for channel in self.channels if channel.is_used]
+            if not self.channels or not all(map(_PAGE.fullmatch, keys)):
+                shown = ", ".join(map(repr, keys[:10])) or "none"
+                problems.append(
+                    f"with is_pages = true every channel needs a page number as its key, counted from 1; found {shown}"
+                )
         if problems:
             raise DataError("; ".join(problems))
         return self
@@ -257,12 +278,12 @@ class SourceFacts(_Strict):
     """What a source is.
 
     Attributes:
-        name: Its key: name of its folder and partition.
-        database: Database it belongs to, such as "Image Data Resource".
-        title: Its name there.
-        dir_name: Short name, first part of `idx`.
-        licence, citation, source_url: As its authors say.
-        role: "training", or "test" for a benchmark's images, which are kept out of releases.
+        name: Name of its folder in the inbox and of its partition.
+        database: The database that it belongs to, such as "Image Data Resource".
+        title: Its name in that database.
+        dir_name: Short name, which is the first part of every `idx`.
+        licence: As its authors state it, like `citation` and `source_url`.
+        role: "training", or "test" for the images of a benchmark, which never get into a release.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -276,10 +297,10 @@ class SourceFacts(_Strict):
 
 
 def parse_toml(text: bytes, what: str) -> dict[str, Any]:
-    """Parse a TOML file of bounded size.
+    """Parse a TOML file of at most `MAX_TOML_BYTES`.
 
     Raises:
-        DataError: Too large, or not TOML in UTF-8.
+        DataError: The file is too large, or not TOML in UTF-8.
     """
     if len(text) > MAX_TOML_BYTES:
         raise DataError(f"{what} has {len(text)} bytes; expected at most {MAX_TOML_BYTES}. Shorten it.")
@@ -294,18 +315,18 @@ def parse_recipe(sections: dict[str, Any], what: str) -> Recipe:
 
     Args:
         sections: Parsed TOML: tables, joins, images, channels, columns, missing.
-        what: Its file, for messages.
+        what: Names the file in errors.
 
     Raises:
-        DataError: Lists everything that breaks the rules.
+        DataError: The sections break rules; the error lists all problems.
     """
     try:
         return Recipe.model_validate(sections)
     except ValidationError as error:
-        raise DataError(told(error, what)) from error
+        raise DataError(problems_of(error, what)) from error
 
 
-def told(error: ValidationError, what: str) -> str:
-    """Put a validation error into one message that lists every problem."""
+def problems_of(error: ValidationError, what: str) -> str:
+    """Write a validation error as one message that lists up to 20 problems."""
     lines = [f"- {'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}" for item in error.errors()[:20]]
     return f"{what} breaks the rules of a recipe:\n" + "\n".join(lines) + "\nSee docs/microscopy_sources.md."

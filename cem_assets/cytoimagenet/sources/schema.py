@@ -1,4 +1,4 @@
-"""The schema of standard metadata: what every row must fulfil before labels are taken from it."""
+"""The schema of standard metadata: the rules that every row must obey before labels are taken from it."""
 
 import pandas as pd
 
@@ -9,22 +9,22 @@ _MAX_PROBLEMS = 20
 
 
 def _is_joined(cells: pd.Series) -> pd.Series:
-    """Tell which cells are as `join_values` makes them, looking at each distinct one once."""
+    """Tell which cells look as `join_values` writes them; each distinct cell is checked once."""
     known = {cell: cell == join_values(split_values(cell)) for cell in cells.unique()}
     return cells.map(known)
 
 
 def check_metadata(table: pd.DataFrame, what: str) -> None:
-    """Check standard columns by a pandera schema.
+    """Check the standard columns with a pandera schema.
 
     Args:
         table: Standard columns, one row per image.
-        what: Name of the source, for the message.
+        what: Name of the source, for the error.
 
     Raises:
-        DataError: Lists which column breaks which rule, in how many rows, with examples.
+        DataError: Rows break rules. The error lists which column breaks which rule, in how many rows, with examples.
     """
-    import pandera.pandas as pa  # 2 s to import
+    import pandera.pandas as pa  # takes 2 s to import
     from pandera.errors import SchemaErrors
 
     check_columns(table, STANDARD_COLUMNS, what)

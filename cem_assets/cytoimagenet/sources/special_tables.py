@@ -1,9 +1,10 @@
-"""Readers of metadata files that are no tables; the one place where a source may have code of its own.
+"""Readers for metadata files that are not tables. This is the only place where a source may have code of its own.
 
-A recipe names one by `reader = "..."`. Tables of any usual form need none: `cem_assets.formats.tables.metadata` reads them.
+A recipe names a reader with `reader = "..."`. Usual tables need none, because `cem_assets.formats.tables.metadata` reads them.
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,10 @@ import pandas as pd
 from cem_assets.errors import DataError
 
 MAX_JSON_BYTES = 256 << 20
-"""BBBC041 boxes 80,000 cells in a few hundred bytes each; parsed JSON takes several times its size in memory."""
+"""BBBC041 has 80,000 cells, and its file needs a few hundred bytes for each. Parsed JSON takes several times as much memory."""
 _MAX_PROBLEMS = 5
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Half of a character; JSON can contain one, but UTF-8 and Parquet cannot."""
 
 
 def bbbc041_json(content: bytes) -> pd.DataFrame:
@@ -23,11 +26,11 @@ def bbbc041_json(content: bytes) -> pd.DataFrame:
         content: A list of records {"image": {"pathname": ...}, "objects": [{"category": ..., "bounding_box": ...}, ...]}.
 
     Returns:
-        One row per image: pathname, and categories of its cells, each once, in alphabetical order, joined by "|".
-        The reference (CytoImageNet, arXiv:2111.11646) cuts out every box instead.
+        One row per image with the columns `pathname` and `categories`: the categories of its cells, each once, in
+        alphabetical order, joined by "|". The reference (CytoImageNet, arXiv:2111.11646) cuts out every box instead.
 
     Raises:
-        DataError: Too large, no JSON, or records of another form; the first of these are told.
+        DataError: The file is too large or not JSON, or records have another form; the error lists the first of these.
     """
     what = "the annotation of BBBC041"
     if len(content) > MAX_JSON_BYTES:
@@ -42,7 +45,7 @@ def bbbc041_json(content: bytes) -> pd.DataFrame:
     for number, record in enumerate(records, 1):
         try:
             rows.append((_text(record, "image", "pathname"), "|".join(sorted(set(_categories(record))))))
-        except ValueError as error:
+        except DataError as error:
             problems.append(f"image {number}: {error}")
     if problems:
         more = f" and {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
@@ -55,8 +58,8 @@ def _text(record: Any, *keys: str) -> str:
         if not isinstance(record, dict) or key not in record:
             raise DataError(f"it has no {'.'.join(keys)}")
         record = record[key]
-    if not isinstance(record, str) or not record.strip() or "|" in record:
-        raise DataError(f"its {'.'.join(keys)} is {record!r:.80}; expected text without '|'")
+    if not isinstance(record, str) or not record.strip() or "|" in record or _LONE_SURROGATE.search(record):
+        raise DataError(f"its {'.'.join(keys)} is {record!r:.80}; expected text in valid Unicode without '|'")
     return record.strip()
 
 

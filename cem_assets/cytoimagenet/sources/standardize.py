@@ -1,8 +1,8 @@
-"""Applying a recipe: a source's tables and image paths become standard rows, with a reason for all that is dropped.
+"""Applying a recipe: a source's tables and image paths become standard rows. Whatever is dropped gets a reason.
 
-Pure: tables come in as data frames of text, images as paths; nothing is opened here. The recipe's format is
-`cem_assets.cytoimagenet.sources.recipe`, values of single columns are `cem_assets.cytoimagenet.sources.values`, images of
-several files `cem_assets.cytoimagenet.sources.image_groups`; reading and writing is `cem_assets.cytoimagenet.sources.stage`.
+Tables are passed as data frames of text and images as paths; no file is opened here. `cem_assets.cytoimagenet.sources.recipe`
+has the format of recipes, `.values` makes single columns, `.image_groups` finds the files of images, and `.stage` reads and
+writes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from cem_assets.errors import DataError
 
 Terms = Mapping[str, Mapping[str, str]]
 ROW = "\0row"
-"""Column that names the row a value came from; no real column can be called so."""
+"""Column with the name of the row that a value came from; no real column can have this name."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Standardized:
     """What a recipe made of a source.
 
     Attributes:
-        rows: `STANDARD_COLUMNS`, and `files`: tuple of paths, in order of channel; sorted by path and file name.
+        rows: `STANDARD_COLUMNS`, and `files` with a tuple of paths in order of channel; sorted by path and file name.
         dropped: Columns `what` (a row or file) and `reason`.
-        report: num_rows_read (by table), num_rows, num_images (rows with files), dropped (rows by reason), unmapped (values
-            by column that a recipe's map lacks, with counts), missing (share of rows without value, by label column),
-            num_values (distinct values by label column), notes.
+        report: num_rows_read (by table), num_rows, num_images (rows with files), dropped (number of rows by reason), unmapped
+            (by column the values that the recipe's map lacks, with counts), missing (share of rows without a value, by label
+            column), num_values (distinct values by label column), notes.
     """
 
     rows: pd.DataFrame
@@ -46,17 +46,16 @@ def standardize(
     """Make the standard rows of a source.
 
     Args:
-        facts: What the source is.
-        tables: By name, cells as text, missing ones "".
-        paths: Of its image files, relative to its folder.
-        terms: By column: value (lower case) to the term used across sources.
+        tables: By name. Cells are text, and missing cells are "".
+        paths: Paths of the source's image files, relative to its folder.
+        terms: For each column and value (in lower case) the term that is used across sources.
 
     Returns:
-        One row per image (or, without images, per row of the first table), in order of path and file name: rows for the same
-        image are merged, their values joined by "|".
+        One row per image, or per row of the first table if there are no images, in order of path and file name. Rows of the
+        same image are merged, and their values are joined by "|".
 
     Raises:
-        DataError: The recipe names tables or columns that are not there; lists all of them.
+        DataError: The recipe names tables or columns that are missing.
     """
     _check_names(recipe, tables)
     dropped: list[Dropped] = []
@@ -64,7 +63,7 @@ def standardize(
     is_tables_only = frame is not None and (recipe.images is None or not paths)
     if is_tables_only:
         assert frame is not None
-        # Tables often come before their images: what the images would show is then taken from the recipe.
+        # Tables often arrive before their images. Until then the recipe says which channels the images will have.
         channels = tuple(channel for channel in recipe.channels if channel.is_used)
         repeated: list[Any] = [channels] * len(frame)
         frame["\0files"], frame["\0channels"] = [()] * len(frame), repeated
@@ -95,7 +94,7 @@ def standardize(
 
 
 def _names_without_files(recipe: Recipe, frame: pd.DataFrame) -> list[str]:
-    """Name rows by what would find their images: the columns they are joined by, or the first file the tables list."""
+    """Name rows by what will find their images: the columns of the join, or the first file that the tables name."""
     listed = next((channel.file for channel in recipe.channels if channel.file and channel.is_used), "")
     if listed:
         return [name.rpartition("/")[2] for name in fill(listed, frame, "a channel's file")]
@@ -123,7 +122,7 @@ def _some(names: Any) -> str:
 
 
 def _joined(recipe: Recipe, tables: Mapping[str, pd.DataFrame], dropped: list[Dropped]) -> pd.DataFrame:
-    """Filter the tables and join them, in the recipe's order."""
+    """Filter the tables, and join them in the recipe's order."""
     kept = {spec.name: _kept(spec, tables[spec.name], dropped) for spec in recipe.tables}
     frame = kept[recipe.tables[0].name]
     for join in recipe.joins:
@@ -135,13 +134,13 @@ def _kept(spec: TableSpec, table: pd.DataFrame, dropped: list[Dropped]) -> pd.Da
     numbered = table.assign(**{ROW: [f"{spec.name} row {number}" for number in range(1, len(table) + 1)]})
     for condition in spec.keep:
         is_kept = holds(condition, numbered)
-        dropped += [(row, condition.told()) for row in numbered.loc[~is_kept, ROW]]
+        dropped += [(row, condition.explanation()) for row in numbered.loc[~is_kept, ROW]]
         numbered = numbered[is_kept]
     return numbered
 
 
 def _join(frame: pd.DataFrame, join: JoinSpec, right: pd.DataFrame, dropped: list[Dropped]) -> pd.DataFrame:
-    """Add a table's columns; columns that are there already stay as they are, unless the join has a prefix."""
+    """Add a table's columns to the rows. A column that the rows have already is not replaced; a prefix makes names differ."""
     missing = [column for column in join.on if "{" not in column and column not in frame.columns]
     if missing:
         raise DataError(
@@ -165,7 +164,7 @@ def _join(frame: pd.DataFrame, join: JoinSpec, right: pd.DataFrame, dropped: lis
 
 
 def _targeted(cells: pd.Series) -> list[str]:
-    """Say " targeted" behind gene names, which keeps them apart from what is visible (actin, tubulin)."""
+    """Append " targeted" to gene names, so that they differ from visible structures with the same name (actin, tubulin)."""
     known: dict[str, str] = {}
     for cell in cells.unique():
         values = [value.removesuffix(" targeted") for value in split_values(cell)]
@@ -174,7 +173,7 @@ def _targeted(cells: pd.Series) -> list[str]:
 
 
 def _places(recipe: Recipe, facts: SourceFacts, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return path and file name of every row; images of several files get a name made of their groups."""
+    """Return the path and file name of every row. An image of several files gets a name made from the groups of the pattern."""
     path = column_values(recipe, "path", frame, {}, is_term=False).cells if "path" in recipe.columns else None
     name = column_values(recipe, "filename", frame, {}, is_term=False).cells if "filename" in recipe.columns else None
     files = list(frame["\0files"])
@@ -192,16 +191,16 @@ def _places(recipe: Recipe, facts: SourceFacts, frame: pd.DataFrame) -> tuple[li
 
 
 def _one_row_per_image(rows: pd.DataFrame, dropped: list[Dropped]) -> pd.DataFrame:
-    """Merge rows with equal path and file name, as a table with two treatments of a well gives them.
+    """Merge rows with equal path and file name, which occur if a table has two rows for two treatments of a well.
 
-    Of several images that a recipe gives one name, the first by its files stays.
+    If a recipe gives several images the same name, the one whose files come first in the alphabet stays.
     """
     keys = ["path", "filename"]
     is_repeated = rows.duplicated(keys, keep=False)
     if not is_repeated.any():
         return rows
     merged = []
-    # In an order of their own: that of a table's lines must not matter.
+    # Rows are sorted by their values, so that the order of lines in a table does not matter.
     ordered = rows[is_repeated].sort_values([*LABEL_COLUMNS, "microscopy", "channels"], kind="stable")
     for _, group in ordered.groupby(keys, sort=False):
         files = sorted({names for names in group["files"] if names}) or [()]

@@ -1,4 +1,4 @@
-"""Values of one standard column: where they come from, how they are split, mapped and brought to common terms."""
+"""The values of one standard column: where they come from, and how they are split, mapped and replaced by common terms."""
 
 import re
 from collections import Counter
@@ -14,7 +14,9 @@ from cem_assets.cytoimagenet.sources.recipe import Condition, Recipe, ValueSpec
 from cem_assets.errors import DataError
 
 MAX_VALUE = 200
-"""Characters of a value; longer ones are cut."""
+"""Length in characters to which longer values are cut."""
+_MAX_DIGITS = 1000
+"""Numbers with more digits are not rewritten, and templates cannot ask for more."""
 _FIELD = re.compile(r"\{([^{}:]+)(?::(A|0?\d*d))?\}")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 _MAX_UNMAPPED = 50
@@ -25,8 +27,8 @@ class ColumnValues:
     """A standard column.
 
     Attributes:
-        cells: One text per row, values joined by "|".
-        unmapped: Values that a map which should be complete lacks, with the number of rows, the most frequent 50.
+        cells: One text per row; several values are joined by "|".
+        unmapped: Values that are missing in a map marked as complete, with the number of their rows; the 50 most frequent.
     """
 
     cells: list[str]
@@ -39,13 +41,13 @@ def column_values(
     r"""Make a standard column.
 
     Args:
-        name: Of the column.
-        frame: Rows with the tables' columns, and "\\0channels": tuple of `ChannelSpec`.
-        terms: Value to the term used across sources.
-        is_term: Whether values are lower-cased and brought to terms; paths and file names are not.
+        name: Name of the standard column.
+        frame: Rows with the tables' columns, and in the column "\\0channels" a tuple of `ChannelSpec`.
+        terms: For each value the term that is used across sources.
+        is_term: Whether values become lower case and are replaced by terms. This is not done to paths and file names.
 
     Raises:
-        DataError: A column named by the recipe is not there.
+        DataError: The recipe names a column that is missing.
     """
     specs = recipe.columns.get(name, ())
     if not specs and name in ("cell_visible", "microscopy"):
@@ -133,7 +135,7 @@ def _replaced(text: str, mapping: Mapping[str, str]) -> str:
 
 
 def _each_once(cells: list[str], finish: Callable[[str], str], lacking: list[str], unmapped: Counter[str]) -> list[str]:
-    """Apply a function to every distinct cell only; count rows whose values a map lacks."""
+    """Apply a function to each distinct cell once, and count the rows whose values are missing in the map."""
     counts = Counter(cells)
     known = {}
     for cell, count in counts.items():
@@ -163,17 +165,17 @@ def _column(frame: pd.DataFrame, column: str, name: str) -> pd.Series:
     if column not in frame.columns:
         shown = [str(each) for each in frame.columns if not str(each).startswith("\0")]
         raise DataError(
-            f"column {name} comes from {column!r}, which neither the tables nor the images' pattern have; they have "
+            f"column {name} comes from {column!r}, which is in neither the tables nor the images' pattern; they have "
             f"{', '.join(shown[:30])}. Correct the recipe or the table."
         )
     return frame[column]
 
 
 def holds(condition: Condition, frame: pd.DataFrame) -> NDArray[np.bool_]:
-    """Tell which rows fulfil a condition: bool (n,).
+    """Tell which rows meet a condition: bool (n,).
 
     Raises:
-        DataError: The column is not there.
+        DataError: The rows do not have the condition's column.
     """
     cells = _column(frame, condition.column, "a condition")
     folded = [cell.strip().casefold() for cell in cells]
@@ -191,18 +193,23 @@ def holds(condition: Condition, frame: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def fill(template: str, frame: pd.DataFrame, name: str) -> list[str]:
-    """Fill a template such as "{Plate}/{row}{column:02d}" for every row; `:02d` pads a number, `:d` strips its zeros.
+    """Fill a template such as "{Plate}/{row}{column:02d}" with the cells of every row.
 
-    `:A` writes a row's number as its letter: 1 is A, 2 is B, 27 is AA.
+    `:02d` pads a number with zeros to two digits, and `:d` removes leading zeros. `:A` writes the number of a plate's row as a
+    letter: 1 is A, 2 is B, 27 is AA.
+
+    Args:
+        name: What the text is for, as errors name it.
 
     Raises:
-        DataError: A column is not there.
+        DataError: The rows lack a column of the template, or it asks for more than 1,000 digits.
     """
     parts: list[list[str] | str] = []
     end = 0
     for match in _FIELD.finditer(template):
         parts += [template[end : match.start()], list(_column(frame, match.group(1), name))]
         if match.group(2) is not None:
+            _check_width(match.group(2), template)
             known = {cell: _written(cell, match.group(2)) for cell in set(parts[-1])}
             parts[-1] = [known[cell] for cell in parts[-1]]
         end = match.end()
@@ -211,9 +218,15 @@ def fill(template: str, frame: pd.DataFrame, name: str) -> list[str]:
     return ["".join(cells) for cells in zip(*columns, strict=True)]
 
 
+def _check_width(how: str, template: str) -> None:
+    digits = how.strip("Ad").lstrip("0")
+    if len(digits) > 4 or int(digits or 0) > _MAX_DIGITS:
+        raise DataError(f"the template {template[:100]!r} asks for numbers of more than {_MAX_DIGITS} digits; expected fewer.")
+
+
 def _written(cell: str, how: str) -> str:
-    """Write a number as a template asks for; cells that are no numbers stay."""
-    if not cell.strip().isdecimal():
+    """Write a number in the form that a template asks for; cells that are not numbers stay as they are."""
+    if not cell.strip().isdecimal() or len(cell) > _MAX_DIGITS:
         return cell
     number = int(cell)
     if how != "A":

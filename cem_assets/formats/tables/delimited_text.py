@@ -1,9 +1,9 @@
 """Parsing delimited text (csv, tsv) into records, whatever its dialect.
 
-A cell is quoted where it begins with a quote (after blanks) whose closing quote ends it (before blanks); two
-quotes inside stand for one, separators and line breaks inside are text. Quotes elsewhere are characters, so
-one that is never closed spoils its own cell at most. Text comes here with LF line ends.
-Files, encodings and what becomes of ragged rows are `cem_assets.formats.tables.metadata`.
+A cell is quoted where it begins with a quote and ends with the closing quote, with nothing but blanks around them. Inside, two
+quotes stand for one, and separators and line breaks are text. Quotes elsewhere are characters like any other, so that a quote
+that is never closed spoils at most its own cell. The text must have LF line ends.
+`cem_assets.formats.tables.metadata` reads files, decodes text, and decides what becomes of rows of another width.
 """
 
 import re
@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "pipe"}
-"""Those that are detected, and their names."""
+"""The separators that are detected, and their names."""
 BLANKS = " \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\u200b\ufeff" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
-"""What is stripped from cells: a fixed set, because Python's and pyarrow's own ideas of blanks differ."""
+"""The characters that are stripped from cells. The set is fixed, because Python and pyarrow disagree on what a blank is."""
 
 _DETECTION_ROWS = 200
 _DETECTION_CHARACTERS = 1 << 18
@@ -29,18 +29,18 @@ _BLOCK = 4 << 20
 
 @dataclass
 class TextRecords:
-    """The records of a text; iterating gives (line of the file, counted from 1; stripped cells).
+    """The records of a text. Iterating gives (line of the file, counted from 1; cells without blanks around them).
 
     Attributes:
-        text: The text, line ends LF.
-        start: Where the first record begins.
-        first_line: Number of that line in the file.
+        text: The text, with LF line ends.
+        start: Where in the text the first record begins.
+        first_line: The number of that line in the file.
         separator: One character.
         quote: The character around quoted cells, or empty.
         comment: What a line that is no record begins with, or empty.
-        position: Where the record after the latest one begins.
-        num_comments: Comment lines met.
-        num_stray_quotes: Cells met that have quotes in them and are not quoted.
+        position: Where in the text the record after the latest one begins.
+        num_comments: Comment lines so far.
+        num_stray_quotes: Cells so far that contain quotes and are not quoted.
     """
 
     text: str
@@ -74,7 +74,7 @@ class TextRecords:
             yield line, cells
 
     def _quoted_record(self) -> tuple[list[str], int]:
-        """Parse the record at `position`; returns its cells and where it ends."""
+        """Parse the record at `position`, and return its cells and where it ends."""
         quoted, plain = _cell_patterns(self.separator, self.quote)
         text, quote, position = self.text, self.quote, self.position
         cells = []
@@ -83,7 +83,7 @@ class TextRecords:
                 cell = match[1].replace(2 * quote, quote).strip(BLANKS)
             else:
                 match = plain.match(text, position)
-                assert match is not None  # it matches no characters at all, too
+                assert match is not None  # the pattern matches an empty text as well
                 cell = match[0].strip(BLANKS)
                 self.num_stray_quotes += quote in cell
             cells.append(cell)
@@ -94,7 +94,7 @@ class TextRecords:
 
 
 def _cell_patterns(separator: str, quote: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Return the patterns of a quoted cell and of any other; re remembers them."""
+    """Return the patterns of a quoted cell and of any other cell; the re module caches them."""
     mark, end = re.escape(quote), re.escape(separator) + r"\n"
     blank = "[" + " \t".replace(separator, "") + "]"
     inside = rf"[^{mark}]*+(?:{mark}{mark}[^{mark}]*+)*+"
@@ -104,19 +104,16 @@ def _cell_patterns(separator: str, quote: str) -> tuple[re.Pattern[str], re.Patt
 def detect_separator(text: str, start: int, columns: Sequence[str], quote: str, comment: str) -> str:
     """Find which of `SEPARATORS` a text uses, from its first rows.
 
-    The header decides: signs that also occur inside cells, such as "|" between labels, are rare there. Among
-    those that split it, the one by which most rows are as wide as the header is taken, then the one that leaves
-    no quotes inside cells, is no decimal comma, and splits most.
+    The header decides, because characters that also occur inside cells, such as "|" between labels, are rare there. Among those
+    that split the header, the separator is taken that makes most rows as wide as the header. Of equal ones it is the one that
+    leaves no quotes inside cells, then the one that is no decimal comma, then the one that splits most.
 
     Args:
-        text: The text, line ends LF.
-        start: Where the first record begins.
+        text: The text, with LF line ends.
+        start: Where in the text the first record begins.
         columns: Names of the columns where the text has no header.
         quote: The character around quoted cells, or empty.
         comment: What a line that is no record begins with, or empty.
-
-    Returns:
-        One character.
     """
     sample = text[start : start + _DETECTION_CHARACTERS]
     has_decimal_commas = re.search(r"(?<!\d),|,(?!\d)", sample) is None
@@ -125,8 +122,8 @@ def detect_separator(text: str, start: int, columns: Sequence[str], quote: str, 
         records = TextRecords(sample, 0, 1, separator, quote, comment)
         widths = [len(cells) for _, cells in islice(records, _DETECTION_ROWS) if any(cells)]
         if len(widths) > 2 and records.position >= len(sample) < len(text) - start:
-            widths.pop()  # the sample may end within this row
-        if not widths:  # nothing but this separator
+            widths.pop()  # the sample may end inside this row
+        if not widths:  # the sample has nothing but this separator
             return True, 1.0, 0, True, 0, 0
         width = len(columns) or widths[0]
         rows = widths if columns else widths[1:]
@@ -141,13 +138,14 @@ def parse_even(records: TextRecords, columns: Sequence[str], max_columns: int) -
     """Parse well-formed text with pyarrow, several times as fast as record by record.
 
     Args:
-        records: The text; it is iterated for the header.
+        records: The text; it is iterated up to the header.
         columns: Names of the columns where the text has no header.
-        max_columns: Header width from which on nothing is tried.
+        max_columns: Texts with a wider header are not tried.
 
     Returns:
-        The header's cells, and the rows below it as a table of as many strings, stripped; or None where a
-        header, quote, comment, blank line or row is not as simple as that, and `records` must be asked.
+        The header's cells, and the rows below it as a table of as many columns of strings without blanks around them. None
+        where the text is not simple enough (its header, quotes, comments, blank lines or widths of rows); then `records` must
+        be iterated instead.
     """
     if columns:
         header, body = list(columns), records.text[records.start :]
@@ -181,5 +179,5 @@ def parse_even(records: TextRecords, columns: Sequence[str], max_columns: int) -
             pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
         )
     except pa.ArrowInvalid:
-        return None  # a ragged row, or one larger than a block
+        return None  # a row has another width than the header, or is larger than a block
     return header, pa.table([pc.utf8_trim(column, BLANKS) for column in table.columns], names)

@@ -1,8 +1,8 @@
 """Reading a source's metadata table as people publish it: csv, tsv, txt, xls or xlsx, also with .gz.
 
-Every cell stays the text it is in the file, so that ids such as "007", "1e5" or "NA" keep their form; what
-counts as missing, and which column means what, is the recipe's business. How text is split into cells is
-`cem_assets.formats.tables.delimited_text`; tables that this platform writes itself are `cem_assets.cem.patches.tables`.
+Every cell stays the text that it is in the file, so that ids such as "007", "1e5" or "NA" keep their form. The recipe decides
+what counts as missing, and which column means what. `cem_assets.formats.tables.delimited_text` splits text into cells. Tables
+that this platform writes itself are `cem_assets.cem.patches.tables`.
 """
 
 import codecs
@@ -31,11 +31,11 @@ TABLE_SUFFIXES: tuple[str, ...] = tuple(
     f"{suffix}{gz}" for gz in ("", ".gz") for suffix in (*TEXT_SUFFIXES, *WORKBOOK_SUFFIXES)
 )
 MAX_TABLE_BYTES = 4 << 30
-"""Size, unpacked, above which a table is refused."""
+"""Unpacked size above which a table is refused."""
 MAX_WORKBOOK_BYTES = 1 << 30
-"""The same for the parts of an xlsx file, which take several times their size in memory."""
+"""The same for all parts of an xlsx file together; they take several times their size in memory."""
 EXPANSION_FROM = 256 << 20
-"""Size, unpacked, from which on a table's expansion is held against it; columns of one value shrink a lot."""
+"""Unpacked size from which on a table may be taken for a decompression bomb; columns of a single value shrink a lot."""
 MAX_COLUMNS = 10_000
 
 _BLOCK = 4 << 20
@@ -53,15 +53,15 @@ _CONTROL = re.compile(r"[\x01-\x08\x0e-\x19\x1c-\x1f]")
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What a recipe says about a table; everything else is found out.
+    """What a recipe says about a table; everything else is detected.
 
     Attributes:
-        separator: One character between cells; None to detect comma, tab, semicolon or pipe.
-        encoding: Name of the encoding, such as "cp1252"; None to detect it.
-        columns: Names of the columns of a file without a header row; empty where it has one.
-        skip_rows: Lines (rows of a sheet) above the header that are no part of the table.
-        sheet: Name of the sheet of an xls or xlsx file; empty for the first visible one.
-        comment: What a line begins with that is no row; empty for none.
+        separator: The character between cells; None detects comma, tab, semicolon or pipe.
+        encoding: Name of the encoding, such as "cp1252"; None detects it.
+        columns: Names of the columns of a file without a header row; empty where the file has one.
+        skip_rows: How many lines (or rows of a sheet) above the header are no part of the table.
+        sheet: Name of the sheet of an xls or xlsx file; empty takes the first visible one.
+        comment: Lines that begin with this text are no rows; empty where there are no such lines.
         quote: The character around quoted cells; empty where quotes are characters like any other.
     """
 
@@ -82,10 +82,10 @@ class TableRead:
     """A table, and what became of its rows.
 
     Attributes:
-        frame: One row for each row of the file that was kept, in order; every column of pandas' str dtype, cells
-            stripped of blanks, "" where missing, never NaN.
+        frame: The rows that were kept, in the order of the file. Every column has pandas' str dtype. Cells are stripped of
+            blanks, and "" where they are missing, never NaN.
         num_rows_read: Rows below the header, kept and dropped; rows of only empty cells do not count.
-        dropped: (line of the file, or row of the sheet, counted from 1; reason) of each row that was dropped.
+        dropped: For each row that was dropped, its line in the file or its row in the sheet, counted from 1, and the reason.
         notes: What was detected and repaired, for the provenance record.
     """
 
@@ -101,22 +101,15 @@ def is_table(name: str) -> bool:
 
 
 def read_metadata_table(path: Path, options: TableOptions = _DETECT_ALL) -> TableRead:
-    """Read a metadata table.
+    """Read a metadata table from a local file with one of `TABLE_SUFFIXES`.
 
-    A row with too few cells is padded with empty ones; one with too many is kept where the rest is empty and
-    dropped, with a reason, where it is not. Column names that are empty or occur twice are made unique. In
-    sheets, whole numbers are written without ".0" and dates in ISO 8601.
-
-    Args:
-        path: A local file with one of `TABLE_SUFFIXES`.
-        options: What is known about the file.
-
-    Returns:
-        The table as text.
+    A row with too few cells is padded with empty ones. A row with too many cells is kept where the additional ones are empty,
+    and otherwise dropped with a reason. Column names that are empty or occur twice are made unique. Whole numbers in sheets
+    become text without ".0", and dates become ISO 8601.
 
     Raises:
-        DataError: The file is empty, binary, damaged, too large, not decodable, no table, has more than
-            `MAX_COLUMNS` columns or lacks the sheet; or an option makes no sense.
+        DataError: The file is empty, binary, damaged, too large, cannot be decoded, is no table, has more than `MAX_COLUMNS`
+            columns or lacks the sheet; or an option makes no sense.
     """
     what = shown(path)
     _check_options(what, options)
@@ -140,7 +133,7 @@ def _read_workbook(data: bytes, options: TableOptions, what: str) -> TableRead:
     if data.startswith(XLSX_START):
         try:
             unpacked = xlsx_unpacked_bytes(data)
-        except BadZipFile as error:
+        except (BadZipFile, NotImplementedError, ValueError) as error:
             raise DataError(f"{what} is damaged or truncated (zip): {error}. Copy it again from its source.") from error
     _check_size(what, unpacked, len(data), MAX_WORKBOOK_BYTES)
     rows, notes = sheet_rows(data, options.sheet, options.encoding, what)
@@ -168,7 +161,7 @@ def _check_options(what: str, options: TableOptions) -> None:
 
 
 def _contents(path: Path, what: str) -> bytes:
-    """Read a file, unpacked where its name ends in .gz, within limits."""
+    """Read a file within limits of size, and unpack it where its name ends in .gz."""
     stored = path.stat().st_size
     if stored == 0:
         raise DataError(f"{what} is empty (0 bytes); expected a table. Copy it again from its source.")
@@ -206,13 +199,13 @@ def _check_size(what: str, unpacked: int, stored: int, limit: int) -> None:
 
 
 def _decode(data: bytes, declared: str | None, path: Path, what: str) -> tuple[str, tuple[str, ...]]:
-    """Decode by the declared encoding, else by byte order mark, as UTF-8, or as what the bytes look like."""
+    """Decode text by its declared encoding, or else by its byte order mark, as UTF-8, or by what its bytes look like."""
     mark = next((name for bom, name in _MARKS.items() if data.startswith(bom)), None)
     encoding = declared or mark or _utf16_without_mark(data) or "utf-8"
     how = "declared" if declared else "by its byte order mark" if mark else "detected"
     try:
         text = data.decode(encoding)
-        text.isascii() or text.encode()  # half a surrogate pair, which some codecs let pass, could not be stored
+        text.isascii() or text.encode()  # refuses half a surrogate pair, which some codecs accept and nothing can store
     except LookupError as error:
         raise DataError(f"{what}: there is no text encoding {encoding!r:.80}. Give one such as 'cp1252'.") from error
     except UnicodeError as error:
@@ -226,7 +219,7 @@ def _decode(data: bytes, declared: str | None, path: Path, what: str) -> tuple[s
     if "\0" in text or 100 * len(_CONTROL.findall(head)) > len(head):
         kind = None if path.name.lower().endswith(".gz") else sniff(path)
         raise DataError(f"{what} is {kind or 'binary'}: it has bytes that are no text; expected a table. Copy the right file.")
-    text = text.removeprefix("\ufeff").rstrip("\x1a")  # 1A ends a text of DOS
+    text = text.removeprefix("\ufeff").rstrip("\x1a")  # DOS ends texts with 1A
     start = text[:100].lstrip().lower()
     for prefix, kind in _NOT_TABLES.items():
         if start.startswith(prefix):
@@ -235,7 +228,7 @@ def _decode(data: bytes, declared: str | None, path: Path, what: str) -> tuple[s
 
 
 def _utf16_without_mark(data: bytes) -> str | None:
-    """Recognise UTF-16 by its NUL bytes, all of which stand on one side of the pairs in Western text."""
+    """Recognise UTF-16 by its NUL bytes: in Western text they are all the first, or all the second, of each pair of bytes."""
     even, odd = (data[start:_HEAD:2].count(0) for start in (0, 1))
     if len(data) % 2 or min(even, odd) or max(even, odd) < 0.4 * (min(len(data), _HEAD) // 2):
         return None
@@ -243,10 +236,10 @@ def _utf16_without_mark(data: bytes) -> str | None:
 
 
 def _guessed(data: bytes) -> tuple[str, str]:
-    """Decode 8-bit text of an unnamed encoding.
+    """Decode 8-bit text of an unknown encoding.
 
-    charset-normalizer alone takes "10 µM" for Big5. High bytes that mostly stand alone are accents and units of
-    Western text, and only the encodings of such files are compared; anything else is left to it.
+    charset-normalizer alone takes "10 µM" for Big5. High bytes that mostly stand alone are accents and units of Western text,
+    and then only Western encodings are compared. For any other text charset-normalizer decides.
     """
     lines = re.finditer(rb"(?<![^\r\n])[^\r\n\x80-\xff]*+[\x80-\xff][^\r\n]*+", data)
     sample = b"\n".join(match.group() for match in islice(lines, 2000))[:_HEAD]
@@ -264,8 +257,8 @@ def _guessed(data: bytes) -> tuple[str, str]:
         try:
             return data.decode(encoding), encoding
         except UnicodeError:
-            continue  # the sample fitted, the rest does not
-    return data.decode("latin-1"), "latin-1"  # which has a character for every byte
+            continue  # the encoding fits the sample, but not the rest of the text
+    return data.decode("latin-1"), "latin-1"  # latin-1 has a character for every byte
 
 
 def _read_text(text: str, options: TableOptions, what: str, notes: tuple[str, ...]) -> TableRead:
@@ -278,7 +271,7 @@ def _read_text(text: str, options: TableOptions, what: str, notes: tuple[str, ..
     start = 0
     for _ in range(options.skip_rows):
         start = text.find("\n", start) + 1 or len(text)
-    hint = re.compile(r"sep=([^\n])(?:\n|\Z)").match(text, start)  # Excel's own hint to itself
+    hint = re.compile(r"sep=([^\n])(?:\n|\Z)").match(text, start)  # a line by which Excel marks the separator
     first_line = 1 + options.skip_rows + bool(hint)
     start = hint.end() if hint else start
     if not text[start:].strip(BLANKS):
@@ -304,7 +297,7 @@ def _read_text(text: str, options: TableOptions, what: str, notes: tuple[str, ..
 
 
 def _assemble(records: TextRecords | Rows, options: TableOptions, what: str, notes: tuple[str, ...]) -> TableRead:
-    """Put rows together that may be ragged, empty or comments."""
+    """Put rows together to a table; rows may be of different widths, empty, or comments."""
     header = [name.strip(BLANKS) for name in options.columns]
     rows: list[list[str]] = []
     dropped: list[tuple[int, str]] = []
@@ -352,7 +345,7 @@ def _check_width(header: list[str], what: str) -> None:
 
 
 def _unique_names(header: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Name the columns: the first of equal names keeps it, the next become "name.2" or the next number free."""
+    """Name the columns. The first of equal names stays; the next ones become "name.2" or the next number that is free."""
     taken, names, changed = {cell for cell in header if cell}, [], []
     seen: set[str] = set()
     numbers: dict[str, int] = {}

@@ -1,6 +1,6 @@
-"""The rows of an Excel sheet as text: xlsx by openpyxl, xls by xlrd, values only, no formulas or macros run.
+"""The rows of an Excel sheet as text: xlsx by openpyxl, xls by xlrd. Only values are read; no formula or macro is run.
 
-What becomes of the rows is `cem_assets.formats.tables.metadata`.
+`cem_assets.formats.tables.metadata` makes a table of the rows.
 """
 
 import io
@@ -14,6 +14,7 @@ import openpyxl  # type: ignore[import-untyped]
 import xlrd  # type: ignore[import-untyped]
 
 from cem_assets.errors import DataError
+from cem_assets.formats.decoding import decoding
 from cem_assets.formats.tables.delimited_text import BLANKS
 
 XLSX_START = b"PK\x03\x04"
@@ -21,55 +22,48 @@ XLS_START = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 MAX_SHEET_ROWS = 1 << 20
 
 Rows = list[tuple[int, list[str]]]
-"""(row of the sheet, counted from 1; stripped cells, up to the last that is not empty)."""
+"""(row of the sheet, counted from 1; its cells without blanks around them, up to the last that is not empty)."""
 
 
 def xlsx_unpacked_bytes(data: bytes) -> int:
-    """Sum what the parts of an xlsx file unpack to, as its directory has it; none can give more when read.
+    """Return the unpacked size of all parts of an xlsx file, as its directory says; no part can give more than that.
 
     Raises:
-        BadZipFile: The archive is damaged.
+        BadZipFile, NotImplementedError, ValueError: The archive is damaged, or of a kind that zipfile does not know.
     """
     with ZipFile(io.BytesIO(data)) as archive:
         return sum(part.file_size for part in archive.infolist())
 
 
 def sheet_rows(data: bytes, sheet: str, encoding: str | None, what: str) -> tuple[Rows, tuple[str, ...]]:
-    """Read the rows of one sheet that are not empty.
+    """Read the rows of one sheet.
 
     Args:
-        data: An xlsx or xls file; its size was checked.
-        sheet: Name of the sheet; empty for the first visible one.
-        encoding: Encoding of the text in an xls file, for the old ones that do not say or lie.
-        what: Name of the file, for errors.
+        data: The bytes of an xlsx or xls file, whose size was checked before.
+        sheet: Name of the sheet; empty takes the first visible one.
+        encoding: Encoding of the text in old xls files that do not say it, or say a wrong one.
+        what: The file, for errors.
 
     Returns:
         The rows in order, and notes on the choice of the sheet.
 
     Raises:
-        DataError: There is no such sheet, the file is damaged, protected by a password, or no workbook.
+        DataError: There is no such sheet; or the file is damaged, protected by a password, or no workbook.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of styles and extensions that openpyxl leaves out
-            return (_xlsx_rows if data.startswith(XLSX_START) else _xls_rows)(data, sheet, encoding, what)
-    except Exception as error:  # the libraries raise whatever a damaged file makes of them
-        if isinstance(error, ValueError) and str(error).startswith(what):
-            raise
-        raise DataError(
-            f"{what} cannot be read as a workbook: {type(error).__name__}: {error!s:.200}. Save it again without a "
-            "password, or as csv."
-        ) from error
+    remedy = "Save it again without a password, or as csv."
+    with decoding(what, "a workbook", remedy), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # openpyxl warns of styles and extensions that it leaves out
+        return (_xlsx_rows if data.startswith(XLSX_START) else _xls_rows)(data, sheet, encoding, what)
 
 
 def _xlsx_rows(data: bytes, sheet: str, encoding: str | None, what: str) -> tuple[Rows, tuple[str, ...]]:
-    del encoding  # XML names its own
+    del encoding  # XML says its own encoding
     book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
     try:
         names = [page.title for page in book.worksheets]
         name, notes = _choose(names, [page.sheet_state == "visible" for page in book.worksheets], sheet, what)
         page = book[name]
-        page.reset_dimensions()  # they are wrong in files of many writers
+        page.reset_dimensions()  # many programs write wrong ones
         rows: Rows = []
         for number, values in enumerate(page.iter_rows(values_only=True), 1):
             if number > MAX_SHEET_ROWS:
@@ -126,7 +120,7 @@ def _add(rows: Rows, number: int, values: Iterable[Any], text: Callable[[Any], s
 
 
 def _cell_text(value: Any) -> str:
-    """Write a cell's value: whole numbers without a point, others as short as they can be read back exactly."""
+    """Return a cell's value as text: whole numbers without a point, others with as few digits as give the same number again."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -1,1 +1,1 @@
-"""Zarr stores, on local disks and in buckets."""
+"""Zarr stores of other people, on local disks and in buckets."""

@@ -1,47 +1,52 @@
-"""Zarr arrays in a bucket: chunks fetched many at a time, decoded by tensorstore outside of the interpreter.
+"""Reads Zarr arrays in a bucket: fetches many chunks at a time, and lets tensorstore decode them without the GIL.
 
-The zarr library over s3fs spends several milliseconds of the interpreter's time on every chunk. This is only a quicker way
-to the same voxels, as `cem_assets.formats.zarr.local` is on a disk: whatever does not go smoothly here (an absent
-chunk, a shard, a codec that tensorstore does not know, a server in trouble) is left to the zarr library in
-`cem_assets.formats.zarr.stores`, which finds out what is missing and words the error.
+The zarr library over s3fs holds the GIL for several milliseconds per chunk. This module is only a faster way to the same
+voxels, like `cem_assets.formats.zarr.local` for disks. Whatever does not succeed here (an absent chunk, a shard, a codec that
+tensorstore does not know, a server in trouble) is left to the zarr library in `cem_assets.formats.zarr.stores`, which finds
+out what is missing and reports it.
+
+Chunks are fetched through our own store and not by tensorstore: its S3 client (seen with 0.1.86) takes neither the credentials
+that botocore finds, such as a web identity, nor a timeout or a certificate authority of ours.
 """
 
 import itertools
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import zarr
+from cachetools import LRUCache
 from numpy.typing import NDArray
-from zarr.core.buffer import cpu
+from zarr.buffer import cpu
 from zarr.storage import MemoryStore
 
 from cem_assets.formats.zarr.local import read_from
 from cem_assets.store.store import Store
 
 _NUM_REQUESTS = 16
-"""At the same time, of all threads of this process."""
+"""So many requests run at the same time for all threads of this process together."""
 _MAX_BOX_BYTES = 128 << 20
-"""Decoded size of the chunks that are held at a time; larger boxes are read in parts, larger chunks left to zarr."""
-_KEPT_BYTES = 64 << 20
-"""Of fetched chunks, as stored: bricks and chunks do not meet, so neighbouring bricks ask for the same ones."""
+"""The decoded chunks under a box may have so many bytes. Larger boxes are read in parts; larger chunks are left to zarr."""
+
+_kept: LRUCache[tuple[str, ...], bytes] = LRUCache(64 << 20, getsizeof=len)
+"""The chunks that were fetched last, as stored. Neighbouring boxes often need the same chunk, because it lies in both."""
+_kept_lock = Lock()
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """How an array lies in its folder.
+    """The chunks of an array and their names in the array's folder.
 
     Attributes:
-        metadata: File name of its metadata, and the bytes.
-        shape: Of a chunk.
-        num_bytes: Of a decoded chunk.
-        named: Gives a chunk's name for its place in the grid.
+        metadata: The name of the array's metadata file, and its bytes.
+        shape: The shape of a chunk.
+        num_bytes: The size of a decoded chunk.
+        named: Returns the name of the chunk with a given number along each axis.
     """
 
     metadata: tuple[str, bytes]
@@ -50,7 +55,7 @@ class Chunks:
     named: Callable[[tuple[int, ...]], str]
 
     def under(self, spans: tuple[slice, ...]) -> list[str]:
-        """Name the chunks that a box touches."""
+        """Return the names of the chunks that a box touches."""
         ranges = [range(span.start // side, -(-span.stop // side)) for span, side in zip(spans, self.shape, strict=True)]
         return [self.named(cell) for cell in itertools.product(*ranges)]
 
@@ -59,13 +64,14 @@ def read_bucket(store: Store, folder: str, spans: tuple[slice, ...], opening: st
     """Read a box of an array.
 
     Args:
-        store: A bucket.
-        folder: The array's folder in it.
+        store: A store in a bucket.
+        folder: The array's folder in the store.
         spans: The box, one slice for each stored axis.
-        opening: Tells this opening of the array from others: what another one fetched may have been replaced.
+        opening: A text of its own for each time the array is opened. What was fetched for another opening is not used, because
+            the array may have been replaced since.
 
     Returns:
-        The values as stored; None where the zarr library is to read them.
+        The values as stored; None where the zarr library has to read them.
     """
     chunks = _chunks(store, folder, opening)
     if chunks is None:
@@ -82,7 +88,7 @@ def read_bucket(store: Store, folder: str, spans: tuple[slice, ...], opening: st
 
 
 def _read_in_parts(store: Store, folder: str, chunks: Chunks, spans: tuple[slice, ...], opening: str) -> NDArray[Any] | None:
-    """Read the halves of a box that meet between chunks, so that none is fetched for both."""
+    """Read a box in two halves that meet between chunks, so that no chunk is fetched for both."""
     first = [span.start // side for span, side in zip(spans, chunks.shape, strict=True)]
     count = [-(-span.stop // side) - low for span, side, low in zip(spans, chunks.shape, first, strict=True)]
     axis = max(range(len(spans)), key=lambda axis: count[axis])
@@ -100,7 +106,7 @@ def _read_in_parts(store: Store, folder: str, chunks: Chunks, spans: tuple[slice
 
 @lru_cache(maxsize=32)
 def _chunks(store: Store, folder: str, opening: str) -> Chunks | None:
-    """Learn how an array lies in its folder; None where its chunks are no objects of their own."""
+    """Read the metadata of an array; None where several chunks share an object, as they do in shards."""
     del opening
     for name in ("zarr.json", ".zarray"):
         if (data := store.read_quickly(f"{folder}/{name}")) is not None:
@@ -112,47 +118,21 @@ def _chunks(store: Store, folder: str, opening: str) -> Chunks | None:
     return None
 
 
-@dataclass
-class _Kept:
-    """The chunks fetched last."""
-
-    _data: OrderedDict[tuple[str, ...], bytes] = field(default_factory=OrderedDict)
-    _num_bytes: int = 0
-    _lock: Lock = field(default_factory=Lock)
-
-    def get(self, place: tuple[str, ...]) -> bytes | None:
-        with self._lock:
-            if place in self._data:
-                self._data.move_to_end(place)
-            return self._data.get(place)
-
-    def put(self, place: tuple[str, ...], data: bytes) -> None:
-        with self._lock:
-            if place in self._data or len(data) > _KEPT_BYTES // 4:
-                return
-            self._data[place] = data
-            self._num_bytes += len(data)
-            while self._num_bytes > _KEPT_BYTES:
-                self._num_bytes -= len(self._data.popitem(last=False)[1])
-
-
-_kept = _Kept()
-
-
 @lru_cache(maxsize=1)
 def _requests() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_NUM_REQUESTS, "chunks")
 
 
 def _fetched(store: Store, folder: str, names: list[str], opening: str) -> Iterator[bytes | None]:
-    """Fetch chunks, in order; None for one that is absent or cannot be had quickly."""
+    """Fetch chunks in the given order; None stands for a chunk that is absent or could not be fetched in one request."""
 
     def fetch(name: str) -> bytes | None:
         place = (store.url, folder, opening, name)
-        if (data := _kept.get(place)) is None:
-            data = store.read_quickly(f"{folder}/{name}")
-            if data is not None:
-                _kept.put(place, data)
+        with _kept_lock:
+            data = _kept.get(place)
+        if data is None and (data := store.read_quickly(f"{folder}/{name}")) is not None and len(data) <= _kept.maxsize // 4:
+            with _kept_lock:
+                _kept[place] = data
         return data
 
     return _requests().map(fetch, names)

@@ -1,9 +1,9 @@
-"""Zarr arrays on a local disk or in memory, read by tensorstore, which decodes outside of the interpreter.
+"""Reads Zarr arrays on a local disk or in memory with tensorstore, which decodes without the GIL.
 
-The zarr library spends more time on coroutines and copies than on decoding, and holds the interpreter meanwhile. This is
-only a quicker way to the same voxels: whatever tensorstore refuses (a chunk that is absent or damaged, a codec it does
-not know) is left to the zarr library in `cem_assets.formats.zarr.stores`, which finds out what is missing and
-words the error. Codecs were checked there before anything was opened.
+The zarr library spends more time on coroutines and copies than on decoding, and holds the GIL meanwhile. This module is only a
+faster way to the same voxels. Whatever tensorstore refuses (a chunk that is absent or damaged, a codec that it does not know)
+is left to the zarr library in `cem_assets.formats.zarr.stores`, which finds out what is missing and reports it. That module
+has checked the codecs before an array comes here.
 """
 
 import logging
@@ -27,7 +27,8 @@ def read_local(folder: str, spans: tuple[slice, ...], opening: str) -> NDArray[A
     Args:
         folder: The array's folder on this machine.
         spans: The box, one slice for each stored axis.
-        opening: Tells this opening of the array from others: another one may have been of other files in its place.
+        opening: A text of its own for each time the array is opened, because its files may have been replaced since another
+            time.
 
     Returns:
         The values as stored; None where tensorstore cannot read all of them.
@@ -39,7 +40,7 @@ def read_from(objects: Mapping[str, bytes], spans: tuple[slice, ...]) -> NDArray
     """Read a box of an array whose objects are in memory.
 
     Args:
-        objects: By name in the array's folder: its metadata, and the chunks that the box touches.
+        objects: The array's metadata and the chunks that the box touches, by their names in the array's folder.
         spans: The box, one slice for each stored axis.
 
     Returns:
@@ -47,7 +48,7 @@ def read_from(objects: Mapping[str, bytes], spans: tuple[slice, ...]) -> NDArray
     """
     import tensorstore as ts
 
-    context = _context()  # of this call alone, and with it what lies in memory
+    context = _context()  # one for each call, because the memory below belongs to the context
     memory = ts.KvStore.open({"driver": "memory"}, context=context).result()
     for name, data in objects.items():
         memory[name] = data
@@ -60,14 +61,14 @@ def _read(array: Any, spans: tuple[slice, ...], what: str) -> NDArray[Any] | Non
     try:
         return np.asarray(array[spans].read().result())
     except (ValueError, KeyError, OSError) as error:
-        logger.debug("%s: left to zarr: %s", what, error)
+        logger.debug("tensorstore cannot read %s, so the zarr library will: %s", what, error)
         return None
 
 
 def _context() -> Any:
-    import tensorstore as ts  # heavy, and most runs need none
+    import tensorstore as ts  # takes long to import, and most runs do not need it
 
-    # No cache: every brick is read once.
+    # Nothing is cached, because every box is read once.
     return ts.Context({"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": default_num_workers()}})
 
 
@@ -81,7 +82,7 @@ def _opened(place: dict[str, str], context: Any) -> Any:
     import tensorstore as ts
 
     for driver in _DRIVERS:
-        # Absent chunks are errors, because fill values would look like voxels.
+        # Absent chunks must be errors, because fill values would look like voxels.
         spec = {"driver": driver, "kvstore": place, "fill_missing_data_reads": False}
         try:
             return ts.open(spec, read=True, context=context).result()

@@ -1,9 +1,9 @@
-"""Zarr v2 and v3 stores of other people, OME-Zarr among them, read by boxes.
+"""Reads boxes of Zarr v2 and v3 stores of other people, OME-Zarr among them.
 
-The zarr library hands out fill values where a chunk is absent, without a word. Here absence (no such
-object, or access refused while its siblings can be read) becomes a mask of missing voxels; every other
-trouble is an error. Codecs that could run code from the store (pickle) are refused before anything is
-opened. Our own volumes are `cem_assets.cem.volumes.ome_zarr`.
+The zarr library silently returns fill values where a chunk is absent. Here the voxels of an absent chunk are marked as
+missing. A chunk counts as absent where its object does not exist, or where access to it is refused while other chunks can be
+read; every other trouble is an error. Codecs that could run code from the store (pickle) are refused before an array is
+opened. Our own volumes are read by `cem_assets.cem.volumes.ome_zarr`.
 """
 
 import dataclasses
@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import ByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from cem_assets.errors import DataError
-from cem_assets.formats.arrays import Box, Opened, Shape, check_whole_in_memory
+from cem_assets.formats.arrays import Opened, Shape, check_whole_in_memory
 from cem_assets.formats.hdf5 import place_axes
 from cem_assets.formats.zarr.bucket import read_bucket
 from cem_assets.formats.zarr.local import read_local
+from cem_assets.imaging.boxes import Box
 from cem_assets.store.store import Store, check_key
 
 SAFE_CODECS = frozenset(
@@ -36,20 +37,20 @@ SAFE_CODECS = frozenset(
         "bytes", "transpose", "sharding_indexed", "default", "v2",
     }
 )  # fmt: skip
-"""Codecs that only transform numbers. `pickle` and the object codecs are left out on purpose."""
+"""Codecs that only transform numbers. `pickle` and the codecs for objects are left out on purpose."""
 
 _METADATA_FILES = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 _MAX_METADATA_BYTES = 16 << 20
 _MAX_GROWTH = 8
-"""A chunk that takes more than this many times its decoded size is none: filters such as `astype` make a byte into 64 bits at
-most, and compressors add a few bytes to what they cannot shrink."""
+"""A stored chunk has at most this many times its decoded size: filters such as `astype` make 64 bits of a byte at most, and
+compressors add only a few bytes to what they cannot shrink."""
 _MAX_SMALL_CHUNK_BYTES = 64 << 10
-"""Stored chunks up to this size are fine, whatever they hold."""
+"""Stored chunks up to this size are accepted, whatever their decoded size."""
 _NM_PER_UNIT = {"nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "angstrom": 0.1}
 
 
 class _Watched(WrapperStore[Any]):
-    """Records which objects were asked for and are not there."""
+    """Records which objects were asked for and are absent."""
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)
@@ -67,15 +68,13 @@ class _Watched(WrapperStore[Any]):
 
 @dataclass(frozen=True)
 class ZarrArray:
-    """An array in a Zarr store, brought to three axes.
+    """An array in a Zarr store, presented with three axes.
 
     Attributes:
-        store: Store that holds it.
         key: The array's folder in the store.
         full_shape, axes, fixed: As in `Hdf5Array`.
-        dtype_name: Number type.
-        opening: Another one for every `open_zarr`; what a process keeps of an array is kept under it, because a dataset can
-            be replaced by another one under the same name.
+        opening: A text of its own for every `open_zarr`. A process caches parts of an array under it, because a dataset can be
+            replaced by another one with the same name.
     """
 
     store: Store
@@ -118,7 +117,7 @@ class ZarrArray:
 
 
 def _opened(store: Store, key: str, opening: str) -> tuple[Any, _Watched]:
-    """Open an array for the calling thread alone: what was absent must be told apart from what others asked for."""
+    """Open an array for the calling thread alone, so that absent objects which other threads ask for are not mixed in."""
     return _opened_in(store, key, opening, threading.get_ident())
 
 
@@ -134,7 +133,7 @@ def _opened_in(store: Store, key: str, opening: str, thread: int) -> tuple[Any, 
 
 
 class _LastBox(threading.local):
-    """The box a thread has read last, and what it found."""
+    """The box that a thread has read last, its voxels and its missing voxels."""
 
     place: tuple[ZarrArray, tuple[tuple[int, int], ...]] | None = None
     found: tuple[NDArray[Any], NDArray[np.bool_] | None]
@@ -144,7 +143,7 @@ _last = _LastBox()
 
 
 def _load(source: ZarrArray, box: tuple[tuple[int, int], ...]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """Read a box; the last one of each thread is kept for `missing`."""
+    """Read a box. Each thread keeps its last box, because `missing` usually follows `read`."""
     if _last.place != (source, box):
         _last.place = None
         _last.found = _read(source, box)
@@ -153,7 +152,7 @@ def _load(source: ZarrArray, box: tuple[tuple[int, int], ...]) -> tuple[NDArray[
 
 
 def _read(source: ZarrArray, box: tuple[tuple[int, int], ...]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """Read a box and find out which of its voxels are really there."""
+    """Read a box, and find out which of its voxels are stored."""
     spans = source._stored_box(box)
     if source.store.is_local:
         whole = read_local(source.store.url_of(source.key), spans, source.opening)
@@ -168,8 +167,8 @@ def _read(source: ZarrArray, box: tuple[tuple[int, int], ...]) -> tuple[NDArray[
         absent = set(watched.absent)
         mask: NDArray[np.bool_] | None = None
         if absent or array.shards is not None:
-            # A chunk absent inside a shard is not an object of its own, so nobody asks for it. Two readings with
-            # different fill values differ exactly where nothing is stored.
+            # A chunk inside a shard is no object, so no absent object shows that it is absent. But two readings with different
+            # fill values differ exactly where nothing is stored.
             mask = np.asarray(_refilled(array, 0)[spans] != _refilled(array, 1)[spans])
             mask = source._to_box(mask) if mask.any() else None
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
@@ -195,19 +194,15 @@ def open_zarr(
     """Open the array of a Zarr store, or the finest scale of an OME-Zarr.
 
     Args:
-        store: Store that holds it.
-        key: Its folder.
-        array_path: Path of the array inside, where there are several and no OME metadata says which.
-        channel: Index on a channel axis longer than 1.
-        sizes: Keys and bytes of the objects under the folder, as they were listed: chunks are fetched into memory whole, so
-            they are looked at before.
-
-    Returns:
-        The opened array.
+        key: The folder of the Zarr store.
+        array_path: The path of the array in the Zarr store, needed where there are several arrays and no OME metadata.
+        channel: The channel to take, where the channel axis is longer than 1.
+        sizes: The key and the size in bytes of every object in the folder, as listed. Chunks are fetched into memory whole, so
+            their sizes are checked here.
 
     Raises:
-        DataError: There is no such array, its codecs are not allowed, a chunk of it is too large to be one, or it cannot be
-            one volume.
+        DataError: There is no such array, its codecs are not allowed, a chunk is larger than a chunk can be, or the array is
+            not one volume.
     """
     what = key.rsplit("/", 1)[-1]
     attributes, kind = _metadata(store, key, what)
@@ -257,7 +252,7 @@ def _refuse_swollen_chunks(place: str, decoded_bytes: int, sizes: Sequence[tuple
 
 
 def _metadata(store: Store, key: str, what: str) -> tuple[dict[str, Any], str]:
-    """Read a node's own metadata as plain JSON, check its codecs, and return (attributes, kind)."""
+    """Read the metadata of an array or a group as plain JSON, check its codecs, and return its attributes and its kind."""
     for name, kind in (("zarr.json", ""), (".zarray", "array"), (".zgroup", "group")):
         path = f"{key}/{name}"
         size = store.size(path)
@@ -303,7 +298,12 @@ def _refuse_codecs(codecs: Any, what: str) -> None:
 def _multiscale(
     ome: dict[str, Any], store: Store, key: str, what: str
 ) -> tuple[str, list[str] | None, tuple[float, ...] | None]:
-    """Find the finest array of a group: by OME metadata, or because it is the only one."""
+    """Find the finest array of a group by its OME metadata, or take the only array where there are none.
+
+    Returns:
+        The path of the array; the names of its axes; and the size of a voxel along each axis, in nm along z, y and x. The last
+        two are None where the metadata do not say them.
+    """
     try:
         multiscale = ome["multiscales"][0]
         first = multiscale["datasets"][0]
@@ -319,7 +319,7 @@ def _multiscale(
             scale = tuple(float(s) * (f or 1.0) for s, f in zip(scales[0], factors, strict=True))
         return path, names, scale
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        pass  # no OME metadata, or none that can be used
+        pass  # there are no OME metadata, or none that can be used
     arrays = []
     for name in store.children(key):
         if any(store.size(f"{key}/{name}/{file}") for file in ("zarr.json", ".zarray")):
@@ -352,13 +352,13 @@ def _named_axes(
 
 
 def list_zarr_stores(files: list[str]) -> dict[str, list[str]]:
-    """Group the files of a dataset that belong to Zarr stores, by the store's folder.
+    """Find the Zarr stores among the files of a dataset.
 
     Args:
         files: Paths relative to the dataset's folder.
 
     Returns:
-        For the outermost folder of each store its files; files outside of stores are left out.
+        The files of each store by the store's outermost folder. Files outside of stores are left out.
     """
     markers = {"zarr.json", ".zarray", ".zgroup"}
     roots: list[str] = []

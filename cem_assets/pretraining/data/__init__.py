@@ -1,1 +1,1 @@
-"""What a training sees: epochs over releases and subsets of them."""
+"""The data of a training: epochs over releases and over subsets of them."""

@@ -1,9 +1,9 @@
-"""Which patches an epoch sees, in which order, and which process gets which: row numbers only.
+"""Chooses the rows of an epoch, their order, and the process that gets each of them; it handles row numbers, not pixels.
 
-Rows are numbered through the datasets in order: dataset 0 holds rows 0..sizes[0]-1, and so on. Pixels are read by
-`cem_assets.pixels.reader`, which takes the batches made here; what is done to them is
-`cem_assets.pretraining.views.augmentations`. Everything follows from (sizes, seed, epoch), so a position in an epoch is
-one number, the count of batches done, and a resumed run needs nothing else.
+Rows are numbered through the datasets in order: dataset 0 holds rows 0..sizes[0]-1, and so on. `cem_assets.pixels.reader`
+reads the pixels of the batches made here, and `cem_assets.pretraining.views.augmentations` makes views of them. Everything
+follows from (sizes, seed, epoch). A position in an epoch is therefore one number, the count of batches done, and a resumed
+run needs nothing else.
 
 To train on some rows only, draw positions and look them up: `subset[epoch_order((len(subset),), 0.0, seed, epoch)]`.
 """
@@ -24,61 +24,62 @@ _UNIT = 2.0**-53
 
 
 def epoch_order(sizes: Sequence[int], weight_gamma: float, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Draw the rows of an epoch, as many as there are.
+    """Draw the rows of an epoch, as many as the datasets have.
 
     Args:
-        sizes: Patches of each dataset, in row order.
-        weight_gamma: 0 draws every row once. Above 0 rows are drawn with replacement, each with weight
-            (1 / size of its dataset) ** weight_gamma: 1 gives every dataset the same share.
-        seed: Of the run.
-        epoch: From 0.
+        sizes: Number of patches of each dataset, in row order.
+        weight_gamma: 0 draws every row once. Above 0, rows are drawn with replacement, each with weight
+            (1 / size of its dataset) ** weight_gamma; 1 gives every dataset the same share.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
 
     Returns:
         int64 (sum of sizes,).
 
     Raises:
-        DataError: A size or number is negative, or there is no row.
+        DataError: The datasets have no row.
+        ValueError: A number is negative.
 
-    Source: `MultiCropDataset` of volume-em/cem-dataset, whose sampler draws such weights without replacement and
-    within each rank's share; here the weights mean what they say, for any number of ranks.
+    Source: `MultiCropDataset` of volume-em/cem-dataset. Its sampler draws with such weights without replacement and within
+    each rank's share; here rows are drawn in proportion to the weights, for any number of ranks.
     """
     size = _checked_sizes(sizes, weight_gamma, seed, epoch)
     num = int(size.sum())
     if weight_gamma == 0:
-        # Raw bits and a stable sort: numpy promises that these two never change between its versions.
+        # Raw bits and a stable sort, because numpy promises that these two never change between its versions.
         return np.argsort(_bits(seed, epoch, _ORDER, num), kind="stable").astype(np.int64)
     held = size > 0
     weight = np.where(held, size / np.where(held, size, 1).astype(np.float64) ** weight_gamma, 0.0)
     shares = np.cumsum(weight) / weight.sum()
-    last = int(np.flatnonzero(held)[-1])  # rounding must not lead past the last dataset with rows
+    last = int(np.flatnonzero(held)[-1])  # rounding must not choose a dataset behind the last one with rows
     dataset = np.minimum(np.searchsorted(shares, _unit(seed, epoch, _DATASET, num), side="right"), last)
     inside = np.floor(_unit(seed, epoch, _ORDER, num) * size[dataset]).astype(np.int64)
     return (np.cumsum(size) - size)[dataset] + inside
 
 
 def carried_order(sizes: Sequence[int], weight_gamma: float, seed: int, epoch: int, batch_size: int) -> NDArray[np.int64]:
-    """Draw the rows of an epoch behind those that did not fill a batch in the epochs before.
+    """Draw the rows of an epoch, and put the rows that did not fill a batch in earlier epochs before them.
 
-    With batches of one size, the end of a draw rarely fills one. Here these rows begin the next epoch instead of
-    being lost, so that over a run every entry of every draw is delivered once; only the very last
-    `(epochs * rows) % batch_size` are not.
+    All batches have one size, so the end of a draw rarely fills one. Instead of being lost, these rows begin the next epoch,
+    so that over a run every entry of every draw is delivered once, except for the last `(epochs * rows) % batch_size`.
 
     Args:
-        sizes: As for `epoch_order`.
-        weight_gamma: As for `epoch_order`.
-        seed: As for `epoch_order`.
-        epoch: From 0.
+        sizes: Number of patches of each dataset, as in `epoch_order`.
+        weight_gamma: Exponent of the weights, as in `epoch_order`.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
         batch_size: Rows in a step, over all ranks.
 
     Returns:
-        int64 (carried + sum of sizes,), where carried is (epoch * sum of sizes) % batch_size; give it to `share`, which
-        leaves out what `epoch + 1` will begin with.
+        int64 (carried + sum of sizes,), where carried is (epoch * sum of sizes) % batch_size. `share` leaves out the rows at
+        the end with which `epoch + 1` begins.
 
     Raises:
-        DataError: As for `epoch_order`, or the batch size is not positive.
+        DataError: The datasets have no row.
+        ValueError: A number is negative, or the batch size is not positive.
     """
     if batch_size < 1:
-        raise DataError(f"batch_size {batch_size} is not positive; expected the rows in a step, over all ranks.")
+        raise ValueError(f"batch_size {batch_size} is not positive; expected the rows in a step, over all ranks.")
     num = int(_checked_sizes(sizes, weight_gamma, seed, epoch).sum())
     pieces = [epoch_order(sizes, weight_gamma, seed, epoch)]
     wanted, before = (epoch * num) % batch_size, epoch
@@ -95,28 +96,29 @@ def streaming_order(
 ) -> NDArray[np.int64]:
     """Rearrange a draw so that few row groups are in use at any time, for releases larger than the local cache.
 
-    Groups are put in a random order, and every entry waits a random time behind its group's turn, at most `reach`
-    turns. Groups come and go evenly, so reading keeps pace with training and never stalls at an edge. A patch has
-    neighbours from `reach` groups around it (fewer in the first and last batches) instead of from all.
+    The groups get a random order, and every entry is delayed behind the turn of its group by a random time of at most `reach`
+    turns. Groups come into use and go out of use evenly, so reading keeps pace with training. The batch mates of a patch come
+    from `reach` groups around its own (from fewer in the first and last batches) instead of from all groups.
 
     Args:
         order: int64 (n,), a draw.
-        group_starts: int64 (num_groups + 1,), first row of each group of rows that are read together, and the end.
-        reach: Groups in use at the same time (plus one). The cache should hold a quarter more.
-        seed: Of the run.
-        epoch: From 0.
+        group_starts: int64 (num_groups + 1,), the first row of each group of rows that are read together, and the end of the
+            last group.
+        reach: Number of groups in use at the same time, less one. The cache should hold a quarter more.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
 
     Returns:
-        int64 (n,): the same entries; the draw itself where `reach` covers all groups.
+        int64 (n,): the same entries in another order; the draw itself where `reach` covers all groups.
 
     Raises:
-        DataError: The reach is not positive, or a row lies outside the groups.
+        ValueError: The reach is not positive, or a row lies outside the groups.
     """
     if reach < 1:
-        raise DataError(f"reach {reach} is not positive; expected the row groups in use at the same time.")
+        raise ValueError(f"reach {reach} is not positive; expected the row groups in use at the same time.")
     num_groups = len(group_starts) - 1
     if len(order) and (order.min() < group_starts[0] or order.max() >= group_starts[-1]):
-        raise DataError(
+        raise ValueError(
             f"rows {order.min()}..{order.max()} lie outside the groups, which hold {group_starts[0]}..{group_starts[-1] - 1}; "
             "make the order from the sizes of the same source."
         )
@@ -130,13 +132,7 @@ def streaming_order(
 
 
 def num_batches(num_entries: int, batch_size: int, remainder: Remainder = "drop") -> int:
-    """Count the steps of an epoch.
-
-    Args:
-        num_entries: Length of its order.
-        batch_size: Rows in a step, over all ranks.
-        remainder: As for `share`.
-    """
+    """Count the steps of an epoch whose order has `num_entries` rows; the other arguments are those of `share`."""
     return num_entries // batch_size if remainder == "drop" else -(-num_entries // batch_size)
 
 
@@ -150,29 +146,28 @@ def share(
     start: int = 0,
     remainder: Remainder = "drop",
 ) -> list[NDArray[np.int64]]:
-    """Deal an epoch's order out to ranks and workers, a batch at a time.
+    """Divide an epoch's order into batches, and return those of one worker of one rank.
 
-    Step t of all ranks together holds the entries t * batch_size and on, each rank a slice of them, so a step is
-    the same rows however many ranks share it. Worker w of a rank takes the steps t with t % num_workers == w.
+    Step t of all ranks together holds the entries from t * batch_size on, of which each rank has a slice, so that a step has
+    the same rows for any number of ranks. Worker w of a rank takes the steps t with t % num_workers == w.
 
     Args:
         order: int64 (n,), the draw of the epoch.
-        rank: Of this process, from 0.
+        rank: Rank of this process, from 0.
         world: Number of ranks.
-        worker: Of this rank, from 0.
-        num_workers: Workers of each rank.
+        worker: Number of the worker within its rank, from 0.
+        num_workers: Number of workers of each rank.
         batch_size: Rows in a step, over all ranks; a multiple of `world`.
-        start: Steps of the epoch already done; what follows is exactly the rest.
-        remainder: What becomes of the entries after the last full step. "drop" leaves them out, which training
-            needs (queues and Sinkhorn want equal batches; see `carried_order`). "keep" splits them evenly over
-            the ranks, which evaluation needs; the last batches then differ in length by at most one, and a
-            rank can have none.
+        start: Number of steps of the epoch that are done already and left out.
+        remainder: What happens to the entries after the last full step. "drop" leaves them out, which training needs, because
+            queues and Sinkhorn need equal batches; see `carried_order`. "keep" splits them evenly over the ranks, which
+            evaluation needs; the last batches then differ in length by at most one, and a rank can have none.
 
     Returns:
-        int64 (k,) arrays, views of the order, in order of step.
+        int64 (k,) arrays in order of step, which are views of the order.
 
     Raises:
-        DataError: A number is out of range; all are named.
+        ValueError: Numbers are out of range; the text names all of them.
     """
     problems = [
         f"{name} is {value}, expected {low}..{high}" if high is not None else f"{name} is {value}, expected at least {low}"
@@ -189,7 +184,7 @@ def share(
     if world > 1 and batch_size % world:
         problems.append(f"batch_size is {batch_size}, expected a multiple of the {world} ranks")
     if problems:
-        raise DataError(f"the share of an epoch of {len(order)} entries: {'; '.join(problems)}.")
+        raise ValueError(f"the share of an epoch of {len(order)} entries: {'; '.join(problems)}.")
     num_full, mine = len(order) // batch_size, batch_size // world
     begins = [step * batch_size + rank * mine for step in range(start + (worker - start) % num_workers, num_full, num_workers)]
     batches = [order[begin : begin + mine] for begin in begins]
@@ -208,7 +203,7 @@ def _checked_sizes(sizes: Sequence[int], weight_gamma: float, seed: int, epoch: 
         problems.append(f"weight_gamma is {weight_gamma}")
     problems += [f"{name} is {value}" for name, value in (("seed", seed), ("epoch", epoch)) if value < 0]
     if problems:
-        raise DataError(f"the draw of an epoch: {'; '.join(problems)}; expected nothing below 0.")
+        raise ValueError(f"the draw of an epoch: {'; '.join(problems)}; expected nothing below 0.")
     if size.sum() == 0:
         raise DataError("the draw of an epoch: the datasets have no rows; expected at least one. Choose another release.")
     return size
@@ -219,5 +214,5 @@ def _bits(seed: int, epoch: int, stream: int, num: int) -> NDArray[np.uint64]:
 
 
 def _unit(seed: int, epoch: int, stream: int, num: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1)."""
+    """Draw numbers in [0, 1)."""
     return (_bits(seed, epoch, stream, num) >> np.uint64(11)).astype(np.float64) * _UNIT

@@ -1,7 +1,6 @@
-"""What a training reads: the patches of its release as batches, those it is judged by, and the sample that shows it learns.
+"""The data that a training reads from its release: batches of patches, validation images, and a sample for measuring features.
 
-The plan says which release; reading shards is `cem_assets.pixels.reader`, the order of rows
-`cem_assets.pretraining.data.epochs`.
+The plan names the release. `cem_assets.pixels.reader` reads shards, `cem_assets.pretraining.data.epochs` orders the rows.
 """
 
 import json
@@ -26,15 +25,15 @@ from cem_assets.pixels.reader import MEMORY_CACHE_BYTES, BatchStream, TrainingSo
 from cem_assets.pretraining.data.epochs import carried_order, share, streaming_order
 from cem_assets.pretraining.data.subsets import choose_classes
 from cem_assets.pretraining.methods.params import MethodParams
-from cem_assets.pretraining.training.plan import RELEASE_ASSETS, TrainingPlan
+from cem_assets.pretraining.plan import RELEASE_ASSETS, TrainingPlan
 from cem_assets.store.manifests import Manifest, find_manifest
 from cem_assets.store.store import Store
 
 _READ_AHEAD = 8
 _SUBSET_SEED = 0
-"""The same classes whatever the seed of the training."""
+"""A subset has the same classes for every seed of the training."""
 _SLACK = 0.75
-"""Part of the cache that the row groups of a streamed epoch take up, so that those that come find room."""
+"""Share of the cache that the row groups in use may take, so that there is room for those that are read next."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,12 @@ class TrainingData:
 
     Attributes:
         source: All patches of the release.
-        rows: int64, sorted: those trained on.
-        validation: int64, sorted: those of the release's validation split, for supervised training; else empty.
-        classes: What labels mean: the datasets of origin, or the labels of CytoImageNet.
-        categories: Category of each class; empty texts where there are none.
-        params: Of the method.
-        reach: Row groups in use at the same time; all of them where the cache holds the release.
-        sources: One row for each dataset or source in the release: name, licence, citation, source_url, num_images.
+        rows: int64, sorted: the rows of `source` that are trained on.
+        validation: int64, sorted: the rows of the release's validation split; empty except for supervised training.
+        classes: Names of the classes by number, which are the datasets of origin or the labels of CytoImageNet.
+        categories: Category of each class; empty strings where there are none.
+        reach: Number of row groups in use at the same time; all of them where the cache holds the release.
+        sources: Name, licence, citation, source_url and num_images of each dataset or source in the release.
     """
 
     source: TrainingSource
@@ -64,25 +62,25 @@ class TrainingData:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """int64 (num_rows of the source,): the class of each, -1 for those of classes left out."""
+        """The class of each row of the source, int64 (num_rows,); -1 where the class is left out."""
         return self._label_of[self.source.labels]
 
     def _sizes(self) -> list[int]:
         return self.source.class_sizes() if self.params.weight_gamma else [len(self.rows)]
 
     def num_batches(self, epoch: int) -> int:
-        """Count the batches of an epoch, from 0; those that a draw's end leaves over begin the next one."""
+        """Count the batches of an epoch; rows at its end that do not fill a batch begin the next epoch."""
         size, num = self.params.batch_size, len(self.rows)
         return ((epoch * num) % size + num) // size
 
     def stream(self, epoch: int, start_batch: int, rank: int = 0, world: int = 1) -> "LabelledStream":
-        """Give a process's batches of an epoch, from a batch on.
+        """Open a stream of the batches that one process gets in an epoch.
 
         Args:
-            epoch: From 0.
-            start_batch: Batches already done.
-            rank: Of the process.
-            world: Processes.
+            epoch: Number of the epoch, from 0.
+            start_batch: Number of batches that are done already and left out.
+            rank: Rank of the process.
+            world: Number of processes.
         """
         params = self.params
         order = carried_order(self._sizes(), params.weight_gamma, params.seed, epoch, params.batch_size)
@@ -101,11 +99,11 @@ class TrainingData:
         yield from LabelledStream(BatchStream(self.source, pieces), self._label_of)
 
     def sample(self, num: int, seed: int) -> NDArray[np.int64]:
-        """Draw rows that show whether features are learned: evenly over classes, sorted; at most `num`."""
+        """Draw at most `num` rows for measuring features, evenly over classes; they are sorted."""
         generator = np.random.default_rng(np.random.SeedSequence((seed, num)))
         labels = self.labels[self.rows]
         names, counts = np.unique(labels, return_counts=True)
-        # Small classes whole, the others equally: the accuracy is then not that of the largest dataset.
+        # Small classes are taken whole and the others equally, so that the largest dataset does not dominate the accuracy.
         level, left, remaining = 0, num, np.sort(counts)
         for place, count in enumerate(remaining.tolist()):
             level = left // (len(remaining) - place)
@@ -138,11 +136,11 @@ class LabelledStream:
 
 
 def open_training_data(store: Store, plan: TrainingPlan) -> TrainingData:
-    """Open the patches of a plan.
+    """Open the patches of a plan's release.
 
     Raises:
-        FileNotFoundError: The release, or shards of it, are gone.
-        DataError: The release does not fit the method; shards are damaged.
+        FileNotFoundError: The release, or some of its shards, are gone.
+        DataError: The release does not suit the method, or shards are damaged.
     """
     manifest = find_manifest(store, RELEASE_ASSETS[plan.dataset], plan.version, plan.digest)
     listing = json.loads(store.read(f"{manifest.folder}/{LISTING}"))
@@ -159,8 +157,8 @@ def open_training_data(store: Store, plan: TrainingPlan) -> TrainingData:
         return _cyto_data(store, plan, manifest, listing, source, reach)
     if plan.method == "supervised":
         raise DataError(
-            f"weights {plan.name!r} ask for supervised training on EM patches, which have no labels; expected dataset = "
-            '"cytoimagenet", or the method moco or swav.'
+            f"the row of weights {plan.name!r} asks for supervised training on EM patches, which have no labels; expected "
+            'dataset = "cytoimagenet", or the method moco or swav.'
         )
     sources = tuple(
         {
@@ -200,8 +198,8 @@ def _cyto_data(
     labels = np.asarray(source.classes, dtype=object)[source.labels]
     if len(table) != source.num_rows or not np.array_equal(np.asarray(table["label"].to_pylist(), dtype=object), labels):
         raise DataError(
-            f"the metadata of release {plan.version} name {len(table)} images in another order than its shards, which hold "
-            f"{source.num_rows}; expected the same rows. Compare the release with its manifest, and restore it."
+            f"the metadata of release {plan.version} list {len(table)} images and its shards hold {source.num_rows}; expected "
+            "the same images in the same order. Compare the release with its manifest, and restore it."
         )
     is_chosen = label_of[source.labels] >= 0
     is_validation = np.asarray(table["split"].to_pylist(), dtype=object) == "validation"
@@ -215,7 +213,7 @@ def _cyto_data(
             f"{plan.params.batch_size}. Lower batch_size, or choose another release or subset."
         )
     if plan.params.weight_gamma and len(rows) < source.num_rows:
-        raise DataError("weight_gamma is not 0, and only a part of the release is trained on; expected weight_gamma = 0.")
+        raise DataError("weight_gamma is not 0 and only a part of the release is trained on; expected weight_gamma = 0.")
     sources = tuple(
         {
             "name": name,
@@ -238,7 +236,7 @@ def _cyto_data(
 
 
 def _cache(num_images: int) -> tuple[Path | None, int]:
-    """Choose where decoded patches are kept: memory where they fit, else a folder that outlives the process."""
+    """Choose where decoded patches are kept: in memory where they fit, otherwise in a folder that outlives the process."""
     folder = environment.text(environment.CACHE)
     if not folder and num_images * PATCH_BYTES * 1.1 < MEMORY_CACHE_BYTES:
         return None, MEMORY_CACHE_BYTES

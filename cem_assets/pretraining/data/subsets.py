@@ -1,10 +1,9 @@
-"""Subsets of a release's classes for quick supervised runs: which classes, by name alone.
+"""Subsets of a release's classes for quick supervised runs; the classes are chosen by their names alone.
 
-Light on purpose: no torch here, so that definitions load fast. Their images come through `cem_assets.pretraining.data.epochs`
-as those of any release; which of them are held out is `cem_assets.pretraining.training.knn.hold_out`.
+This module does not import torch, so that definitions load fast.
 
-Source: the names and numbers of classes are those of CytoImageNet (stan-hua/CytoImageNet), which has such subsets for quick
-runs; which classes they hold is ours.
+Source: the names of the subsets and their numbers of classes are those of CytoImageNet (stan-hua/CytoImageNet), which has such
+subsets for quick runs. The choice of classes is ours.
 """
 
 import hashlib
@@ -13,25 +12,26 @@ from collections.abc import Mapping
 from cem_assets.errors import DataError
 
 SUBSETS: dict[str, int] = {"toy_20": 20, "toy_50": 50}
-"""Classes of each subset."""
+"""Number of classes of each subset."""
 
 
 def choose_classes(sizes: Mapping[str, int], subset: str, seed: int) -> list[str]:
-    """Choose the classes of a subset: those whose names come first by a keyed hash (blake2b, 64 bits).
+    """Choose the classes of a subset: those whose names come first in the order of a keyed hash (blake2b, 64 bits).
 
-    So one more class in the release displaces one of the subset at most, `toy_20` is within `toy_50`, and neither the order
-    nor the sizes of the classes matter.
+    One more class in the release therefore displaces at most one class of the subset, `toy_20` is within `toy_50`, and neither
+    the order nor the sizes of the classes matter.
 
     Args:
-        sizes: Images of each class of the release; classes without any are passed over.
+        sizes: Number of images of each class of the release; classes without images are left out.
         subset: A key of `SUBSETS`.
-        seed: Key of the choice, 0 to 2**63 - 1.
+        seed: Key of the hash, 0 to 2**63 - 1.
 
     Returns:
-        Names, sorted; fewer than `SUBSETS[subset]` where the release has fewer classes with images, and then all of those.
+        Sorted names. Where the release has fewer classes with images than `SUBSETS[subset]`, these are all of them.
 
     Raises:
-        DataError: The subset is not known, the seed or a size is out of range, or no class has images; all are told.
+        DataError: The subset is not known, the seed or a size is out of range, or no class has images. The text names all
+            problems.
     """
     problems = [f"class {name!r} has {size} images, expected 0 or more" for name, size in sizes.items() if size < 0]
     if subset not in SUBSETS:

@@ -1,1 +1,1 @@
-"""MoCoV2, SwAV and supervised training, and what they are made of."""
+"""The pretraining methods MoCo v2, SwAV and supervised training, and their parts."""

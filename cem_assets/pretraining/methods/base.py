@@ -1,7 +1,7 @@
-"""What every pretraining method can do, and what several of them need to do it.
+"""The interface of a pretraining method, and functions that several methods share.
 
-The methods are `moco`, `swav` and `supervised`, found by name in `cem_assets.pretraining.methods.registry`; the loop that
-drives them is `cem_assets.pretraining.training.loop`.
+The methods are `moco`, `swav` and `supervised`; `cem_assets.pretraining.methods.registry` finds them by name, and the loop
+that drives them is `cem_assets.pretraining.training.loop`.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cem_assets.errors import DataError
 from cem_assets.pretraining.methods.params import MethodParams, views
 
 P = ParamSpec("P")
@@ -20,16 +19,16 @@ Built = TypeVar("Built")
 
 
 class Method(nn.Module, ABC):
-    """A method with its networks and all of its state: `state_dict` leaves nothing out between two steps.
+    """A method with its networks and its whole state: between two steps, `state_dict` holds all of it.
 
-    One step is `compute_loss`, backward, `distributed.average_gradients` on several ranks, the optimiser's step,
-    `after_step`. Every rank starts from the same weights (they depend on the seed alone) and after every step
-    holds the same state. Steps and epochs are counted from 0 and go on where a resumed run left off.
+    A step consists of `compute_loss`, the backward pass, `distributed.average_gradients` where there are several ranks, the
+    optimiser's step and `after_step`. Every rank starts from the same weights, which depend on the seed alone, and holds the
+    same state after every step. Steps and epochs are counted from 0, and a resumed run continues the count.
 
     Attributes:
-        params: Of the method.
         arch: The encoder's name in `cem_assets.encoders.ENCODERS`.
-        num_classes: Of a supervised method; 0 otherwise.
+        num_samples: Number of patches in the training set.
+        num_classes: Number of classes of a supervised method; 0 for other methods.
     """
 
     def __init__(self, params: MethodParams, arch: str, num_samples: int, num_classes: int = 0) -> None:
@@ -42,7 +41,7 @@ class Method(nn.Module, ABC):
     @property
     @abstractmethod
     def encoder(self) -> nn.Module:
-        """The network whose weights are wanted in the end: (n, 1, s, s) to features (n, d)."""
+        """The network whose weights the training is for: it maps images (n, 1, s, s) to features (n, d)."""
 
     @abstractmethod
     def compute_loss(
@@ -51,38 +50,39 @@ class Method(nn.Module, ABC):
         """Compute the loss of this rank's share of a batch.
 
         Args:
-            views: Float tensors (n, 1, s, s), augmented and normalised, in the order of `params.views`.
-            labels: int64 (n,), for supervised methods.
-            step: Optimiser steps made before, from the start of the whole run.
-            epoch: Epochs finished before.
+            views: Float tensors (n, 1, s, s), augmented and normalised, in the order of `params.crops`.
+            labels: int64 (n,) for supervised methods; the other methods ignore them.
+            step: Number of optimiser steps made before, from the start of the whole run.
+            epoch: Number of epochs finished before.
 
         Returns:
-            The mean loss, float32 (), and indicators of this rank, float32 () without gradient, on the device.
+            The mean loss, float32 (), and the indicators of this rank by name, float32 () without gradient. All of them are
+            on the device.
 
         Raises:
-            DataError: The views or labels are not what the method needs.
+            ValueError: The method cannot use views or labels of these shapes.
         """
 
     @abstractmethod
     def after_step(self, step: int) -> None:
-        """Do what follows the optimiser's step; `step` is that of the `compute_loss` before."""
+        """Update the state after the optimiser's step; `step` is the number that `compute_loss` got before it."""
 
     @abstractmethod
     def build_optimizer(self, *, fused: bool | None = None) -> torch.optim.Optimizer:
-        """Make the method's optimiser; the rate of each step is `schedules.learning_rate`.
+        """Make the method's optimiser; the loop sets its learning rate at every step with `schedules.learning_rate`.
 
         Args:
-            fused: True for one kernel a step, for parameters on a GPU; None for torch's choice.
+            fused: True runs a step as one kernel and needs all parameters on a GPU; None lets torch choose.
         """
 
     def check_views(self, given: list[Tensor]) -> None:
         """Refuse views of a wrong number or shape.
 
         Args:
-            given: As in `compute_loss`; sizes other than the parameters' are taken, so that small tests are possible.
+            given: The views as in `compute_loss`. Their side s may differ from the parameters', which allows small tests.
 
         Raises:
-            DataError: All problems.
+            ValueError: The text lists all problems.
         """
         problems = []
         num = sum(spec.num for spec in views(self.params))
@@ -95,20 +95,13 @@ class Method(nn.Module, ABC):
             if view.ndim != 4 or view.shape[:2] != (num_images, 1) or view.shape[2] != view.shape[3]
         ]
         if problems:
-            raise DataError(f"{self.params.method} cannot learn from this batch: {'; '.join(problems)}.")
+            raise ValueError(f"{self.params.method} cannot learn from this batch: {'; '.join(problems)}.")
 
 
 def built_with_seed(seed: int, build: Callable[P, Built], *args: P.args, **kwargs: P.kwargs) -> Built:
-    """Call a function that draws initial weights from torch's generator, from a seed, leaving that generator as it was.
+    """Call `build`, which draws initial weights on the CPU, with torch's generator set to a seed.
 
-    Args:
-        seed: Of the weights.
-        build: Builds modules on the CPU.
-        *args: Of `build`.
-        **kwargs: Of `build`.
-
-    Returns:
-        What `build` returned.
+    Afterwards torch's generator is in the state that it had before the call.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -122,13 +115,13 @@ def unit_rows(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def feature_std(features: Tensor) -> Tensor:
-    """Measure how spread features are, on the device; `knn.feature_std` is the same for arrays.
+    """Measure on the device how widely features are spread; `knn.feature_std` does the same for arrays.
 
     Args:
         features: (n, d).
 
     Returns:
-        float32 (): mean over dimensions of the standard deviation of unit-length rows; near 0 when they have
-        collapsed to one direction, 1 / sqrt(d) when directions are spread evenly.
+        float32 (): the standard deviation of the rows scaled to length 1, averaged over dimensions. It is near 0 when the
+        features have collapsed to one direction, and 1 / sqrt(d) when their directions are spread evenly.
     """
     return unit_rows(features.detach()).std(dim=0, correction=0).mean()

@@ -1,7 +1,7 @@
-"""BatchNorm whose groups are chosen: smaller than the batch of a rank (MoCo), or as wide as all ranks (SwAV).
+"""BatchNorm over groups smaller than a rank's batch (MoCo), and over the batches of all ranks (SwAV).
 
-Both have the parameters and buffers of torch's BatchNorm under the same names, and in evaluation mode both are
-it. Why a method wants one is said in `cem_assets.pretraining.methods.moco` and `cem_assets.pretraining.methods.swav`.
+Both have the parameters and buffers of torch's BatchNorm under the same names, and compute the same in evaluation mode.
+`cem_assets.pretraining.methods.moco` and `cem_assets.pretraining.methods.swav` explain why the methods need them.
 """
 
 from collections.abc import Callable
@@ -13,48 +13,48 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cem_assets.errors import DataError
-from cem_assets.pretraining.training.distributed import is_distributed, sum_over_ranks, world_size
+from cem_assets.pretraining.distributed import is_distributed, sum_over_ranks, world_size
 
 
 def splits_of_rank(num_batch_splits: int) -> int:
-    """Share the groups of the whole batch out among ranks.
+    """Divide the groups of the whole batch among ranks.
 
     Args:
-        num_batch_splits: Groups over all ranks.
+        num_batch_splits: Number of groups over all ranks.
 
     Returns:
-        Groups of one rank; 1 where there are more ranks than groups, as none reaches over two ranks.
+        Number of groups of one rank. Where there are more ranks than groups it is 1, because a group never spans two ranks.
 
     Raises:
-        DataError: The groups cannot be shared out evenly.
+        DataError: The number of groups is not a multiple of the number of ranks.
     """
     ranks = world_size()
     if ranks < num_batch_splits and num_batch_splits % ranks:
         raise DataError(
-            f"{num_batch_splits} BatchNorm groups cannot be shared out evenly among {ranks} ranks; set num_batch_splits to a "
+            f"{num_batch_splits} BatchNorm groups cannot be divided evenly among {ranks} ranks; set num_batch_splits to a "
             "multiple of the number of ranks."
         )
     return max(1, num_batch_splits // ranks)
 
 
 class SplitBatchNorm(nn.BatchNorm2d):
-    """BatchNorm that, while training, takes statistics within equal groups of successive rows.
+    """BatchNorm that takes its statistics within equal groups of successive rows while training.
 
-    Running averages move by the mean over groups, as the mean over as many ranks would.
+    The running averages are updated with the mean over the groups, as the mean over that many ranks would be.
 
     Attributes:
-        num_batch_splits: Groups of the whole batch, over all ranks.
+        num_batch_splits: Number of groups of the whole batch, over all ranks.
     """
 
     num_batch_splits: int = 1
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        """Normalise (n, c, h, w); n is a multiple of the groups."""
+        """Normalise (n, c, h, w); n is a multiple of the number of groups."""
         num_splits = splits_of_rank(self.num_batch_splits) if self.training else 1
         if num_splits == 1:
             return super().forward(input)
         if len(input) % num_splits:
-            raise DataError(f"a batch of {len(input)} does not split into {num_splits} equal groups; drop the incomplete one.")
+            raise ValueError(f"a batch of {len(input)} does not split into {num_splits} equal groups; drop the incomplete one.")
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
@@ -83,7 +83,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class SynchronizedBatchNorm(nn.SyncBatchNorm):
-    """torch's SyncBatchNorm, on the CPU too: statistics over the batches of all ranks, which are equally large."""
+    """torch's SyncBatchNorm that also works on the CPU: it takes statistics over the equally large batches of all ranks."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """Normalise (n, c) or (n, c, h, w)."""
@@ -97,7 +97,7 @@ class SynchronizedBatchNorm(nn.SyncBatchNorm):
         over = [axis for axis in range(values.ndim) if axis != 1]
         num = values.numel() // values.shape[1] * world_size()
         if num < 2:
-            raise DataError("one value of each channel was given to BatchNorm; expected 2 or more while training.")
+            raise ValueError("BatchNorm got one value of each channel; expected 2 or more while training.")
         column = (1, -1) + (1,) * (values.ndim - 2)
         mean = _sum(values.sum(dim=over)) / num
         centred = values - mean.view(column)
@@ -115,11 +115,11 @@ def _sum(tensor: Tensor) -> Tensor:
 
 
 def replace_batchnorm(module: nn.Module, make: Callable[[_BatchNorm], _BatchNorm]) -> None:
-    """Replace every BatchNorm layer inside a module, in place; parameters and buffers are carried over.
+    """Replace every BatchNorm layer inside a module, in place, and keep its parameters and buffers.
 
     Args:
-        module: Holds the layers; is none itself.
-        make: Given a layer, makes the other one, see `split` and `synchronized`.
+        module: The module that holds the layers; it is not a BatchNorm layer itself.
+        make: Makes the new layer from the old one, as `split(...)` and `synchronized` do.
     """
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
@@ -131,7 +131,7 @@ def replace_batchnorm(module: nn.Module, make: Callable[[_BatchNorm], _BatchNorm
 
 
 def split(num_batch_splits: int) -> Callable[[_BatchNorm], _BatchNorm]:
-    """Say that layers become `SplitBatchNorm` with this many groups over all ranks."""
+    """Return a function for `replace_batchnorm` that makes `SplitBatchNorm` layers with this many groups over all ranks."""
 
     def make(layer: _BatchNorm) -> _BatchNorm:
         made = SplitBatchNorm(layer.num_features, layer.eps, layer.momentum)
@@ -142,18 +142,15 @@ def split(num_batch_splits: int) -> Callable[[_BatchNorm], _BatchNorm]:
 
 
 def synchronized(layer: _BatchNorm) -> _BatchNorm:
-    """Make a layer a `SynchronizedBatchNorm`."""
+    """Make the `SynchronizedBatchNorm` that replaces a layer."""
     return SynchronizedBatchNorm(layer.num_features, layer.eps, layer.momentum)
 
 
 @torch.no_grad()
 def average_running_statistics(module: nn.Module) -> None:
-    """Give every rank the mean over ranks of all running means and variances, in one exchange.
+    """Replace all running means and variances of a module by their means over ranks, in one exchange.
 
-    Ranks then hold the same state at every step, so that the first one's checkpoint is that of all.
-
-    Args:
-        module: Changed in place.
+    All ranks then hold the same state at every step, so the checkpoint of the first rank serves all of them.
     """
     if world_size() == 1:
         return

@@ -1,8 +1,7 @@
-"""A ring of the newest features: MoCo's negatives, SwAV's wider batch. Its state is a module's buffers.
+"""A ring buffer of the newest features, which MoCo uses as negatives and SwAV to widen its batch.
 
-lightly (MIT) has a memory bank for this; it is not used because it would bring PyTorch Lightning, and because
-ours is filled after the optimiser's step (so that a step which ends in NaN leaves no trace) and wraps around
-within a batch.
+The MIT-licensed lightly has a memory bank for this. It is not used because it would bring PyTorch Lightning, and because our
+queue is filled after the optimiser's step (so that a step that ends in NaN leaves no trace) and wraps around within a batch.
 """
 
 from typing import Any
@@ -14,14 +13,14 @@ from cem_assets.errors import DataError
 
 
 class FeatureQueue(nn.Module):
-    """Keeps the last `num_rows` rows that were pushed, in the order of a ring.
+    """Keeps the last `num_rows` rows that were pushed, as a ring buffer.
 
     Attributes:
-        rows: float32 (num_rows, *row_shape); a buffer.
-        pointer: int64, row that the next push writes first; a buffer.
-        num_filled: int64, rows that were pushed, at most `num_rows`; a buffer.
+        rows: float32 (num_rows, *row_shape); a buffer of the module.
+        pointer: int64 (), the row that the next push writes first; a buffer of the module.
+        num_filled: int64 (), the number of rows that were pushed, at most `num_rows`; a buffer of the module.
 
-    Position and fill are also kept as plain numbers, so that no step waits for the device to tell them.
+    The pointer and the number of rows are also kept as Python integers, so that no step waits for the device to read them.
     """
 
     rows: Tensor
@@ -31,7 +30,7 @@ class FeatureQueue(nn.Module):
     def __init__(self, num_rows: int, *row_shape: int) -> None:
         super().__init__()
         if num_rows < 1:
-            raise DataError(f"a queue of {num_rows} rows was asked for; expected at least 1.")
+            raise ValueError(f"a queue cannot have {num_rows} rows; expected at least 1.")
         self.register_buffer("rows", torch.zeros(num_rows, *row_shape))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.register_buffer("num_filled", torch.zeros((), dtype=torch.int64))
@@ -43,7 +42,7 @@ class FeatureQueue(nn.Module):
 
     @property
     def num_pushed(self) -> int:
-        """Rows from the first on that were pushed, without waiting for the device."""
+        """Number of rows that were pushed, which are the first ones; reading it does not wait for the device."""
         return self._fill
 
     @property
@@ -56,15 +55,15 @@ class FeatureQueue(nn.Module):
         """Overwrite the oldest rows.
 
         Args:
-            features: (n, *row_shape), n at most the number of rows; the last one is the newest.
+            features: (n, *row_shape), where n is at most the number of rows; the last one is the newest.
 
         Raises:
-            DataError: There are more of them than rows, or their shape is another one.
+            ValueError: There are more features than rows, or they have another shape.
         """
         size, num = len(self.rows), len(features)
         if num > size or features.shape[1:] != self.rows.shape[1:]:
-            raise DataError(
-                f"features of shape {tuple(features.shape)} do not go into a queue of shape {tuple(self.rows.shape)}; "
+            raise ValueError(
+                f"features of shape {tuple(features.shape)} do not fit into a queue of shape {tuple(self.rows.shape)}; "
                 "expected at most as many rows of the same shape."
             )
         until_end = min(num, size - self._position)
@@ -81,7 +80,7 @@ def _read_numbers(queue: nn.Module, _: Any) -> None:
     position, fill, size = int(queue.pointer), int(queue.num_filled), len(queue)
     if not (0 <= position < size and 0 <= fill <= size):
         raise DataError(
-            f"the queue's state has pointer {position} and num_filled {fill}, expected below and at most {size}. "
-            "The checkpoint is damaged or of another run; start from an earlier one."
+            f"the state of the queue has pointer {position} and num_filled {fill}; expected a pointer below {size} and at most "
+            f"{size} rows. The checkpoint is damaged or belongs to another run; start from an earlier one."
         )
     queue._position, queue._fill = position, fill

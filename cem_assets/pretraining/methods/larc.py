@@ -1,8 +1,8 @@
-"""LARC: SGD whose step in every layer is in proportion to the layer's weights.
+"""LARC: SGD whose step in every layer is proportional to the norm of the layer's weights.
 
-Source: You, Gitman and Ginsburg, arXiv:1708.03888: the rate of a layer is eta |w| / (|g| + beta |w|). timm
-(Apache-2.0) has the rule in its `Lars`; it is too little code for a dependency, and this one steps through
-torch's fused SGD. Scheduling the rate is `cem_assets.pretraining.methods.schedules`.
+Source: You, Gitman and Ginsburg, arXiv:1708.03888: the rate of a layer is eta |w| / (|g| + beta |w|). The Apache-licensed
+timm has the rule in its `Lars`; it is too little code for a dependency, and this one steps through torch's fused SGD.
+`cem_assets.pretraining.methods.schedules` gives the learning rate of each step.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,20 +18,18 @@ class LARC(torch.optim.SGD):
     """SGD with momentum on gradients that are scaled layer by layer.
 
     With weights w, gradient g (after weight decay: g + decay w) and trust t, a parameter's gradient becomes
-    r (g + decay w) with r = t |w| / (|g| + decay |w|); with clipping r is at most 1 after division by the
-    learning rate, so that the step never exceeds that of SGD. A parameter whose weights or gradient are all
-    zero (a fresh bias) is stepped as SGD without decay would. Parameters without a gradient do not move.
+    r (g + decay w) with r = t |w| / (|g| + decay |w|). With clipping, r is divided by the learning rate and is at most 1, so
+    that the step never exceeds that of SGD. A parameter whose weights or gradient are all zero, such as a new bias, is
+    stepped as by SGD without decay. Parameters without a gradient do not change.
 
     Args:
-        params: Parameters or groups of them.
-        lr: Learning rate.
-        momentum: Of SGD, as torch defines it: the rate is outside of the running sum.
-        weight_decay: L2 penalty, taken inside the rule and not by SGD.
-        trust: Called eta in the paper.
-        is_clipped: Clip (the C of LARC) or scale (LARS, and SwAV's choice).
-        fused: One kernel for the step; None for torch's choice.
+        momentum: Momentum of SGD as torch defines it: the learning rate is outside of the running sum.
+        weight_decay: L2 penalty, which is applied inside the rule and not by SGD.
+        trust: The paper calls it eta.
+        is_clipped: True clips the rate (the C of LARC); False scales it, as LARS and SwAV do.
+        fused: True runs the step as one kernel; None lets torch choose.
 
-    Differs from the paper in the place of the learning rate in the momentum, as SwAV does.
+    It differs from the paper in the place of the learning rate in the momentum, as SwAV's code does.
     """
 
     def __init__(
@@ -57,10 +55,10 @@ class LARC(torch.optim.SGD):
         """Scale all gradients in place, then make the step.
 
         Args:
-            closure: Computes the loss and the gradients anew; most callers need none.
+            closure: Computes the loss and the gradients again; None where the gradients are there already.
 
         Returns:
-            What `closure` returned.
+            The loss that `closure` returned, or None.
         """
         loss = None
         if closure is not None:
@@ -78,15 +76,13 @@ def _scale_gradients(group: dict[str, Any]) -> None:
         return
     gradients = [weight.grad for weight in weights]
     decay = group["larc_weight_decay"]
-    # Lists of tensors at once: a ResNet50 has 161 of them, and one launch each would show on a GPU.
-    weight_norms = torch.stack(torch._foreach_norm(weights))
-    gradient_norms = torch.stack(torch._foreach_norm(gradients))
+    # All tensors are handled at once: a ResNet50 has 161 of them, and one kernel launch for each would slow a GPU down.
+    weight_norms = torch.stack(torch.foreach.norm(weights))
+    gradient_norms = torch.stack(torch.foreach.norm(gradients))
     rate = group["trust"] * weight_norms / (gradient_norms + decay * weight_norms + _EPSILON)
     if group["is_clipped"]:
         rate = (rate / group["lr"]).clamp(max=1)
     is_scaled = (weight_norms > 0) & (gradient_norms > 0)
-    # Decided on the device, without waiting for it: unscaled ones are multiplied by 1 and decay by 0.
-    rates = torch.where(is_scaled, rate, 1.0).unbind()
-    decays = torch.where(is_scaled, rate * decay, 0.0).unbind()
-    torch._foreach_mul_(gradients, rates)
-    torch._foreach_add_(gradients, torch._foreach_mul(weights, decays))
+    # The choice is made on the device so that nothing waits for it: unscaled gradients are multiplied by 1, their decay by 0.
+    torch.foreach.mul_(gradients, torch.where(is_scaled, rate, 1.0).unbind())
+    torch.foreach.add_(gradients, torch.foreach.mul(weights, torch.where(is_scaled, rate * decay, 0.0).unbind()))

@@ -1,8 +1,8 @@
-"""Parameters of the pretraining methods, their presets, and the views each method asks for.
+"""Parameters of the pretraining methods, their presets, and the views that each method needs.
 
-Light on purpose: no torch here, so that definitions and the command line load fast. The numbers of the presets are
-in `cem_assets.pretraining.methods.presets`; what a parameter does is in the method's own module (`moco`, `swav`,
-`supervised`); how views are drawn is `cem_assets.pretraining.views.augmentations`.
+This module does not import torch, so that definitions and the command line load fast. The numbers of the presets are in
+`cem_assets.pretraining.methods.presets`. The modules of the methods (`moco`, `swav`, `supervised`) explain what the
+parameters do, and `cem_assets.pretraining.views.augmentations` draws the views.
 
 Sources: MoCo v2 (arXiv:2003.04297) and SwAV (arXiv:2006.09882) with the numbers of the CEM500K and CEM1.5M
 configurations (volume-em/cem-dataset); CytoImageNet (arXiv:2111.11646).
@@ -32,7 +32,7 @@ __all__ = [
 
 
 MAY_CHANGE = ("epochs", "milestones", "queue_start_epoch")
-"""Parameters that a resumed run may have otherwise than before: they say when something happens."""
+"""Parameters that may differ when a run is resumed, because they only say when something happens."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class ViewSpec:
     """Augmented views of one size.
 
     Attributes:
-        num: Views of every image.
+        num: Number of views of every image.
         size_px: Side of the square view.
         scale: Smallest and largest share of the image's area that a view shows; (1, 1) is the whole image.
 
     Raises:
-        DataError: A number makes no sense.
+        DataError: A number is out of range.
     """
 
     num: int
@@ -65,17 +65,18 @@ class ViewSpec:
 
 
 class MethodParams(BaseModel):
-    """What every method has.
+    """Parameters that every method has.
 
     Attributes:
-        epochs: Passes over the epoch's draw of patches.
+        epochs: Number of epochs; an epoch draws as many patches as there are.
         batch_size: Patches in a step, over all ranks together.
         lr: Learning rate at the start.
         weight_decay: L2 penalty of the optimiser.
-        dtype: Number type of the encoder's forward pass; losses and queues are float32 always.
-        seed: Of initial weights, queues and shuffles.
-        weight_gamma: A patch is drawn with weight (1 / size of its dataset) ** weight_gamma; 0: each patch once.
-        mean, std: Of the pixels, in 0..1; views are normalised with them and they are published with the weights.
+        dtype: Number type of the encoder's forward pass; losses and queues are always float32.
+        seed: Seed of initial weights, queues and shuffles.
+        weight_gamma: A patch is drawn with weight (1 / size of its dataset) ** weight_gamma; 0 draws each patch once.
+        mean, std: Mean and standard deviation of the pixels on a scale of 0 to 1. Views are normalised with them, and they are
+            published with the weights.
         crops: The views, largest first.
     """
 
@@ -98,18 +99,18 @@ class MoCoParams(MethodParams):
     """MoCo v2. The defaults are those of CEM500K.
 
     Attributes:
-        momentum: Of SGD.
+        momentum: Momentum of SGD.
         milestones: Epochs, counted from 0, at which the learning rate is multiplied by `lr_decay`.
         lr_decay: See `milestones`.
         dim: Length of a feature after the head.
-        queue: Keys kept as negatives; at most the dataset's size, see `queue_length`.
+        queue: Number of keys kept as negatives, at most the size of the dataset; see `queue_length`.
         encoder_momentum: Share of its old weights that the key encoder keeps in a step.
-        temperature: Of the softmax.
+        temperature: Temperature of the softmax.
         first_negatives: What the queue holds before keys fill it: "random" directions as in the paper's code, or "none".
-            Random ones are far from all keys, and push the features of the first steps together; a long training
-            forgets that, one of a few dozen steps does not.
-        num_batch_splits: Groups of the whole batch within which BatchNorm takes its statistics, over all ranks:
-            4 are four ranks of one group each, or one rank that normalises in four groups.
+            Random directions are far from all keys and push the features of the first steps together. A long training
+            recovers from that; a training of a few dozen steps does not.
+        num_batch_splits: Number of groups of the whole batch, over all ranks, within which BatchNorm takes its statistics.
+            With 4, four ranks have one group each, or one rank normalises in four groups.
     """
 
     method: ClassVar[str] = "moco"
@@ -137,7 +138,8 @@ class MoCoParams(MethodParams):
         problems = []
         if len(self.crops) != 1 or self.crops[0].num != 2:
             problems.append(
-                f"crops ask for {[(spec.num, spec.size_px) for spec in self.crops]}, expected two views of one size"
+                f"crops are {[(spec.num, spec.size_px) for spec in self.crops]} as (num, size_px), expected two views of one "
+                "size"
             )
         if list(self.milestones) != sorted(set(self.milestones)):
             problems.append(f"milestones are {self.milestones}, expected each later than the one before")
@@ -146,7 +148,7 @@ class MoCoParams(MethodParams):
                 f"a batch of {self.batch_size} does not split into {self.num_batch_splits} equal groups of 2 or more"
             )
         if self.queue < self.batch_size:
-            problems.append(f"queue is {self.queue}, expected at least a batch ({self.batch_size})")
+            problems.append(f"queue is {self.queue}, expected at least batch_size ({self.batch_size})")
         if problems:
             raise DataError("; ".join(problems))
         return self
@@ -157,17 +159,17 @@ class SwAVParams(MethodParams):
 
     Attributes:
         final_lr: Learning rate at the end of the cosine.
-        momentum: Of SGD.
-        larc_trust: Share of a layer's weight norm by which one step may move it, times the learning rate.
-        larc_clip: Whether the layer's rate is cut at the learning rate instead of scaling it.
+        momentum: Momentum of SGD.
+        larc_trust: Share of the norm of a layer's weights by which one step may change them, times the learning rate.
+        larc_clip: True limits the rate of a layer to the learning rate; False scales the learning rate by it.
         dim: Length of a feature after the head.
         hidden: Width of the head's hidden layer.
-        prototypes: Their number.
-        freeze_iterations: Steps at the start in which prototypes stay as they are; at most one epoch's.
-        temperature: Of the predictions' softmax.
+        prototypes: Number of prototypes.
+        freeze_iterations: Number of steps at the start in which the prototypes do not change, at most one epoch.
+        temperature: Temperature of the predictions' softmax.
         epsilon: Smoothness of the assignments.
-        sinkhorn_iterations: Of the assignments.
-        queue: Features kept to widen small batches, over all ranks; 0 for none. At most the dataset's size.
+        sinkhorn_iterations: Number of Sinkhorn iterations that compute the assignments.
+        queue: Number of features kept over all ranks to widen small batches, at most the size of the dataset; 0 for no queue.
         queue_start_epoch: Epoch, counted from 0, at which the queue starts to fill.
     """
 
@@ -202,11 +204,11 @@ class SwAVParams(MethodParams):
     def _check(self) -> Self:
         problems = []
         if sum(spec.num for spec in self.crops) < 2:
-            problems.append("crops ask for one view, expected two or more")
+            problems.append("crops have one view, expected two or more")
         if self.final_lr > self.lr:
             problems.append(f"final_lr is {self.final_lr}, expected at most lr ({self.lr})")
         if 0 < self.queue < self.batch_size:
-            problems.append(f"queue is {self.queue}, expected 0 or at least a batch ({self.batch_size})")
+            problems.append(f"queue is {self.queue}, expected 0 or at least batch_size ({self.batch_size})")
         if problems:
             raise DataError("; ".join(problems))
         return self
@@ -236,26 +238,28 @@ class SupervisedParams(MethodParams):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(self.crops) != 1 or self.crops[0].num != 1:
-            raise DataError(f"crops ask for {[(spec.num, spec.size_px) for spec in self.crops]}, expected one view")
+            raise DataError(
+                f"crops are {[(spec.num, spec.size_px) for spec in self.crops]} as (num, size_px), expected one view"
+            )
         return self
 
 
 PARAMS: dict[str, type[MethodParams]] = {"moco": MoCoParams, "swav": SwAVParams, "supervised": SupervisedParams}
-"""Parameters of every method; its module is found in `cem_assets.pretraining.methods.registry.METHODS`."""
+"""The parameters of every method; `cem_assets.pretraining.methods.registry.METHODS` has the methods by the same names."""
 
 
 def views(params: MethodParams) -> tuple[ViewSpec, ...]:
-    """Tell which augmented views a method wants of every image, in the order in which it takes them."""
+    """Return the views that a method needs of every image, in the order in which it takes them."""
     return params.crops
 
 
 def queue_length(queue: int, batch_size: int, num_samples: int) -> int:
-    """Choose the length of a queue: at most the dataset's size, and a multiple of the batch.
+    """Choose the length of a queue: at most the size of the dataset, and a multiple of the batch size.
 
     Args:
-        queue: Length wanted; 0 for none.
+        queue: Desired length; 0 for no queue.
         batch_size: Patches in a step over all ranks.
-        num_samples: Patches in the dataset.
+        num_samples: Number of patches in the dataset.
 
     Returns:
         The largest multiple of `batch_size` that is at most `queue` and `num_samples`; 0 where `queue` is 0.
@@ -265,7 +269,8 @@ def queue_length(queue: int, batch_size: int, num_samples: int) -> int:
     """
     if num_samples < batch_size:
         raise DataError(
-            f"the dataset has {num_samples} patches and a batch {batch_size}; expected at least one batch. Lower batch_size."
+            f"the dataset has {num_samples} patches and batch_size is {batch_size}; expected at least one batch. Lower "
+            "batch_size."
         )
     return min(queue, num_samples) // batch_size * batch_size
 
@@ -276,14 +281,12 @@ def params_for(method: str, preset: str, **overrides: Any) -> MethodParams:
     Args:
         method: A key of `PRESETS`.
         preset: "paper", "single_gpu" or "smoke".
-        **overrides: Fields to change. Where `epochs` is changed alone, the epochs at which something happens
-            (`milestones`, `queue_start_epoch`) move with it in proportion: a milestone at 120 of 200 comes at 12 of 20.
-
-    Returns:
-        Frozen parameters.
+        **overrides: Fields to change. Where `epochs` is changed alone, the epochs at which something happens (`milestones`,
+            `queue_start_epoch`) change in proportion: a milestone at epoch 120 of 200 comes at epoch 12 of 20.
 
     Raises:
-        DataError: A name is not known, or a value makes no sense (all such values are named).
+        DataError: The method or the preset is not known.
+        pydantic.ValidationError: Values are out of range or contradict each other; the text names all of them.
     """
     if method not in PRESETS:
         raise DataError(f"method {method!r} is not known; expected one of {', '.join(PRESETS)}.")

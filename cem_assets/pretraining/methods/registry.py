@@ -1,4 +1,4 @@
-"""The pretraining methods by name. Their parameters by the same names are `cem_assets.pretraining.methods.params.PARAMS`."""
+"""The pretraining methods by name; `cem_assets.pretraining.methods.params.PARAMS` has their parameters by the same names."""
 
 from typing import Any
 
@@ -15,21 +15,21 @@ METHODS: dict[str, type[Any]] = {"moco": MoCo, "swav": SwAV, "supervised": Super
 
 
 def build_method(params: MethodParams, arch: str, num_samples: int, num_classes: int = 0) -> Method:
-    """Build the method that parameters belong to, on the CPU, in training mode.
+    """Build the method that the parameters belong to, on the CPU and in training mode.
 
-    Several ranks must have joined each other before: groups of BatchNorm and shares of the queue depend on it.
+    Where there are several ranks, they must have joined their process group before, because the groups of BatchNorm and the
+    queue depend on the number of ranks.
 
     Args:
-        params: Of one of the methods.
         arch: A key of `cem_assets.encoders.ENCODERS`.
-        num_samples: Patches in the training set; queues are not longer.
-        num_classes: For supervised training.
+        num_samples: Number of patches in the training set, which limits the length of queues.
+        num_classes: Number of classes for supervised training; other methods ignore it.
 
     Returns:
-        The method; its weights depend on `params.seed` and `arch` alone.
+        The method; its initial weights depend on `params.seed` and `arch` alone.
 
     Raises:
-        ValueError: The architecture is not known, or the numbers do not go together.
+        DataError: The architecture is not known, or the parameters do not suit the number of ranks, patches or classes.
     """
     method: Method = METHODS[params.method](params, arch, num_samples, num_classes)
     return method

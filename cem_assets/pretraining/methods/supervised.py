@@ -1,8 +1,8 @@
-"""Supervised training: an encoder and a linear layer that tells classes apart, as CytoImageNet was made.
+"""Supervised training of an encoder with a linear layer that tells classes apart, as for the CytoImageNet weights.
 
-Source: Hua et al., CytoImageNet, arXiv:2111.11646: EfficientNetB0 from scratch, Adam, cross-entropy. timm
-(Apache-2.0) has the same network; torchvision's is used because a dependency less is one less to keep. Splitting
-off validation images and scoring them per category is not here: a caller does it with `logits`.
+Source: Hua et al., CytoImageNet, arXiv:2111.11646: EfficientNetB0 from scratch, Adam, cross-entropy. The Apache-licensed timm
+has the same network; torchvision's is used because that needs one dependency less. The callers hold out validation images and
+score them per category with `logits`.
 """
 
 import torch
@@ -17,13 +17,10 @@ from cem_assets.pretraining.methods.params import SupervisedParams
 
 
 class Supervised(Method):
-    """A classifier with one input channel.
+    """A classifier with one input channel, made of `backbone`, `dropout` and `classifier`.
 
-    BatchNorm takes its statistics within a rank, dropout draws from torch's generator of the device: several
-    ranks are not one rank of the whole batch to the last bit, but hold one state.
-
-    Attributes:
-        backbone, dropout, classifier: The network.
+    BatchNorm takes its statistics within a rank, and dropout draws from torch's generator of the device. Several ranks
+    therefore do not give the same numbers as one rank with the whole batch, but all of them hold the same state.
     """
 
     params: SupervisedParams
@@ -42,7 +39,7 @@ class Supervised(Method):
         return self.backbone
 
     def logits(self, images: Tensor) -> Tensor:
-        """Score classes: normalised images (n, 1, s, s) to float32 (n, num_classes)."""
+        """Compute the scores of the classes, float32 (n, num_classes), from normalised images (n, 1, s, s)."""
         scores: Tensor = self.classifier(self.dropout(self.backbone(images)))
         return scores.float()
 
@@ -52,21 +49,19 @@ class Supervised(Method):
         """Compute the cross-entropy.
 
         Args:
-            views: One of (n, 1, s, s).
+            views: One tensor (n, 1, s, s).
             labels: int64 (n,), 0 to num_classes - 1.
-            step: Not used.
-            epoch: Not used.
 
         Returns:
-            The loss, and `top1` and `top5` (shares of right answers in this batch) and `feature_std`.
+            The loss, and the indicators `top1` and `top5` (shares of right answers in this batch) and `feature_std`.
 
         Raises:
-            DataError: There are no labels, or not as many as images.
+            ValueError: There are no labels, or their number differs from that of the images.
         """
         self.check_views(views)
         if labels is None or labels.shape != (len(views[0]),):
             found = "none" if labels is None else f"shape {tuple(labels.shape)}"
-            raise DataError(f"labels are {found}; supervised training expects ({len(views[0])},), one for each image.")
+            raise ValueError(f"labels are {found}; supervised training expects ({len(views[0])},), one for each image.")
         features = self.backbone(views[0])
         scores = self.classifier(self.dropout(features)).float()
         loss = functional.cross_entropy(scores, labels)
@@ -80,7 +75,7 @@ class Supervised(Method):
         return loss, indicators
 
     def after_step(self, step: int) -> None:
-        """Give all ranks the mean of their running statistics."""
+        """Average the running statistics of BatchNorm over ranks."""
         average_running_statistics(self)
 
     def build_optimizer(self, *, fused: bool | None = None) -> torch.optim.Optimizer:

@@ -1,13 +1,13 @@
-"""SwAV: one view must predict to which prototype another view of the same image is assigned.
+"""SwAV: the network learns to predict from one view the prototype that another view of the same image is assigned to.
 
-Source: Caron et al., arXiv:2006.09882. lightly (MIT) has the loss and a Sinkhorn, which are as short here and are
-tested against the definition, over ranks and with the queue; PyTorch Lightning would come with them. The optimiser
-is `cem_assets.pretraining.methods.larc`, assignments are `cem_assets.pretraining.methods.sinkhorn`.
+Source: Caron et al., arXiv:2006.09882. The MIT-licensed lightly has the loss and a Sinkhorn, but would bring PyTorch
+Lightning; both are as short here, and are tested against the definition, over ranks and with the queue. The optimiser is in
+`cem_assets.pretraining.methods.larc`, the assignment in `cem_assets.pretraining.methods.sinkhorn`.
 
-BatchNorm takes its statistics over all ranks, within one resolution in the encoder and over all views in the
-head, as there. The queue holds the features of all ranks and is the same on each, so that one checkpoint serves
-all; each rank scores its own part of it. Differs by freezing prototypes for one epoch at most: on a small dataset
-the published number of iterations would be the whole run.
+As in the paper's code, BatchNorm takes its statistics over all ranks, over views of one size in the encoder and over all
+views in the head. The queue holds the features of all ranks and is the same on each of them, so that one checkpoint serves
+all; each rank scores its own part of it. Unlike there, prototypes are frozen for one epoch at most, because on a small
+dataset the published number of iterations would be the whole run.
 """
 
 import torch
@@ -16,22 +16,23 @@ from torch.nn import functional
 
 from cem_assets.encoders import build_encoder, num_features
 from cem_assets.errors import DataError
+from cem_assets.pretraining.distributed import gather_from_ranks, rank, world_size
 from cem_assets.pretraining.methods.base import Method, built_with_seed, feature_std, unit_rows
 from cem_assets.pretraining.methods.batchnorm import replace_batchnorm, synchronized
 from cem_assets.pretraining.methods.feature_queue import FeatureQueue
 from cem_assets.pretraining.methods.larc import LARC
 from cem_assets.pretraining.methods.params import SwAVParams, queue_length
 from cem_assets.pretraining.methods.sinkhorn import assignments
-from cem_assets.pretraining.training.distributed import gather_from_ranks, rank, world_size
 
 
 class SwAV(Method):
-    """SwAV with one input channel. Views of the first size get assignments, all views predict them.
+    """SwAV with one input channel. Views of the first size get assignments, and all views predict them.
 
     Attributes:
-        backbone, projection_head, prototypes: The network; prototypes are rows of length 1.
-        freeze_iterations: Steps in which prototypes do not move.
-        queue: (rows, views with assignments, dim), None without one.
+        backbone, projection_head, prototypes: The network; the prototypes are rows of length 1.
+        num_assigned: Number of views that get assignments.
+        freeze_iterations: Number of steps at the start in which the prototypes do not change.
+        queue: Features (rows, views with assignments, dim); None where the parameters ask for no queue.
     """
 
     params: SwAVParams
@@ -41,7 +42,7 @@ class SwAV(Method):
         num_rows = queue_length(params.queue, params.batch_size, num_samples)
         if params.batch_size % world_size():
             raise DataError(
-                f"a batch of {params.batch_size} cannot be shared out evenly among {world_size()} ranks; "
+                f"a batch of {params.batch_size} cannot be divided evenly among {world_size()} ranks; "
                 "set batch_size to a multiple of the number of ranks."
             )
         self.num_assigned = params.crops[0].num
@@ -58,7 +59,7 @@ class SwAV(Method):
 
     @property
     def encoder(self) -> nn.Module:
-        """The backbone, without head and prototypes."""
+        """The backbone, without the head and the prototypes."""
         return self.backbone
 
     def compute_loss(
@@ -67,19 +68,18 @@ class SwAV(Method):
         """Compute the swapped-prediction loss.
 
         Args:
-            views: As many as `crops` asks for, each (n, 1, s, s), those with assignments first.
-            labels: Not used.
-            step: Prototypes get no gradient while it is below `freeze_iterations`.
+            views: As many views as `params.crops` has, each (n, 1, s, s); those with assignments come first.
+            step: The prototypes get no gradient while it is below `freeze_iterations`.
             epoch: The queue fills from `queue_start_epoch` on, and is used once it is full.
 
         Returns:
-            The loss, and `feature_std` of the first views, `prototype_entropy` (of the mean prediction, 1 when all
-            prototypes are used alike), `prediction_entropy` (mean over images; once it is as large as the former,
-            all images are predicted alike, which is a collapse) and `prototypes_used` (share that is first for some
-            image of this rank's batch).
+            The loss, and the indicators `feature_std` of the first views, `prototype_entropy` (of the mean prediction; 1 when
+            all prototypes are used equally), `prediction_entropy` (mean over images; once it is as large as
+            `prototype_entropy`, all images get the same prediction, which is a collapse) and `prototypes_used` (the share of
+            prototypes that come first for some image of this rank's batch).
 
         Raises:
-            DataError: The views are not as many as asked for, or not of one batch.
+            ValueError: The number of views is wrong, or they do not belong to one batch.
         """
         self.check_views(views)
         num = len(views[0])
@@ -96,7 +96,7 @@ class SwAV(Method):
         return loss, {"feature_std": feature_std(features[:num]), **_usage(log_predictions.detach()[0])}
 
     def _encode(self, views: list[Tensor]) -> Tensor:
-        """Encode all views, those of one size in one forward pass; rows in the order of the views."""
+        """Encode all views, with one forward pass for each size; the rows are in the order of the views."""
         by_size: dict[int, list[int]] = {}
         for number, view in enumerate(views):
             by_size.setdefault(view.shape[-1], []).append(number)
@@ -108,7 +108,11 @@ class SwAV(Method):
 
     @torch.no_grad()
     def _assign(self, scores: Tensor, weight: Tensor) -> Tensor:
-        """Assign the first views to prototypes: (views with assignments, n, prototypes), over all ranks and the queue."""
+        """Assign the first views to prototypes, over all ranks and the queue.
+
+        Returns:
+            float32 (views with assignments, n, prototypes).
+        """
         num, queue = scores.shape[1], self.queue
         targets = []
         for view in range(self.num_assigned):
@@ -126,7 +130,7 @@ class SwAV(Method):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Bring prototypes back to length 1, and put the batch's features into the queue."""
+        """Scale the prototypes back to length 1, and put the batch's features into the queue."""
         if step >= self.freeze_iterations:
             self._normalise_prototypes()
         if self._pending is not None and self.queue is not None:
@@ -143,8 +147,8 @@ def swapped_prediction(targets: Tensor, log_predictions: Tensor) -> Tensor:
     """Average the cross-entropies of every assignment with the predictions of all other views.
 
     Args:
-        targets: float32 (a, n, k), assignments of the first a views, without gradient.
-        log_predictions: float32 (v, n, k), logarithms of the predictions of all v views.
+        targets: float32 (a, n, k), the assignments of the first a views, without gradient.
+        log_predictions: float32 (v, n, k), the logarithms of the predictions of all v views.
 
     Returns:
         float32 (): the mean over assignments of the mean over the v - 1 other views.

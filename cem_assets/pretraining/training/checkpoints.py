@@ -1,32 +1,30 @@
 """Training state as bytes: where a run keeps it, and how it is written and read without running foreign code.
 
-Two small stores are here, in memory and in a local folder; the one that knows the object store is written where
-the store is known, and keeps the same two-method contract. When a checkpoint is made is decided in
-`cem_assets.pretraining.training.loop`; weights for other people are `cem_assets.pretraining.weights.export`.
+`CheckpointStore` is the contract of what keeps the state; `cem_assets.pretraining.training.runs` has the one of the store.
+The loop in `cem_assets.pretraining.training.loop` decides when a checkpoint is made. Weights for other people are written by
+`cem_assets.pretraining.weights.export`.
 """
 
 import io
-import os
 import pickle
 import re
 import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from cem_assets.errors import DataError
+from cem_assets.pretraining import distributed
 from cem_assets.pretraining.methods.base import Method
 from cem_assets.pretraining.methods.params import MAY_CHANGE
-from cem_assets.pretraining.training import distributed
 
 MAX_BYTES = 16 << 30
 """Largest checkpoint that is read: a ResNet50 with its queue and optimiser takes about 0.4 GiB."""
 FORMAT = 1
-"""Of the checkpoints written here; another number is not read."""
+"""Version of the format of checkpoints; files with another number are refused."""
 CONTENTS = (
     *("format", "method", "arch", "num_samples", "num_classes", "params"),
     *("epoch", "batch", "step", "seconds", "sums", "counts", "results", "state", "optimizer"),
@@ -55,14 +53,14 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch gave.
+    """The result of one epoch.
 
     Attributes:
         epoch: 1 for the first.
         step: Optimiser steps since the start of the run.
         loss: Mean over the epoch's batches and all processes.
-        learning_rate: Of the last step.
-        images_per_second: Of all processes together, checkpoints within the epoch included.
+        learning_rate: Learning rate of the last step.
+        images_per_second: Images per second of all processes together, checkpoints within the epoch included.
         seconds: Time the epoch took, without pauses between a stop and its resumption.
         gpu_memory_bytes: Largest amount in use on this process's GPU; 0 without one.
         indicators: Means of the method's own measures, and what `evaluate` returned.
@@ -80,15 +78,15 @@ class EpochResult:
 
 @dataclass
 class Progress:
-    """Where a run is.
+    """The position of a run.
 
     Attributes:
-        epoch: Epochs finished.
-        batch: Batches done of the next one.
-        step: Optimiser steps made.
+        epoch: Number of finished epochs.
+        batch: Number of finished batches of the next epoch.
+        step: Number of optimiser steps made.
         seconds: Time spent on the unfinished epoch by earlier calls.
-        sums, counts: Of what the unfinished epoch's batches gave on this process, by name; float64 (), on the device.
-        results: Of the epochs finished.
+        sums, counts: What the unfinished epoch's batches gave on this process, by name; float64 (), on the device.
+        results: Results of the epochs finished.
     """
 
     epoch: int = 0
@@ -100,7 +98,7 @@ class Progress:
     results: list[EpochResult] = field(default_factory=list)
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Add what one batch gave, without waiting for the device."""
+        """Add the result of one batch, without waiting for the device."""
         for name, value in values.items():
             added = value.detach().double()
             self.sums[name] = self.sums[name] + added if name in self.sums else added
@@ -120,8 +118,8 @@ class Progress:
 class CheckpointStore(Protocol):
     """Keeps the newest state of one run.
 
-    `save` returns when the bytes are safe, and a reader never sees half of them: killed at any moment, the
-    store holds the state before or the state after. Only the first process of a run calls it.
+    `save` returns when the bytes are stored. After a kill at any moment, the store holds either the old or the new state as a
+    whole. Only the first process of a run calls it.
     """
 
     def save(self, data: bytes) -> None:
@@ -129,58 +127,8 @@ class CheckpointStore(Protocol):
         ...
 
     def load(self) -> bytes | None:
-        """Return the newest state, None where nothing was saved yet."""
+        """Return the newest state; None where nothing was saved yet."""
         ...
-
-
-class MemoryCheckpoints:
-    """Keeps the state in this process, for tests and for trials that nobody resumes later.
-
-    Attributes:
-        data: The newest state.
-        num_saved: How often one was saved.
-    """
-
-    def __init__(self) -> None:
-        self.data: bytes | None = None
-        self.num_saved = 0
-
-    def save(self, data: bytes) -> None:
-        """Replace the state."""
-        self.data = data
-        self.num_saved += 1
-
-    def load(self) -> bytes | None:
-        """Return the newest state, None where nothing was saved yet."""
-        return self.data
-
-
-class FolderCheckpoints:
-    """Keeps the state in one file of a local folder, replaced in one step.
-
-    Attributes:
-        path: The file.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "checkpoint.pt"
-
-    def save(self, data: bytes) -> None:
-        """Replace the state; the old one stays until the new one is on the disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")  # one name, so that a killed run leaves one file at most
-        with open(part, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        part.replace(self.path)
-
-    def load(self) -> bytes | None:
-        """Return the newest state, None where nothing was saved yet."""
-        try:
-            return self.path.read_bytes()
-        except FileNotFoundError:
-            return None
 
 
 def encode_state(state: dict[str, Any]) -> bytes:
@@ -265,7 +213,7 @@ def _reason(what: str, error: BaseException) -> str:
             f"{what} holds Python objects ({named.group(1)}), and loading those would run code: refused. "
             "Save tensors, numbers and texts alone, such as a state_dict."
         )
-    if isinstance(error, pickle.UnpicklingError):  # torch's own text goes on to recommend loading it all the same
+    if isinstance(error, pickle.UnpicklingError):  # the text of torch would also recommend to load the file anyway
         detail = re.search(r"WeightsUnpickler error:\s*(.+)", text)
         text = "it is a pickle of other things than tensors" + (f" ({detail.group(1)[:100]})" if detail else "")
     elif not isinstance(error, ValueError | RuntimeError):
@@ -279,7 +227,7 @@ def restore_method(method: Method, checkpoint: bytes | Mapping[str, Any]) -> tup
 
     Args:
         method: Built with the same parameters; `MAY_CHANGE` are allowed to differ.
-        checkpoint: What a `CheckpointStore` holds.
+        checkpoint: The bytes that a `CheckpointStore` holds.
 
     Returns:
         Epochs finished and steps made.

@@ -1,11 +1,10 @@
-"""How well a supervised network tells classes apart: loss, top-1 and top-5, by category and class, and what is confused.
+"""Measures how well a supervised network classifies: loss, top-1 and top-5 by category and class, and the confusion matrix.
 
-Everything is counted while batches go by, so memory depends on the number of classes alone. Training is
-`cem_assets.pretraining.methods.supervised`, which classes there are in a quick run `cem_assets.pretraining.data.subsets`,
-pictures
-`cem_assets.pretraining.weights.figures`; features without a classifier are judged in `cem_assets.pretraining.training.knn`.
+Everything is counted batch by batch, so the memory depends on the number of classes alone. The network is in
+`cem_assets.pretraining.methods.supervised`, the figures in `cem_assets.pretraining.training.figures`. Features without a
+classifier are measured in `cem_assets.pretraining.training.knn`.
 
-Source: Hua et al., CytoImageNet, arXiv:2111.11646, report accuracy over all images; shares by category and class are ours.
+Source: Hua et al., CytoImageNet, arXiv:2111.11646, report the accuracy over all images; shares by category and class are ours.
 """
 
 import math
@@ -26,26 +25,26 @@ from cem_assets.pretraining.views.augmentations import SUPERVISED, BatchAugmenta
 
 _TOP = 5
 _ROWS_AT_ONCE = 2048
-"""Images scored at once; with 894 classes the largest intermediate takes 15 MB."""
+"""Number of images scored at once; with 894 classes the largest intermediate result takes 15 MB."""
 _UNTURNED = SUPERVISED.model_copy(update={"rotation_share": 0.0})
 
 
 @dataclass(frozen=True, eq=False)
 class ClassificationResult:
-    """What a classifier got right.
+    """The scores of a classifier on a set of images.
 
     Attributes:
-        num_images: Images scored.
+        num_images: Number of images that were scored.
         loss: Mean cross-entropy, in nats.
-        top1: Share of images whose class has the highest score. Equal scores rank by the number of the class,
-            the lower first, so a network that scores all classes alike is right for class 0 alone.
-        top5: Share of images whose class is among the five highest; 1 where there are five classes or fewer.
-        classes: Names, by number.
+        top1: Share of images whose class has the highest score. Equal scores are ranked by the number of the class, the lower
+            first, so a network that gives all classes the same score is right for class 0 alone.
+        top5: Share of images whose class is among the five highest scores; 1 where there are five classes or fewer.
+        classes: Names of the classes, by number.
         categories: Category of each class.
         per_category: Category -> (top-1 accuracy over its images, their number), sorted; NaN without images.
         class_num_images: int64 (c,).
         class_top1, class_top5: float64 (c,), shares of the class's images; NaN without images.
-        confusion: int64 (c, c), images by true class (rows) and highest scored class (columns).
+        confusion: int64 (c, c), number of images by true class (rows) and class with the highest score (columns).
     """
 
     num_images: int
@@ -61,11 +60,11 @@ class ClassificationResult:
     confusion: NDArray[np.int64]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON.
+        """Return the result as JSON values.
 
         Returns:
-            The numbers; `per_category` by name and `per_class` in order, each with num_images and accuracies, None
-            where there is no image; `confusion` as [true, predicted, count] of class numbers, zeros left out.
+            The numbers; `per_category` by name and `per_class` in order, each with `num_images` and accuracies, which are None
+            where there is no image; `confusion` as a list of [true class, predicted class, count] without zeros.
         """
         true, predicted = np.nonzero(self.confusion)
         entries = np.stack([true, predicted, self.confusion[true, predicted]], axis=1)
@@ -92,65 +91,18 @@ class ClassificationResult:
         }
 
 
-@dataclass(frozen=True)
-class ConfusedPair:
-    """Images of one class that were given to another.
-
-    Attributes:
-        true, predicted: Names of the classes.
-        num_images: How many.
-        share: Of the true class's images.
-    """
-
-    true: str
-    predicted: str
-    num_images: int
-    share: float
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """How well one class is recognised.
-
-    Attributes:
-        label, category: Of the class.
-        num_images: Images of the class that were scored.
-        top1, top5: Shares of them that are right.
-    """
-
-    label: str
-    category: str
-    num_images: int
-    top1: float
-    top5: float
-
-
-@dataclass(frozen=True)
-class ConfusionSummary:
-    """What stands out in a confusion matrix.
-
-    Attributes:
-        pairs: Most frequent confusions first, ties by share, then by class numbers.
-        worst, best: Classes with images, by top-1, then top-5; ties: more images first, then by class number.
-    """
-
-    pairs: tuple[ConfusedPair, ...]
-    worst: tuple[ClassScore, ...]
-    best: tuple[ClassScore, ...]
-
-
 class ClassificationScores:
-    """Scores that add up over batches; neither their sizes nor the order of images changes the result."""
+    """Adds up scores over batches; neither the sizes of batches nor the order of images changes the result."""
 
     def __init__(self, classes: Sequence[str], categories: Sequence[str]) -> None:
-        """Start with no image.
+        """Start without images.
 
         Args:
-            classes: Names, by number.
+            classes: Names of the classes, by number.
             categories: Category of each class.
 
         Raises:
-            DataError: There are fewer than two classes, a name comes twice, or categories are not as many.
+            ValueError: There are fewer than two classes, a name occurs twice, or the number of categories differs.
         """
         problems = []
         if len(classes) < 2:
@@ -161,7 +113,7 @@ class ClassificationScores:
         if len(categories) != len(classes):
             problems.append(f"{len(categories)} categories for {len(classes)} classes, expected one of each class")
         if problems:
-            raise DataError(f"these classes cannot be scored: {'; '.join(problems)}.")
+            raise ValueError(f"these classes cannot be scored: {'; '.join(problems)}.")
         self._classes, self._categories = tuple(classes), tuple(categories)
         self._confusion = np.zeros((len(classes), len(classes)), np.int64)
         self._num_top5 = np.zeros(len(classes), np.int64)
@@ -169,14 +121,15 @@ class ClassificationScores:
         self._loss = Fraction(0)
 
     def add(self, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
-        """Count a batch.
+        """Add the scores of a batch.
 
         Args:
             logits: float32 (n, c).
             labels: int64 (n,), 0 to c - 1.
 
         Raises:
-            DataError: Shapes do not fit, a label is no class or a score is not finite; nothing is counted then.
+            ValueError: Shapes or types are wrong, or a label is no class.
+            DataError: Scores are not finite. In both cases nothing of the batch is counted.
         """
         num_classes = len(self._classes)
         problems = []
@@ -184,13 +137,15 @@ class ClassificationScores:
             problems.append(f"logits have shape {logits.shape} and labels {labels.shape}, expected (n, {num_classes}) and (n,)")
         elif not np.issubdtype(labels.dtype, np.integer):
             problems.append(f"labels are {labels.dtype}, expected integers")
-        elif len(labels):
-            if labels.min() < 0 or labels.max() >= num_classes:
-                problems.append(f"labels are {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}")
-            if num_bad := int((~np.isfinite(logits).all(axis=1)).sum()):
-                problems.append(f"scores of {num_bad} of {len(labels)} images are not finite")
+        elif len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
+            problems.append(f"labels are {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}")
         if problems:
-            raise DataError(f"this batch cannot be scored: {'; '.join(problems)}.")
+            raise ValueError(f"this batch cannot be scored: {'; '.join(problems)}.")
+        if num_bad := int((~np.isfinite(logits).all(axis=1)).sum()):
+            raise DataError(
+                f"this batch cannot be scored: scores of {num_bad} of {len(labels)} images are not finite. Train in float32, "
+                "or with a lower learning rate."
+            )
         for start in range(0, len(labels), _ROWS_AT_ONCE):
             end = start + _ROWS_AT_ONCE
             self._add_rows(np.ascontiguousarray(logits[start:end], np.float64), labels[start:end])
@@ -209,7 +164,7 @@ class ClassificationScores:
         """Return the scores of all images so far.
 
         Raises:
-            DataError: No image was added.
+            DataError: There are no images.
         """
         num_of_class, num_right = self._confusion.sum(axis=1), np.diagonal(self._confusion)
         num_images = int(num_of_class.sum())
@@ -235,25 +190,6 @@ class ClassificationScores:
         )
 
 
-def score_classification(
-    logits: NDArray[np.float32], labels: NDArray[np.int64], classes: Sequence[str], categories: Sequence[str]
-) -> ClassificationResult:
-    """Score all images at once; `ClassificationScores` does it batch by batch, with an equal result.
-
-    Args:
-        logits: float32 (n, c).
-        labels: int64 (n,), 0 to c - 1.
-        classes: Names, by number.
-        categories: Category of each class.
-
-    Raises:
-        DataError: As `ClassificationScores` and its methods.
-    """
-    scores = ClassificationScores(classes, categories)
-    scores.add(logits, labels)
-    return scores.result()
-
-
 def evaluate_classifier(
     method: Supervised,
     batches: Iterable[Batch],
@@ -263,24 +199,24 @@ def evaluate_classifier(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> ClassificationResult:
-    """Score images in evaluation mode and without augmentation; the method's mode is as before afterwards.
+    """Score images in evaluation mode and without augmentation; afterwards the method has its former mode.
 
-    Whole images are shown at the size of the training views: those of another size are resampled as in training.
+    The network gets whole images at the size of the training views; images of another size are resampled as in training.
 
     Args:
-        method: Where `device` is.
-        batches: Held-out images, each once, and their classes; any sizes.
-        classes: Names, by number, as many as the method has.
+        batches: Held-out images of any size with their classes, each image once.
+        classes: Names of the method's classes, by number.
         categories: Category of each class.
-        norms: Mean and deviation of pixels on a scale of 0 to 1.
-        device: Where the method is.
+        norms: Mean and standard deviation of the pixels, on a scale of 0 to 1.
+        device: Device of the method.
         dtype: float32, or bfloat16 for autocast.
 
     Raises:
-        DataError: As `ClassificationScores` and its methods, or the classes are not as many as the method's.
+        DataError: There are no images, or scores are not finite.
+        ValueError: The number of classes differs from the method's, or `ClassificationScores` refuses them.
     """
     if len(classes) != method.num_classes:
-        raise DataError(f"{len(classes)} classes were named; expected {method.num_classes}, as the method has.")
+        raise ValueError(f"{len(classes)} classes were named; expected {method.num_classes}, as the method has.")
     scores = ClassificationScores(classes, categories)
     size_px = views(method.params)[0].size_px
     whole = BatchAugmentation((ViewSpec(1, size_px, (1.0, 1.0)),), _UNTURNED, *norms)
@@ -299,51 +235,6 @@ def evaluate_classifier(
         for module, is_training in modes:
             module.training = is_training
     return scores.result()
-
-
-def confusion_summary(result: ClassificationResult, num: int = 10) -> ConfusionSummary:
-    """Pick out what people want to know first of a confusion matrix.
-
-    Args:
-        result: Of a classifier.
-        num: Longest list.
-
-    Returns:
-        The most confused pairs, the worst and the best classes; with few classes a class can be in both lists.
-
-    Raises:
-        DataError: The number is not positive.
-    """
-    if num < 1:
-        raise DataError(f"num is {num}; expected at least 1.")
-    wrong = result.confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    true, predicted = np.nonzero(wrong)
-    counts = wrong[true, predicted]
-    shares = counts / result.class_num_images[true]
-    names = result.classes
-    pairs = [
-        ConfusedPair(names[true[place]], names[predicted[place]], int(counts[place]), float(shares[place]))
-        for place in np.lexsort((predicted, true, -shares, -counts))[:num]
-    ]
-    seen = np.flatnonzero(result.class_num_images)
-    top1, top5, fewer = result.class_top1[seen], result.class_top5[seen], -result.class_num_images[seen]
-    worst, best = seen[np.lexsort((seen, fewer, top5, top1))], seen[np.lexsort((seen, fewer, -top5, -top1))]
-    return ConfusionSummary(
-        tuple(pairs),
-        tuple(_class_score(result, int(number)) for number in worst[:num]),
-        tuple(_class_score(result, int(number)) for number in best[:num]),
-    )
-
-
-def _class_score(result: ClassificationResult, number: int) -> ClassScore:
-    return ClassScore(
-        result.classes[number],
-        result.categories[number],
-        int(result.class_num_images[number]),
-        float(result.class_top1[number]),
-        float(result.class_top5[number]),
-    )
 
 
 def _shares(parts: NDArray[np.int64], wholes: NDArray[np.int64]) -> NDArray[np.float64]:

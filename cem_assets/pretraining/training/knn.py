@@ -1,7 +1,7 @@
-"""How good features are while they are learned: nearest neighbours, and whether they have collapsed.
+"""Measures features while they are learned: by nearest neighbours, and whether they have collapsed.
 
-A held-out image is given to the dataset that most of its nearest training images come from; that needs no
-training and no labels beyond the dataset of origin. Benchmarks of finished weights are another room.
+A held-out image is assigned to the dataset from which most of its nearest training images come. This needs no training and no
+labels beyond the dataset of origin. Finished weights are scored in `cem_assets.benchmarks`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cem_assets.errors import DataError
 from cem_assets.pretraining.views.augmentations import normalised
 
 NUM_NEIGHBOURS = 20
@@ -20,13 +19,13 @@ _QUERIES_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class KnnResult:
-    """What nearest neighbours say about features.
+    """How well nearest neighbours tell datasets apart by their features.
 
     Attributes:
         accuracy: Share of held-out images given to their own dataset.
         chance: Share that would be right if every one were given to the dataset with most training images.
         feature_std: `feature_std` of the held-out features.
-        num_queries: How many images were held out.
+        num_queries: Number of held-out images.
     """
 
     accuracy: float
@@ -41,24 +40,24 @@ def hold_out(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArra
     Args:
         labels: int64 (n,), number of the dataset of each image.
         share: Part to hold out, between 0 and 1.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Returns:
-        Training rows and held-out rows, int64, sorted; a dataset of two or more images has one at least on either
-        side, one of a single image is trained on.
+        Training rows and held-out rows, int64, sorted. A dataset of two or more images has at least one in each of them; a
+        single image of a dataset is a training row.
 
     Raises:
-        DataError: The share is not between 0 and 1.
+        ValueError: The share is not between 0 and 1.
     """
     if not 0 < share < 1:
-        raise DataError(f"the held-out share is {share}; expected a number between 0 and 1.")
+        raise ValueError(f"the held-out share is {share}; expected a number between 0 and 1.")
     is_held = np.zeros(len(labels), np.bool_)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
             continue
         num = min(max(1, round(share * len(rows))), len(rows) - 1)
-        # A generator of its own for each dataset: one more dataset does not change the draw of the others.
+        # Each dataset has its own generator, so that one more dataset does not change the draw of the others.
         generator = np.random.default_rng(np.random.SeedSequence((seed, int(label) & 0xFFFFFFFF)))
         is_held[generator.choice(rows, num, replace=False)] = True
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
@@ -73,14 +72,14 @@ def encode_images(
     batch_size: int = 256,
     dtype: torch.dtype = torch.float32,
 ) -> NDArray[np.float32]:
-    """Compute features in evaluation mode; the encoder's mode is as before afterwards.
+    """Compute features in evaluation mode; afterwards the encoder has its former mode.
 
     Args:
-        encoder: One input channel, features out.
+        encoder: Encoder with one input channel.
         images: uint8 (n, height, width), not augmented.
         norms: Mean and deviation of pixels on a scale of 0 to 1.
-        device: Where the encoder is.
-        batch_size: Images at once; outputs are exact for one batch composition.
+        device: Device of the encoder.
+        batch_size: Number of images at once; the last bits of the features depend on it.
         dtype: float32, or bfloat16 for autocast.
 
     Returns:
@@ -107,23 +106,23 @@ def encode_images(
 def nearest_labels(
     bank: NDArray[np.float32], bank_labels: NDArray[np.int64], queries: NDArray[np.float32], k: int = NUM_NEIGHBOURS
 ) -> NDArray[np.int64]:
-    """Give every query the label most of its k nearest neighbours have, by cosine similarity.
+    """Give every query the label that most of its k nearest neighbours by cosine similarity have.
 
     Args:
         bank: float32 (n, d), features with known labels.
         bank_labels: int64 (n,).
         queries: float32 (m, d).
-        k: Neighbours that vote, each with one vote; at most n are used.
+        k: Number of neighbours, each of which has one vote; at most n are used.
 
     Returns:
-        int64 (m,). Between labels with equally many votes the nearest neighbour among them decides; of equally
-        near neighbours the earlier row comes first.
+        int64 (m,). Between labels with equally many votes the nearest neighbour among them decides; of equally near
+        neighbours the earlier row comes first.
 
     Raises:
-        DataError: The bank is empty, or k is not positive.
+        ValueError: The bank is empty, or k is not positive.
     """
     if len(bank) == 0 or k < 1:
-        raise DataError(f"{len(bank)} features and k = {k}; expected at least one of each.")
+        raise ValueError(f"{len(bank)} features and k = {k}; expected at least one of each.")
     known = _unit_rows(bank)
     found = np.empty(len(queries), np.int64)
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
@@ -137,14 +136,14 @@ def nearest_labels(
 
 
 def feature_std(features: NDArray[np.float32]) -> float:
-    """Measure how spread features are: near 0 when they have collapsed to one direction.
+    """Measure how widely features are spread.
 
     Args:
         features: float32 (n, d).
 
     Returns:
-        Mean over dimensions of the standard deviation of the unit-length features; 1 / sqrt(d) when their
-        directions are spread evenly, NaN without features.
+        The standard deviation of the features scaled to length 1, averaged over dimensions: near 0 when they have collapsed to
+        one direction, 1 / sqrt(d) when their directions are spread evenly, NaN without features.
 
     Source: Chen and He, SimSiam, arXiv 2011.10566, section 4.1.
     """
@@ -168,19 +167,16 @@ def measure_knn(
 
     Args:
         bank: float32 (n, d), features of training images.
-        bank_labels: int64 (n,), the dataset each comes from.
+        bank_labels: int64 (n,), the dataset that each of them comes from.
         queries: float32 (m, d), features of held-out images.
         query_labels: int64 (m,).
-        k: Neighbours that vote.
-
-    Returns:
-        Accuracy beside chance, and the spread of the features.
+        k: Number of neighbours that vote.
 
     Raises:
-        DataError: Nothing is held out, or lengths differ.
+        ValueError: Nothing is held out, or lengths differ.
     """
     if len(bank) != len(bank_labels) or len(queries) != len(query_labels) or len(queries) == 0:
-        raise DataError(
+        raise ValueError(
             f"{len(bank)} features with {len(bank_labels)} labels, {len(queries)} held out with {len(query_labels)} labels; "
             "expected as many labels as features, and at least one held out."
         )

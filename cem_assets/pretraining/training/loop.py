@@ -1,22 +1,22 @@
-"""The loop that pretrains: a generator of epoch results that knows neither runs, tracking nor stores.
+"""The pretraining loop: a generator of epoch results that knows nothing of Dagster, MLflow and stores.
 
-Batches come from a stream (`cem_assets.pretraining.data.epochs` says which rows, a reader outside of this room brings
-their pixels), become views on the device, and a method of `cem_assets.pretraining.methods.registry` learns from them. State
-goes to
-a `checkpoints.CheckpointStore`. Several processes run the same loop after joining with `distributed.process_group`.
+A stream brings the batches (`cem_assets.pretraining.data.epochs` orders the rows, `cem_assets.pixels.reader` reads their
+pixels). They become views on the device, and a method of `cem_assets.pretraining.methods.registry` learns from them. The state
+goes to a `checkpoints.CheckpointStore`. Several processes run the same loop after joining with `distributed.process_group`.
 
-**Resuming.** A checkpoint holds the method's whole state (queues included), the optimiser's, the epoch and the
-batches of it that are done, the sums behind the epoch's means, and the results of the epochs before. It holds
-no states of random generators, because none outlives a step: augmentation and dropout are seeded anew in every step
-from the run's seed and the step's number (and the rank, for dropout). So nothing else that draws random numbers in
-the process changes a run, and on the CPU a resumed run equals the uninterrupted one bit by bit. Every rank holds the same
-state after a step, so the first one's serves all, for another number of processes too.
+**Resuming.** A checkpoint holds the whole state of the method (with its queues) and of the optimiser, the epoch and the number
+of its batches that are done, the sums from which the epoch's means are computed, and the results of earlier epochs. It holds
+no states of random generators, because none outlives a step: augmentation and dropout get a new seed in every step, from the
+run's seed and the step's number (and the rank, for dropout). Other code that draws random numbers in the process therefore
+does not change a run, and on the CPU a resumed run equals the uninterrupted one bit by bit. Every rank holds the same state
+after a step, so the checkpoint of the first rank serves all of them, also with another number of processes.
 
-**Determinism.** "Bit by bit" is for one device type, torch build and number of threads (sums are split among threads).
-On a GPU cuDNN's weight gradients and torch's scatter and index kernels add in an order that changes, and the fastest
-convolution is chosen by timing; two runs then drift apart like two seeds. `torch.use_deterministic_algorithms(True)`
-with `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the environment makes a GPU run repeatable at some cost in speed; both are
-settings of the whole process, so the caller makes them, and the loop then leaves the choice by timing off.
+**Determinism.** Runs are equal bit by bit on one type of device, with one build of torch and one number of threads, because
+sums are split among threads. On a GPU, cuDNN's weight gradients and torch's scatter and index kernels add numbers in a varying
+order, and the fastest convolution is chosen by timing, so two runs drift apart as if they had two seeds.
+`torch.use_deterministic_algorithms(True)` with `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the environment makes a GPU run
+repeatable, but slower. Both are settings of the whole process, so the caller makes them; the loop then does not choose
+convolutions by timing.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ from torch import nn
 
 from cem_assets.errors import DataError
 from cem_assets.pixels.batch import Batch
+from cem_assets.pretraining import distributed
 from cem_assets.pretraining.methods.base import Method
 from cem_assets.pretraining.methods.schedules import learning_rate
-from cem_assets.pretraining.training import distributed
 from cem_assets.pretraining.training.checkpoints import (
     FORMAT,
     CheckpointStore,
@@ -57,14 +57,14 @@ _GPU_SYNC_STEPS = 16
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How the loop runs; nothing here changes what is learned.
+    """Settings of the loop that do not change what is learned.
 
     Attributes:
-        checkpoint_interval_s: State is kept at least so often, at the next exchange after that time, and at the
-            end of every epoch.
-        sync_steps: Every so many steps the loop waits for the device, and processes tell each other whether to
-            stop; None for 1 on the CPU and 16 on a GPU, whose queue of work should not run dry.
-        compile_backend: Backend of torch.compile for the networks ("inductor"); None to run them as they are.
+        checkpoint_interval_s: Time after which the state is saved at the next exchange; it is also saved at the end of every
+            epoch.
+        sync_steps: Number of steps after which the loop waits for the device, and the processes tell each other whether to
+            stop. None means 1 on the CPU and 16 on a GPU, whose queue of work should not run empty.
+        compile_backend: Backend of torch.compile for the networks, such as "inductor"; None does not compile them.
     """
 
     checkpoint_interval_s: float = 600.0
@@ -73,14 +73,14 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         if not self.checkpoint_interval_s >= 0 or (self.sync_steps is not None and self.sync_steps < 1):
-            raise DataError(
+            raise ValueError(
                 f"checkpoint_interval_s is {self.checkpoint_interval_s} and sync_steps {self.sync_steps}; "
                 "expected at least 0 and 1."
             )
 
 
 class Augmentation(Protocol):
-    """Makes views of a batch; `cem_assets.pretraining.views.augmentations.BatchAugmentation` is one."""
+    """Makes views of a batch, as `cem_assets.pretraining.views.augmentations.BatchAugmentation` does."""
 
     def __call__(
         self, images: torch.Tensor, generator_seed: int, first: int = 0, num_all: int | None = None
@@ -90,10 +90,10 @@ class Augmentation(Protocol):
 
 
 class StreamOfEpoch(Protocol):
-    """Gives this process's batches of an epoch, from a batch on."""
+    """Opens the stream of this process's batches of an epoch, from a batch on."""
 
     def __call__(self, epoch: int, start_batch: int) -> Iterable[Batch]:
-        """Iterate over the batches; both are counted from 0."""
+        """Return the batches from number `start_batch` on; epochs and batches are counted from 0."""
         ...
 
 
@@ -111,40 +111,39 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[EpochResult]:
-    """Train in place, from the newest checkpoint where there is one, one epoch for each value taken.
+    """Train a method in place, from its newest checkpoint where there is one; each value of the generator is an epoch.
 
-    Each value is taken after the epoch's checkpoint is safe. A run whose checkpoint says it is finished yields
-    nothing, and goes on when its parameters ask for more epochs (schedules are then those of the longer run).
+    A value comes after the checkpoint of its epoch is saved. A finished run yields nothing; it continues when its parameters
+    ask for more epochs, with the schedules of the longer run.
 
     Args:
-        method: From `methods.build_method`; its `params` say everything about what is learned.
-        stream_of_epoch: Gives this process's batches; it is closed where it can be.
-        num_batches: Batches of an epoch (counted from 0), the same on every process. The first epoch's are
-            the epoch's length for the learning rate.
+        method: A method of `registry.build_method`, whose `params` determine what is learned. It is moved to the device.
+        stream_of_epoch: Opens the batches of this process. A stream that has a `close` is closed at the end of the epoch.
+        num_batches: Number of batches of an epoch (counted from 0), the same on every process. The learning rate takes the
+            number of the first epoch as the length of all.
         augmentation: Makes views on the device.
-        device: Where to train; the method is moved there.
-        checkpoint: Where state is kept; None keeps none. Only the first process uses it.
-        settings: How often to keep state and to look up.
-        progress: Told the steps done and the steps of the whole run, at every exchange.
-        evaluate: Called with the number of an epoch (1 for the first) at its end, on every process; what it
-            measures becomes part of the result. It may put the method into evaluation mode.
-        should_stop: Asked at every exchange; once it says so on any process, state is kept and the generator ends.
-        clock: Seconds, for intervals and speeds.
+        checkpoint: Keeps the state; None keeps none. Only the first process uses it.
+        settings: None takes the defaults.
+        progress: Called at every exchange with the steps done and the steps of the whole run.
+        evaluate: Called on every process at the end of an epoch with its number (1 for the first); the numbers that it returns
+            become part of the result. It may put the method into evaluation mode.
+        should_stop: Called at every exchange; once it returns True on any process, the state is saved and the generator ends.
+        clock: Returns seconds, for intervals and speeds.
 
     Yields:
         The result of every epoch that this call finished.
 
     Raises:
-        DataError: The checkpoint is damaged or of another run; what differs is named.
-        RuntimeError: The loss or a weight is not finite: the step is named and the last good checkpoint stays.
-            Or a stream ended early.
+        DataError: The checkpoint is damaged or belongs to another run, and the text names what differs; or the loss or a
+            weight is not finite, and the text names the step. The last good checkpoint is kept.
+        RuntimeError: A stream ended early.
     """
     run = _Run(method, num_batches, augmentation, device, checkpoint, settings or LoopSettings(), clock)
     run.resume()
     run.compile()
     while run.state.epoch < method.params.epochs:
         run.start_epoch()
-        # The epoch is a call of its own: what it sets for the process must not reach over a yield.
+        # The epoch is a call of its own, because its settings of the process must not outlast it across a yield.
         if not run.epoch(stream_of_epoch, progress, should_stop):
             return
         yield run.finish_epoch(evaluate)
@@ -191,7 +190,7 @@ class _Run:
             return
         for network in self.method.children():
             if any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
-                network.compile(backend=self.settings.compile_backend)  # in place: names of weights stay
+                network.compile(backend=self.settings.compile_backend)  # in place, so the names of weights stay
 
     def resume(self) -> None:
         loaded = None
@@ -204,7 +203,7 @@ class _Run:
         content = read_checkpoint(loaded)
         restore_method(self.method, content)
         for group in content["optimizer"]["param_groups"]:
-            group["fused"] = self.is_fused  # a run may go on on another kind of device
+            group["fused"] = self.is_fused  # a run may be resumed on another kind of device
         self.optimizer.load_state_dict(content["optimizer"])
         self.state = Progress(
             content["epoch"],
@@ -215,13 +214,13 @@ class _Run:
             results=results_of(content),
         )
         rank, size, kept = distributed.rank(), distributed.world_size(), content["sums"].to(self.device)
-        mine = kept[rank] if len(kept) == size else kept.mean(dim=0)  # of as many processes as before, each has its own
+        mine = kept[rank] if len(kept) == size else kept.mean(dim=0)  # the sums of another number of processes are averaged
         self.state.sums = dict(zip(sorted(self.state.counts), mine, strict=True))
         self.saved_step = self.state.step
         logger.info("resumed at epoch %d, batch %d, step %d", self.state.epoch + 1, self.state.batch, self.state.step)
 
     def save(self) -> None:
-        """Keep the state, once it is known to be good; every process calls it at the same step."""
+        """Check that the state is finite, and save it; every process calls this at the same step."""
         tensors = [*_tensors(self.method.state_dict()), *_tensors(self.optimizer.state_dict()["state"])]
         is_good = [torch.isfinite(tensor).all().to(self.device) for tensor in tensors if tensor.is_floating_point()]
         if not bool(torch.stack(is_good).all()):
@@ -249,7 +248,10 @@ class _Run:
 
     def remedy(self) -> str:
         kept = "no checkpoint was kept yet" if self.saved_step is None else f"the checkpoint of step {self.saved_step} was kept"
-        return f"Training stopped; {kept}. Resume, and if it comes again train in float32 or anew with a lower learning rate."
+        return (
+            f"Training stopped; {kept}. Resume it; if this happens again, train in float32, or start again with a lower "
+            "learning rate."
+        )
 
     def start_epoch(self) -> None:
         if self.device.type == "cuda":
@@ -263,7 +265,7 @@ class _Run:
         progress: Callable[[int, int], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> bool:
-        """Train to the end of the epoch; False if it was stopped before."""
+        """Train to the end of the epoch; return False if the training was stopped before."""
         state, num = self.state, self.num_batches(self.state.epoch)
         if state.batch >= num:
             return True
@@ -274,7 +276,7 @@ class _Run:
                 if batch is None:
                     raise RuntimeError(
                         f"the stream of epoch {state.epoch + 1} ended after {state.batch} of {num} batches. "
-                        "Give as many as num_batches says."
+                        "Expected as many as num_batches returns."
                     )
                 loss, indicators = self.compute_loss(batch)
                 bad_step = torch.where((bad_step < 0) & ~torch.isfinite(loss.detach()), state.step, bad_step)
@@ -293,7 +295,7 @@ class _Run:
         return True
 
     def exchange(self, bad_step: torch.Tensor, should_stop: Callable[[], bool] | None) -> None:
-        """Agree with the other processes whether the loss was good, state is to be kept and the run to be stopped."""
+        """Agree with the other processes whether all losses are finite, and whether to save the state and to stop."""
         is_due = self.checkpoint is not None and self.clock() - self.saved_at >= self.settings.checkpoint_interval_s
         wanted = [int(is_due and distributed.is_main_process()), int(should_stop is not None and should_stop())]
         flags = torch.cat([bad_step.view(1), torch.tensor(wanted, device=self.device)])
@@ -308,7 +310,7 @@ class _Run:
         labels = _to_device(batch.labels, self.device) if self.method.num_classes else None
         num, ranks = len(images), distributed.world_size()
         if num * ranks != params.batch_size:
-            raise DataError(
+            raise ValueError(
                 f"a batch has {num} images on each of {ranks} processes; expected {params.batch_size} over all. "
                 "Share out batches of the size that the parameters say."
             )
@@ -332,7 +334,7 @@ class _Run:
         self.method.after_step(self.state.step)
 
     def learning_rate(self) -> float:
-        # By the place in the epoch: where epochs differ by a batch, schedules by the epoch must not drift.
+        # The step is computed from epoch and batch, because epochs may differ by a batch and schedules must not drift.
         step = self.state.epoch * self.steps_per_epoch + min(self.state.batch, self.steps_per_epoch - 1)
         return learning_rate(self.method.params, step, self.steps_per_epoch)
 
@@ -344,7 +346,7 @@ class _Run:
         rate = self.optimizer.param_groups[0]["lr"]
         memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
         loss = means.pop("loss")
-        if self.is_due and evaluate is not None:  # which may take long
+        if self.is_due and evaluate is not None:  # an evaluation may take long
             self.save()
         indicators = {**means, **({} if evaluate is None else evaluate(state.epoch + 1))}
         speed = num_images / max(seconds, 1e-9)
@@ -368,13 +370,13 @@ def _to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def _seed(seed: int, step: int, stream: int) -> int:
-    """Derive the seed of one use of random numbers in one step, below 2**63."""
+    """Derive the seed of one stream of random numbers in one step; it is below 2**63."""
     return int(np.random.SeedSequence((seed, step, stream)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextlib.contextmanager
 def _closing(source: Iterable[Batch]) -> Iterator[Iterator[Batch]]:
-    """Iterate over a stream and close it in the end, so that its threads do not outlive a stopped epoch."""
+    """Iterate over a stream and close it at the end, so that its threads do not outlive a stopped epoch."""
     stream = iter(source)
     try:
         yield stream
@@ -386,7 +388,7 @@ def _closing(source: Iterable[Batch]) -> Iterator[Iterator[Batch]]:
 
 @contextlib.contextmanager
 def _fastest_convolutions(device: torch.device) -> Iterator[None]:
-    """Let cuDNN time its algorithms, unless deterministic ones were asked for."""
+    """Let cuDNN choose its algorithms by timing, unless torch is set to deterministic algorithms."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = before or (device.type == "cuda" and not torch.are_deterministic_algorithms_enabled())
     try:

@@ -1,4 +1,4 @@
-"""The state of a training run in the store: its checkpoint, how far it is, and whether somebody wants it to stop.
+"""The state of a training run in the store: its checkpoint, its progress, and whether somebody requested a stop.
 
 A run's folder holds one `checkpoint.pt`, replaced whole (an object appears complete or not at all), `status.json` for
 people who look, and `stop.json` while a stop is wanted. None of it is content of a partition: weights are committed
@@ -21,17 +21,18 @@ STOP = "stop.json"
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a training run is.
+    """The progress of a training run.
 
     Attributes:
         state: "training", "stopped", "failed" or "finished".
         epoch: Epochs done.
         num_epochs: Epochs wanted.
         step: Optimiser steps made.
-        loss: Of the last epoch; None before the first is done.
-        images_per_second: Of the last epoch.
+        loss: Loss of the last epoch; None before the first is done.
+        images_per_second: Images per second of the last epoch.
         updated: When this was written, ISO 8601 in UTC.
         message: Why it stopped or failed.
+        fault: Whose fault a failure is (`cem_assets.errors.Fault`); empty otherwise.
     """
 
     state: str
@@ -42,13 +43,14 @@ class RunStatus:
     images_per_second: float | None = None
     updated: str = ""
     message: str = ""
+    fault: str = ""
 
 
 class StoreCheckpoints:
     """Keeps the newest state of one run in the store; a `cem_assets.pretraining.training.checkpoints.CheckpointStore`."""
 
     def __init__(self, store: Store, folder: str) -> None:
-        """Name the place."""
+        """Set the folder of the run."""
         self._store = store
         self.key = f"{folder}/{CHECKPOINT}"
 
@@ -65,13 +67,13 @@ class StoreCheckpoints:
 
 
 def write_status(store: Store, folder: str, status: RunStatus) -> None:
-    """Write how far a run is, with the time."""
+    """Write the progress of a run, with the time."""
     about = asdict(status) | {"updated": datetime.now(UTC).isoformat(timespec="seconds")}
     store.put(f"{folder}/{STATUS}", json.dumps(about, indent=1).encode())
 
 
 def read_status(store: Store, folder: str) -> RunStatus | None:
-    """Read how far a run is; None where it never began, or what is written there is none of ours."""
+    """Read the progress of a run; None where it never began, or where the object is not ours."""
     try:
         found: Any = json.loads(store.read(f"{folder}/{STATUS}"))
         return RunStatus(**found)
@@ -80,24 +82,24 @@ def read_status(store: Store, folder: str) -> RunStatus | None:
 
 
 def request_stop(store: Store, folder: str, who: str = "") -> None:
-    """Ask a run to keep its state and end."""
+    """Request that a run saves its state and ends."""
     about = {"who": who, "asked": datetime.now(UTC).isoformat(timespec="seconds")}
     store.put(f"{folder}/{STOP}", json.dumps(about).encode())
 
 
 def withdraw_stop(store: Store, folder: str) -> None:
-    """Forget that a run was to stop."""
+    """Withdraw the request to stop a run."""
     store.delete([f"{folder}/{STOP}"])
 
 
 def stop_watch(
     store: Store, folder: str, interval_s: float = 5.0, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[], bool]:
-    """Make a function that tells whether a stop was requested, asking the store now and then.
+    """Make a function that tells whether a stop was requested, which asks the store from time to time.
 
     Args:
-        interval_s: Least time between two questions to the store.
-        clock: Seconds.
+        interval_s: Shortest time between two requests to the store.
+        clock: Returns seconds.
     """
     asked = clock()
     is_wanted = False

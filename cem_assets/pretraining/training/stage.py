@@ -1,8 +1,8 @@
-"""Carrying out a training plan: the loop of `cem_assets.pretraining.training.loop` between a release, checkpoints and tracking.
+"""Carries out a training plan with the loop of `cem_assets.pretraining.training.loop`.
 
-One process or many run the same function; the first one keeps checkpoints, tracks and reports. What comes out is
-a finished checkpoint; making weights of it is `cem_assets.pretraining.weights.results`. Starting several processes is
-`cem_assets.pretraining.assets` with `cem_assets.stages.training_worker`.
+One process or many run the same function; the first one writes checkpoints, tracks and reports. The result is a finished
+checkpoint, from which `cem_assets.pretraining.weights.results` makes weights. `cem_assets.pretraining.assets` starts several
+processes with `cem_assets.pretraining.training.worker`.
 """
 
 import logging
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from cem_assets.errors import DataError
+from cem_assets.errors import DataError, fault_of
 from cem_assets.execution.stage import Progress, no_progress
 from cem_assets.pretraining.data.release_data import TrainingData, open_training_data
+from cem_assets.pretraining.plan import TrainingPlan
 from cem_assets.pretraining.training.environment import environment_of
-from cem_assets.pretraining.training.plan import TrainingPlan
+from cem_assets.pretraining.training.figures import curves_png, views_png
 from cem_assets.pretraining.training.runs import RunStatus, StoreCheckpoints, stop_watch, withdraw_stop, write_status
-from cem_assets.pretraining.weights.figures import curves_png, views_png
 from cem_assets.store.assets import WEIGHTS
 from cem_assets.store.store import Store
 from cem_assets.tracking.mlflow import Metric, RunLink
@@ -42,16 +42,16 @@ _HELD_OUT_SHARE = 0.2
 
 
 class LoopParams(BaseModel):
-    """How a training runs; nothing here changes what is learned, beyond what a device or a batch's split changes.
+    """How a training runs. Nothing here changes what is learned, except for the rounding of a device or of a batch's split.
 
     Attributes:
-        device: "auto" (GPUs where there are), "cpu", or "cuda".
+        device: "auto" (GPUs where there are any), "cpu", or "cuda".
         num_processes: Processes that share each batch; 0 for one on each GPU, or one where there is none.
         checkpoint_interval_s: A killed training loses at most so many seconds.
-        num_threads: Of torch in each process, on a CPU; 0 leaves torch's choice.
+        num_threads: Number of threads of torch in each process, on a CPU; 0 leaves torch's choice.
         is_compiled: Whether networks are compiled by torch.compile; costs minutes at the start.
-        num_knn_images: Images whose nearest neighbours are looked at after an epoch; 0 for none.
-        evaluate_every: Epochs between two such looks; the last epoch always has one.
+        num_knn_images: Number of images whose nearest neighbours are evaluated after an epoch; 0 for none.
+        evaluate_every: Epochs between two such evaluations; the last epoch always has one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,8 +71,8 @@ class TrainingOutcome:
 
     Attributes:
         is_finished: Whether all epochs are done; otherwise it was stopped, and goes on from its checkpoint.
-        results: Of all epochs done, of earlier calls too.
-        link: Where the run can be looked at in MLflow; None where it was not reached.
+        results: Results of all epochs done, of earlier calls too.
+        link: Link to the run in MLflow; None where MLflow was not reached.
     """
 
     is_finished: bool
@@ -91,14 +91,12 @@ def train_weights(
     should_stop: Callable[[], bool] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> TrainingOutcome:
-    """Train until all epochs are done, or a stop is wanted; goes on from the checkpoint where there is one.
+    """Train until all epochs are done or a stop is requested; continues from the checkpoint where there is one.
 
     Args:
-        store: Where the release is, and checkpoints go.
-        loop: How.
-        device: Of this process, which has joined the others where there are any.
+        device: Device of this process, which has joined the others where there are any.
         on_epoch: Called with every epoch's result, on the first process.
-        should_stop: Asked now and then, on every process.
+        should_stop: Called from time to time, on every process.
         tags: More tags of the MLflow run, such as the Dagster run.
 
     Returns:
@@ -107,11 +105,11 @@ def train_weights(
     Raises:
         FileNotFoundError: The release is gone.
         DataError: The release does not fit, or the checkpoint is of another run.
-        RuntimeError: The loss is not finite; the last good checkpoint stays.
+        DataError: The loss is not finite; the last good checkpoint stays.
     """
     import torch
 
-    from cem_assets.pretraining.training import distributed
+    from cem_assets.pretraining import distributed
     from cem_assets.pretraining.training.checkpoints import finished_epochs
     from cem_assets.pretraining.training.loop import LoopSettings, train
 
@@ -131,7 +129,7 @@ def train_weights(
             "for; expected at least as many. Ask for more, or give the row another name."
         )
     if is_main and results and results[-1].epoch == plan.params.epochs:
-        before = None  # nothing to resume: let go of it
+        before = None  # nothing to resume, so its memory is freed
     watch = stop_watch(store, plan.folder)
 
     def is_stop_wanted() -> bool:
@@ -169,7 +167,7 @@ def train_weights(
                         on_epoch(result)
         except BaseException as error:
             if is_main:
-                report.status("failed", f"{type(error).__name__}: {error}")
+                report.status("failed", f"{type(error).__name__}: {error}", fault_of(error))
                 run.finish("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
         is_finished = bool(results) and results[-1].epoch >= plan.params.epochs
@@ -200,7 +198,7 @@ def build_augmentation(plan: TrainingPlan) -> "BatchAugmentation":
 
 
 class _Evaluation:
-    """What is measured after an epoch, on the first process: nearest neighbours, or the validation images."""
+    """Evaluates an epoch on the first process, by nearest neighbours or on the validation images."""
 
     def __init__(
         self,
@@ -265,7 +263,7 @@ def norms_of(plan: TrainingPlan) -> tuple[float, float]:
 
 
 def _views_sized(pixels: "np.ndarray[Any, np.dtype[np.uint8]]", plan: TrainingPlan) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """Bring images to the size of the largest views: what a network trained on small views never saw would judge it badly."""
+    """Resize images to the largest views, because a network trained on small views does badly on sizes it never saw."""
     import torch
     from torch.nn import functional
 
@@ -279,7 +277,7 @@ def _views_sized(pixels: "np.ndarray[Any, np.dtype[np.uint8]]", plan: TrainingPl
 
 
 class _Report:
-    """What the first process tells while it trains: MLflow, and the status in the store."""
+    """Reports of the first process while it trains: to MLflow, and to the status in the store."""
 
     def __init__(self, store: Store, plan: TrainingPlan, run: TrackedRun, results: "list[EpochResult]") -> None:
         self.store, self.plan, self.run, self.results = store, plan, run, results
@@ -296,7 +294,7 @@ class _Report:
         self.run.log_metrics([Metric(name, float(value), result.epoch) for name, value in sorted(values.items())])
         self.status("training")
 
-    def status(self, state: str, message: str = "") -> None:
+    def status(self, state: str, message: str = "", fault: str = "") -> None:
         last = self.results[-1] if self.results else None
         write_status(
             self.store,
@@ -309,6 +307,7 @@ class _Report:
                 loss=last.loss if last else None,
                 images_per_second=last.images_per_second if last else None,
                 message=message[:500],
+                fault=fault,
             ),
         )
 
@@ -345,7 +344,7 @@ def first_views(data: TrainingData, plan: TrainingPlan) -> bytes:
 
 
 def choose_num_processes(loop: LoopParams) -> int:
-    """Decide how many processes train: as many as asked for, else one on each GPU, else one."""
+    """Decide how many processes train: the given number, else one for each GPU, else one."""
     if loop.num_processes:
         return loop.num_processes
     if loop.device == "cpu" or ":" in loop.device:
@@ -356,7 +355,7 @@ def choose_num_processes(loop: LoopParams) -> int:
 
 
 def epoch_line(plan: TrainingPlan, result: "EpochResult") -> str:
-    """Say in one line what an epoch gave."""
+    """Describe the result of an epoch in one line."""
     shown = ", ".join(f"{name} {value:.4g}" for name, value in sorted(result.indicators.items()))
     return (
         f"{plan.name}: epoch {result.epoch} of {plan.params.epochs}: loss {result.loss:.4f}, "
@@ -365,6 +364,6 @@ def epoch_line(plan: TrainingPlan, result: "EpochResult") -> str:
 
 
 def results_json(results: "tuple[EpochResult, ...]") -> list[dict[str, Any]]:
-    """Return what epochs gave as plain values, without times and memory: equal trainings give equal text."""
+    """Return the results of epochs as plain values, without times and memory, so that equal trainings give equal text."""
     kept = ("epoch", "step", "loss", "learning_rate", "indicators")
     return [{name: getattr(result, name) for name in kept} for result in results]

@@ -1,13 +1,13 @@
 """One process of a training that several share, on one machine or many.
 
-The asset starts it on its own machine; by hand, or on several nodes, the same words do it, once `cem-assets weights plan`
-has written the plan:
+The asset starts it on its own machine. To start it by hand or on several nodes, materialize the partition once, which writes
+the plan, stop that run, and start:
 
     python -m torch.distributed.run --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \
         -m cem_assets.pretraining.training.worker --root s3://bucket/prefix --plan pretraining/weights/NAME/_runs/RUN/plan.json
 
-The processes train, keep checkpoints in the store and track; the finished checkpoint becomes weights when the partition
-is materialized. It ends well when all epochs are done, or a stop was asked for (a signal, or `cem-assets weights stop`).
+The processes train, write checkpoints to the store and track. The finished checkpoint becomes weights when the partition is
+materialized. The exit status is 0 when all epochs are done or a stop was requested by a signal or `cem-assets weights stop`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from cem_assets.execution.interruptions import signals_as_wish
 from cem_assets.execution.stage import logged_progress, no_progress
-from cem_assets.pretraining.training.plan import read_plan
+from cem_assets.pretraining.plan import read_plan
 from cem_assets.pretraining.training.stage import LoopParams, epoch_line, train_weights
 from cem_assets.store.store import open_store
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the module's name; None takes the process's own.
 
     Returns:
-        0 when the training is finished or was stopped in good order.
+        0 when the training is finished or was stopped on request.
     """
     parser = argparse.ArgumentParser(prog="cem_assets.pretraining.training.worker", description="One process of a training.")
     parser.add_argument("--root", help="the store (default: CEM_ASSETS_ROOT)")
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = read_plan(store, call.plan)
     loop = LoopParams.model_validate_json(call.loop)
 
-    from cem_assets.pretraining.training.distributed import is_main_process, process_group
+    from cem_assets.pretraining.distributed import is_main_process, process_group
 
     with signals_as_wish() as wish, process_group(loop.device) as device:
         tell = _teller() if is_main_process() else logger.info
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _teller() -> Callable[[str], None]:
-    """Log to Dagster where it started us, else to standard error."""
+    """Return a function that logs to Dagster if Dagster started this process, and to standard error otherwise."""
     if _PIPES_VARIABLE not in os.environ:
         return logger.info
     import dagster_pipes

@@ -1,1 +1,1 @@
-"""Views: augmentations and their parameters."""
+"""Views of images for pretraining: augmentations and their parameters."""

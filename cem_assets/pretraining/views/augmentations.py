@@ -1,13 +1,12 @@
-"""Augmented views of a batch of gray images, made together on the device that trains.
+"""Makes augmented views of a batch of gray images, for all images together on the device that trains.
 
-The parameters of every image (angle, crop, factors, ...) come from `cem_assets.pretraining.views.view_parameters`;
-applying them is a handful of batched operations. Which views a method wants is `cem_assets.pretraining.methods.params`,
-which images come in `cem_assets.pretraining.data.epochs`.
+`cem_assets.pretraining.views.view_parameters` draws the parameters of every image (angle, crop, factors, ...); a few batched
+operations apply them here. `cem_assets.pretraining.methods.params` describes the views that a method needs.
 
-Distributions are those of the pretraining scripts of volume-em/cem-dataset (torchvision on PIL images, one image at
-a time). We differ where noted: pixels stay float32 in 0..1 between the steps instead of being rounded to 8 bits;
-rotation, crop and flips are one bilinear resampling, so nothing is interpolated twice (there rotation takes the
-nearest pixel); the blur is a Gaussian, not Pillow's three box filters.
+The distributions are those of the pretraining scripts of volume-em/cem-dataset, which use torchvision on one PIL image at a
+time. There are three differences: pixels stay float32 in 0..1 between the steps instead of being rounded to 8 bits; rotation,
+crop and flips are one bilinear resampling, so that nothing is interpolated twice (there, rotation takes the nearest pixel);
+and the blur is a Gaussian instead of Pillow's three box filters.
 """
 
 import math
@@ -17,34 +16,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cem_assets.errors import DataError
 from cem_assets.pretraining.methods.params import ViewSpec
 from cem_assets.pretraining.views.view_parameters import SUPERVISED, AugmentationParams, ViewParameters, draw_parameters
 
 __all__ = ["SUPERVISED", "AugmentationParams", "BatchAugmentation", "normalised"]
 
 _NOISE_BLOCK = 32
-"""Images whose noise comes from one seed; ranks that share a batch draw whole blocks."""
+"""Number of images whose noise comes from one seed; ranks that share a batch draw whole blocks."""
 _BLUR_REACH = 4.0
-"""The Gaussian is cut at so many deviations, as scipy does by default."""
+"""Number of deviations at which the Gaussian is cut, as scipy does by default."""
 
 
 class BatchAugmentation:
-    """Makes the views of a method out of batches of images."""
+    """Makes the views of a method from batches of images."""
 
     def __init__(self, specs: tuple[ViewSpec, ...], params: AugmentationParams, mean: float, std: float) -> None:
         """Make an augmentation.
 
         Args:
-            specs: Which views.
-            mean: Of the pixels, scaled to 0..1.
-            std: Of the pixels, scaled to 0..1.
+            mean: Mean of the pixels, scaled to 0..1.
+            std: Standard deviation of the pixels, scaled to 0..1.
 
         Raises:
-            DataError: There are no views, or the deviation is not positive.
+            ValueError: There are no views, or the deviation is not positive.
         """
         if not specs or not std > 0:
-            raise DataError(
+            raise ValueError(
                 f"{len(specs)} kinds of views and std {std} make no augmentation; expected at least one and std > 0."
             )
         self.specs = specs
@@ -57,14 +54,14 @@ class BatchAugmentation:
 
         Args:
             images: uint8 (n, height, width), on the device.
-            generator_seed: Of all draws. Parameters are equal on every device; the noise itself is drawn on the
-                device, so it is equal on every device of one kind.
-            first: Where the batch is one rank's part of a larger one: its first image there. The views are then
-                those that one rank would make of the whole.
-            num_all: Images of the larger batch; None for this one alone.
+            generator_seed: Seed of all draws. The parameters are equal on every device. The noise is drawn on the device, so
+                it is equal on all devices of one kind.
+            first: Number of this batch's first image in the batch of all ranks. The views are then equal to those that one
+                rank would make of the whole batch.
+            num_all: Number of images in the batch of all ranks; None where this batch is the whole.
 
         Returns:
-            float32 (n, 1, size_px, size_px), normalised; all views of the first spec, then of the next.
+            float32 (n, 1, size_px, size_px), normalised: all views of the first spec, then those of the next.
         """
         num, height, width = images.shape
         total = num if num_all is None else num_all
@@ -81,19 +78,19 @@ class BatchAugmentation:
         return views
 
     def _without_noise(self, pixels: Tensor, drawn: ViewParameters, spec: ViewSpec) -> Tensor:
-        # Larger crops than the view are sampled more finely and averaged: only tiny views for trials need it.
+        # Crops larger than the view are sampled more finely and averaged, which only the tiny views of trials need.
         fine = max(1, math.ceil(math.sqrt(spec.scale[1]) * max(pixels.shape[-2:]) / spec.size_px - 0.5))
         view = resample(pixels, drawn, spec.size_px, self.params.fill == "zeros", fine)
         return blur_(jitter_(view, drawn), drawn.blur_sigma_px)
 
 
 def normalised(images: Tensor, mean: float, std: float) -> Tensor:
-    """Turn images into a network's input without augmentation, for evaluation.
+    """Turn images into the input of a network without augmentation, for evaluation.
 
     Args:
         images: uint8 (n, height, width).
-        mean: Of the pixels, scaled to 0..1.
-        std: Of the pixels, scaled to 0..1.
+        mean: Mean of the pixels, scaled to 0..1.
+        std: Standard deviation of the pixels, scaled to 0..1.
 
     Returns:
         float32 (n, 1, height, width).
@@ -102,14 +99,14 @@ def normalised(images: Tensor, mean: float, std: float) -> Tensor:
 
 
 def resample(pixels: Tensor, drawn: ViewParameters, size_px: int, is_zero_filled: bool, fine: int = 1) -> Tensor:
-    """Turn, crop and flip images, in one bilinear resampling.
+    """Rotate, crop and flip images in one bilinear resampling.
 
     Args:
         pixels: float32 (n, 1, height, width).
         drawn: Parameters of each image.
         size_px: Side of the result.
-        is_zero_filled: Zeros beyond the border of turned images; else mirrored about the border.
-        fine: Samples per result pixel and axis, averaged.
+        is_zero_filled: Whether rotated images have zeros beyond their border; otherwise they are mirrored about it.
+        fine: Number of samples for each pixel of the result along each axis, which are averaged.
 
     Returns:
         float32 (n, 1, size_px, size_px).
@@ -117,7 +114,7 @@ def resample(pixels: Tensor, drawn: ViewParameters, size_px: int, is_zero_filled
     height, width = pixels.shape[-2:]
     radians = torch.deg2rad(drawn.angle_deg.double())
     cos, sin = torch.cos(radians), torch.sin(radians)
-    # From the result's coordinates (-1..1 from edge to edge) to px from the centre of the turned image, ...
+    # From the result's coordinates (-1..1 from edge to edge) to px from the centre of the rotated image, ...
     sign_x, sign_y = 1 - 2 * drawn.is_flipped_x.double(), 1 - 2 * drawn.is_flipped_y.double()
     scale_x, scale_y = drawn.width.double() / 2 * sign_x, drawn.height.double() / 2 * sign_y
     shift_x = drawn.left + drawn.width.double() / 2 - width / 2
@@ -132,7 +129,7 @@ def resample(pixels: Tensor, drawn: ViewParameters, size_px: int, is_zero_filled
     for axis in range(2):  # what functional.affine_grid does, several times slower
         by_x, by_y, shift = theta[:, axis].unbind(1)
         planes.append(by_x[:, None, None] * along + (by_y[:, None, None] * along[:, None] + shift[:, None, None]))
-    # Mirrored also where nothing is turned: half a pixel beyond the border of the image is the border's pixel again.
+    # Images that are not rotated are mirrored too: half a pixel beyond the border is the border's pixel again.
     grid = torch.stack(planes, -1)
     out = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     if is_zero_filled and bool(drawn.is_turned.any()):
@@ -149,7 +146,7 @@ def jitter_(view: Tensor, drawn: ViewParameters) -> Tensor:
         drawn: Parameters of each image.
 
     Returns:
-        The view: brightness is b * x, contrast is c * x + (1 - c) * mean(x).
+        The same tensor; brightness makes b * x of it, contrast c * x + (1 - c) * mean(x).
 
     Source: torchvision's ColorJitter(brightness, contrast, ...), whose saturation and hue do nothing to gray images.
     """
@@ -172,14 +169,14 @@ def jitter_(view: Tensor, drawn: ViewParameters) -> Tensor:
 
 
 def blur_(view: Tensor, sigma_px: Tensor) -> Tensor:
-    """Blur those images in place whose sigma is above 0, each by its own.
+    """Blur the images whose sigma is above 0 in place, each with its own sigma.
 
     Args:
         view: float32 (n, 1, height, width).
         sigma_px: float32 (n,) on the CPU.
 
     Returns:
-        The view; mirrored at the border without repeating its pixels.
+        The same tensor. At the border, images are mirrored without repeating the border's pixels.
     """
     chosen = torch.nonzero(sigma_px > 0).squeeze(1)
     if len(chosen) == 0:
@@ -191,7 +188,7 @@ def blur_(view: Tensor, sigma_px: Tensor) -> Tensor:
     weights = torch.where(offsets.abs() <= torch.ceil(_BLUR_REACH * sigma).unsqueeze(1), weights, 0.0)
     taps = _moved((weights / weights.sum(1, keepdim=True)).float(), view.device)
     index = _moved(chosen, view.device)
-    # Images become channels of one image: a convolution for each channel has its own taps.
+    # The images become channels of one image, because a grouped convolution has its own kernel for each channel.
     held = view.index_select(0, index).transpose(0, 1)
     for shape, padding in (
         ((-1, 1, 2 * radius + 1, 1), (0, 0, radius, radius)),
@@ -202,16 +199,16 @@ def blur_(view: Tensor, sigma_px: Tensor) -> Tensor:
 
 
 def add_noise_(view: Tensor, variances: Tensor, seed: int, first: int = 0) -> Tensor:
-    """Add Gaussian noise in place to those images whose variance is above 0, and clip them to 0..1.
+    """Add Gaussian noise in place to the images whose variance is above 0, and clip them to 0..1.
 
     Args:
         view: float32 (n, 1, height, width) of 0..1.
         variances: float32 (num_all,) on the CPU, of all images of the batch that this view is a part of.
-        seed: Of the noise.
-        first: The view's first image among them.
+        seed: Seed of the noise.
+        first: Number of the view's first image in that batch.
 
     Returns:
-        The view.
+        The same tensor.
     """
     num = len(view)
     generator = torch.Generator(device=view.device)

@@ -1,7 +1,7 @@
-"""What is done to each image of a batch to make a view: the distributions, and numbers drawn from them.
+"""Draws the parameters of augmentations for each image of a batch.
 
-Drawn on the CPU, so that they are the same on every device. Applying them is `cem_assets.pretraining.views.augmentations`;
-which views a method wants is `cem_assets.pretraining.methods.params`.
+They are drawn on the CPU, so that they are the same on every device. `cem_assets.pretraining.views.augmentations` applies
+them, and `cem_assets.pretraining.methods.params` describes the views that a method needs.
 """
 
 import math
@@ -13,25 +13,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 _CROP_ATTEMPTS = 10
-"""As torchvision's RandomResizedCrop: so many draws of area and aspect ratio before the centre is taken."""
+"""Number of draws of area and aspect ratio before the centre is taken, as in torchvision's RandomResizedCrop."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class AugmentationParams(BaseModel):
-    """How views are drawn. The defaults are those of MoCoV2 and SwAV on CEM500K and CEM1.5M.
+    """Distributions from which views are drawn. The defaults are those of MoCo v2 and SwAV on CEM500K and CEM1.5M.
 
     Attributes:
-        rotation_share: Share of images turned by an angle drawn from all.
-        fill: What a turned image has beyond its border: "zeros" as the CEM scripts have it, or the image mirrored.
+        rotation_share: Share of images that are rotated, by any angle.
+        fill: "zeros" fills a rotated image beyond its border with zeros, as the CEM scripts do; "mirror" mirrors the image.
         aspect_ratio: Smallest and largest ratio of a crop's width to its height, drawn log-uniformly.
-        brightness: Factors are drawn from 1 - b to 1 + b.
-        contrast: Likewise, around the mean of the view.
-        blur_share: Share of images blurred.
-        blur_sigma_px: Smallest and largest deviation of the blur.
-        flip_share: Share of images mirrored left to right, and, drawn apart, upside down.
+        brightness: Factors of the brightness are drawn from 1 - brightness to 1 + brightness.
+        contrast: Factors of the contrast around the mean of the view are drawn from 1 - contrast to 1 + contrast.
+        blur_share: Share of images that are blurred.
+        blur_sigma_px: Smallest and largest standard deviation of the blur.
+        flip_share: Share of images mirrored left to right and, drawn independently, upside down.
         noise_share: Share of images with Gaussian noise.
-        noise_variance: Smallest and largest variance of the noise on the scale 0..1, drawn log-uniformly.
+        noise_variance: Smallest and largest variance of the noise on a scale of 0 to 1, drawn log-uniformly.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,20 +51,20 @@ class AugmentationParams(BaseModel):
 SUPERVISED = AugmentationParams(
     rotation_share=1.0, fill="mirror", brightness=0.0, contrast=0.0, blur_share=0.0, flip_share=0.0, noise_share=0.0
 )
-"""CytoImageNet (arXiv:2111.11646): any rotation with reflection, nothing else. Use it with scale (1, 1)."""
+"""The augmentation of CytoImageNet (arXiv:2111.11646): rotation by any angle with mirroring. Use it with scale (1, 1)."""
 
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What is done to each image of a batch; tensors of length n on the CPU.
+    """The augmentation of each image of a batch, as tensors of length n on the CPU.
 
     Attributes:
-        angle_deg: float32, counter-clockwise as displayed; 0 leaves the image.
-        is_turned: bool, which images are rotated at all.
-        top, left, height, width: float32, the crop in the turned image, in px.
-        is_flipped_x, is_flipped_y: bool, mirrored left to right and upside down.
+        angle_deg: float32, the angle of the rotation, counter-clockwise as displayed.
+        is_turned: bool, whether the image is rotated.
+        top, left, height, width: float32, the crop in the rotated image, in px.
+        is_flipped_x, is_flipped_y: bool, whether the image is mirrored left to right, and upside down.
         brightness, contrast: float32, factors; 1 changes nothing.
-        is_contrast_first: bool, contrast before brightness.
+        is_contrast_first: bool, whether the contrast changes before the brightness.
         blur_sigma_px: float32; 0 for no blur.
         noise_variance: float32; 0 for no noise.
     """
@@ -84,21 +84,18 @@ class ViewParameters:
     noise_variance: Tensor
 
     def take(self, first: int, num: int) -> "ViewParameters":
-        """Return those of the images first..first + num - 1."""
+        """Return the parameters of the images first..first + num - 1."""
         return ViewParameters(**{name: value[first : first + num] for name, value in vars(self).items()})
 
 
 def draw_parameters(
     num: int, height: int, width: int, scale: tuple[float, float], params: AugmentationParams, generator: torch.Generator
 ) -> ViewParameters:
-    """Draw what is done to each of `num` images of height x width px, for one view.
+    """Draw the parameters of one view for each of `num` images of height x width px.
 
     Args:
-        num: Images.
-        height: Of the images.
-        width: Of the images.
-        scale: Of the crop's area, as in `ViewSpec`.
-        generator: On the CPU. Advances by the same amount whatever is drawn.
+        scale: Smallest and largest share of the image's area that the crop has, as in `ViewSpec`.
+        generator: Generator on the CPU; it advances by the same amount whatever is drawn.
     """
 
     def unit(*shape: int) -> Tensor:
@@ -134,10 +131,10 @@ def _draw_crops(
     scale: tuple[float, float],
     aspect_ratio: tuple[float, float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Turn uniform numbers into crops (top, left, height, width), whole px.
+    """Turn uniform numbers into crops (top, left, height, width) of whole px.
 
-    Source: torchvision's RandomResizedCrop.get_params: the first of ten draws that fits inside, else the largest
-    crop around the centre with an allowed ratio.
+    Source: torchvision's RandomResizedCrop.get_params, which takes the first of ten draws that fits into the image, else the
+    largest crop around the centre with an allowed ratio.
     """
     low, high = (math.log(value) for value in aspect_ratio)
     areas = height * width * (scale[0] + (scale[1] - scale[0]) * area)

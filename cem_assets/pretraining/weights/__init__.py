@@ -1,1 +1,1 @@
-"""Encoder weights as files: export, import, model card, figures, where they lie in the store."""
+"""Encoder weights as files: export, import, model card and the weights in the store."""

@@ -1,8 +1,7 @@
-"""The model card of encoder weights: what they are, how they came to be, whose data is in them, how to load them.
+"""Writes the model card of encoder weights: their origin, their data with its licences, their figures and how to load them.
 
-Pure text, no torch. Facts come from `cem_assets.pretraining.weights.importing` and `cem_assets.pretraining.training.stage`;
-cards of
-data sets are written by their own rooms.
+This module does not import torch. `cem_assets.pretraining.weights.importing` and `cem_assets.pretraining.weights.results`
+collect the facts.
 """
 
 import json
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from cem_assets.catalog.weights import ARCHS
-from cem_assets.errors import DataError
 
 NOT_STATED = "not stated"
 _NON_COMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non[\s_-]*commercial|research[\s_-]+(use[\s_-]+)?only", re.IGNORECASE)
@@ -31,14 +29,11 @@ _FIRST_LAYER = {
 
 @dataclass(frozen=True)
 class DataSource:
-    """One data set behind weights.
+    """A data set that weights were trained on.
 
     Attributes:
-        name: Of the data set.
-        licence: Its terms; empty where they are not stated.
-        citation: What to cite.
-        source_url: Where it is from.
-        num_images: Images of it that were trained on, None where not known.
+        licence: Licence of the data; empty where none is stated.
+        num_images: Number of its images in the training; None where it is not known.
     """
 
     name: str
@@ -50,18 +45,18 @@ class DataSource:
 
 @dataclass(frozen=True)
 class WeightsFacts:
-    """What a card says of the weights themselves.
+    """The facts about weights that their card states.
 
     Attributes:
-        name: The partition.
-        title: For people.
-        arch: Of the encoder.
+        name: Partition of `pretraining/weights`.
+        title: Title for readers.
+        arch: Architecture of the encoder.
         method: "moco", "swav", "supervised" or "random".
-        origin: How they came to be, a sentence or two of Markdown.
-        norms: Mean and deviation of pixels in 0..1, None where not known.
-        epoch: Epochs of training, None where not known.
-        notes: What was changed on the way.
-        licence: Of the weights; empty where it follows from the data alone.
+        origin: One or two sentences of Markdown on how the weights were made.
+        norms: Mean and standard deviation of the pixels, on a scale of 0 to 1; None where they are not known.
+        epoch: Number of epochs of the training; None where it is not known.
+        notes: Changes that were made when the weights were read.
+        licence: Licence of the weights; empty where it follows from the data alone.
         state_sha256: Digest of the tensors.
     """
 
@@ -93,21 +88,20 @@ def weights_card(
     """Write the model card.
 
     Args:
-        facts: Of the weights.
-        data: What they were trained on; empty for random ones.
-        parameters: Every hyperparameter, for weights trained here; JSON values.
+        data: The data sets that the weights were trained on; empty for random weights.
+        parameters: All hyperparameters of weights trained here, as JSON values.
         figures: Final figures by name.
-        release: What the data was released as, such as "cem/releases/v3".
-        release_digest: Of the release's manifest.
+        release: The release of the data, such as "cem/releases/v3".
+        release_digest: Digest of the manifest of the release.
 
     Returns:
-        Markdown with a YAML head as model hubs read it.
+        Markdown with a YAML head in the form that model hubs read.
 
     Raises:
-        DataError: The architecture is not known.
+        ValueError: The architecture is not known.
     """
     if facts.arch not in ARCHS:
-        raise DataError(f"encoder {facts.arch!r} is not known; expected one of {', '.join(ARCHS)}.")
+        raise ValueError(f"encoder {facts.arch!r} is not known; expected one of {', '.join(ARCHS)}.")
     lines = [
         "---",
         "license: other",

@@ -1,13 +1,12 @@
-"""Encoder weights as other people's programs read them: the published checkpoint form, safetensors, torchvision.
+"""Reads and writes encoder weights in the forms that other programs use: the published checkpoint, safetensors, torchvision.
 
-Inside, weights are an `EncoderWeights`: torchvision's names, one input channel, no head. Files from elsewhere are
-read as tensors and plain values alone, and every name and shape is compared with the network before use.
-Where weights lie and who may have them is decided where the store is known; a run's own state is
-`cem_assets.pretraining.training.checkpoints`.
+In memory, weights are an `EncoderWeights` with torchvision's names, one input channel and no head. Of other people's files
+only tensors and plain values are read, and every name and shape is compared with the network before use. The state of a
+running training is in `cem_assets.pretraining.training.checkpoints`.
 
-Source of the published form: `train_mocov2.py`, `train_swav.py` and the loaders in `evaluation` of
-volume-em/cem-dataset. Files of both are dicts with `state_dict`, `norms` ([mean, std], pixels on a scale of 0 to 1),
-`epoch` and `arch`; names start with `module.encoder_q.` (MoCo) or `module.` (SwAV).
+Source of the published form: `train_mocov2.py`, `train_swav.py` and the loaders in `evaluation` of volume-em/cem-dataset. The
+files of both are dicts with `state_dict`, `norms` ([mean, std], pixels on a scale of 0 to 1), `epoch` and `arch`; names start
+with `module.encoder_q.` (MoCo) or `module.` (SwAV).
 """
 
 import hashlib
@@ -27,12 +26,10 @@ from cem_assets.errors import DataError
 from cem_assets.pretraining.training.checkpoints import decode_state, encode_state
 
 PREFIXES: dict[str, str] = {"moco": "module.encoder_q.", "swav": "module.", "supervised": "module."}
-"""What names start with in a published checkpoint of each method; supervised ones were never published in this form
-and take the bare prefix."""
+"""Prefix of the tensors' names in a published checkpoint of each method. Supervised weights were never published in this form
+and have the same prefix as SwAV's."""
 HEADS = ("fc", "classifier", "projection_head", "prototypes")
-"""What sits on top of an encoder in the published files; read over."""
-IMAGENET_GRAY_NORMS = (0.449, 0.226)
-"""Means of ImageNet's three means and deviations, for weights of three channels that say nothing else."""
+"""Names of the layers on top of an encoder in the published files, which are skipped."""
 MAX_WEIGHTS_BYTES = 4 << 30
 """Largest weights file that is read; the published checkpoints, optimisers included, take under 1 GiB."""
 _METADATA_KEY = "cem_assets"
@@ -45,11 +42,11 @@ class EncoderWeights:
 
     Attributes:
         arch: A key of `encoders.ENCODERS`.
-        state: Tensors by torchvision's names, contiguous, on the CPU; float32, counters int64; no head.
-        norms: Mean and deviation of the pixels it was trained on, on a scale of 0 to 1; None where the file says
-            nothing.
-        epoch: Epochs of training, None where unknown.
-        notes: What was changed on reading.
+        state: Tensors by torchvision's names without the head, contiguous and on the CPU; float32, counters int64.
+        norms: Mean and standard deviation of the pixels of the training, on a scale of 0 to 1; None where the file does not
+            have them.
+        epoch: Number of epochs of the training; None where it is not known.
+        notes: Changes that were made when the file was read.
     """
 
     arch: str
@@ -59,7 +56,7 @@ class EncoderWeights:
     notes: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """Return the sha256 of names, types, shapes and values: equal for equal weights in whatever file."""
+        """Return the sha256 of names, types, shapes and values, which is equal for equal weights in any form of file."""
         sha = hashlib.sha256()
         for name in sorted(self.state):
             tensor = self.state[name]
@@ -68,7 +65,7 @@ class EncoderWeights:
         return sha.hexdigest()
 
     def build(self) -> nn.Module:
-        """Build the encoder: features out, evaluation mode."""
+        """Build the encoder, which returns features, in evaluation mode."""
         encoder = build_encoder(self.arch, in_channels=1)
         encoder.load_state_dict(self.state)
         return encoder.eval()
@@ -77,37 +74,37 @@ class EncoderWeights:
 def weights_of(
     encoder: nn.Module, arch: str, norms: tuple[float, float] | None = None, epoch: int | None = None
 ) -> EncoderWeights:
-    """Take the weights of an encoder in memory, as the methods' `encoder` property gives it.
+    """Copy the weights of an encoder in memory, such as the `encoder` of a method.
 
     Args:
-        encoder: One input channel; a copy is taken.
+        encoder: Network with one input channel.
         arch: A key of `encoders.ENCODERS`.
-        norms: Mean and deviation of pixels.
-        epoch: Epochs of training.
+        norms: Mean and standard deviation of the pixels, on a scale of 0 to 1.
+        epoch: Number of epochs of the training.
 
     Raises:
-        DataError: It is no such network, or holds values that are not finite.
+        DataError: The encoder is not such a network, or has values that are not finite.
     """
     state = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
     return EncoderWeights(arch, _fitted(state, arch, "the encoder")[0], norms, epoch)
 
 
 def to_published(weights: EncoderWeights, method: str) -> bytes:
-    """Write the published checkpoint form, which the reference's own loaders take.
+    """Write the published checkpoint form, which the loaders of volume-em/cem-dataset read.
 
     Args:
         method: A key of `PREFIXES`.
 
     Returns:
-        A `.pth` file: `state_dict`, `norms` as [mean, std], `epoch` and `arch`; equal weights give equal bytes.
+        A `.pth` file with `state_dict`, `norms` as [mean, std], `epoch` and `arch`; equal weights give equal bytes.
 
     Raises:
-        DataError: The method is not known, or the weights have no norms.
+        ValueError: The method is not known, or the weights have no norms.
     """
     if method not in PREFIXES:
-        raise DataError(f"method {method!r} is not known; expected one of {', '.join(PREFIXES)}.")
+        raise ValueError(f"method {method!r} is not known; expected one of {', '.join(PREFIXES)}.")
     if weights.norms is None:
-        raise DataError(f"the {weights.arch} weights have no norms; expected (mean, std) of the pixels. Give them.")
+        raise ValueError(f"the {weights.arch} weights have no norms; expected (mean, std) of the pixels. Give them.")
     prefix = PREFIXES[method]
     return encode_state(
         {
@@ -119,28 +116,23 @@ def to_published(weights: EncoderWeights, method: str) -> bytes:
     )
 
 
-def to_torchvision(weights: EncoderWeights) -> bytes:
-    """Write a plain state_dict with torchvision's names, for `torch.load(..., weights_only=True)`."""
-    return encode_state(dict(weights.state))
-
-
 def to_safetensors(weights: EncoderWeights) -> bytes:
     """Write safetensors with torchvision's names; equal weights give equal bytes.
 
-    Architecture, norms and epoch are one JSON text in the metadata: with more than one entry the library writes
-    them in an order that changes from process to process.
+    Architecture, norms and epoch are one JSON text in the metadata, because the library writes several entries in an order
+    that changes from process to process.
     """
     about = {"arch": weights.arch, "epoch": weights.epoch, "norms": None if weights.norms is None else list(weights.norms)}
     return bytes(safetensors.torch.save(weights.state, {_METADATA_KEY: json.dumps(about, sort_keys=True)}))
 
 
 def sidecar(weights: EncoderWeights, method: str, files: Mapping[str, bytes], **provenance: Any) -> dict[str, Any]:
-    """Describe weights for the JSON beside them.
+    """Describe weights for the JSON file beside them.
 
     Args:
-        method: How they came to be: "moco", "swav", "supervised", "imported", "random".
-        files: Content of the files written, by name.
-        provenance: What else is known: parameters, release digest, licences, tracking run.
+        method: "moco", "swav", "supervised", "imported" or "random".
+        files: Content of the files that are written, by name.
+        provenance: Further facts, such as parameters, release digest, licences and tracking run.
 
     Returns:
         A dict of JSON values.
@@ -167,24 +159,20 @@ def sidecar(weights: EncoderWeights, method: str, files: Mapping[str, bytes], **
 def read_weights(data: bytes, what: str, arch: str | None = None, max_bytes: int = MAX_WEIGHTS_BYTES) -> EncoderWeights:
     """Read encoder weights from any of the known forms.
 
-    Published MoCo and SwAV checkpoints (CEM500K, CEM1.5M, ImageNet MoCoV2), our own, plain torchvision
-    state_dicts and safetensors are told apart by their content. Heads, key encoders, queues and optimisers are read
-    over. A first convolution of three channels becomes one by summing its weights: the features are those of the
-    three-channel network fed with three equal normalised channels. Where the channels had different
-    norms, their means stand for them, which is an approximation; the notes say so.
+    Published MoCo and SwAV checkpoints (CEM500K, CEM1.5M, ImageNet MoCoV2), our own checkpoints, plain torchvision
+    state_dicts and safetensors are told apart by their content. Heads, key encoders, queues and optimisers are skipped. A
+    first convolution of three channels becomes one channel by summing its weights: the features are those of the
+    three-channel network on three equal normalised channels. Where the channels have different norms, the norms are averaged,
+    which is an approximation; the notes then say so.
 
     Args:
-        data: The file.
-        what: Its name for messages.
-        arch: The network; None takes it from the file.
+        what: Name of the file for messages.
+        arch: Name of the network; None takes it from the file.
         max_bytes: Largest accepted size.
 
-    Returns:
-        The encoder's weights.
-
     Raises:
-        DataError: The file is too large, damaged or holds Python objects; or it is no such network: missing,
-            unexpected and misshaped tensors are named.
+        DataError: The file is too large, damaged or holds Python objects, or its tensors do not fit the network. The text
+            names missing and unexpected tensors and wrong shapes.
     """
     content = _content(data, what, max_bytes)
     about: dict[str, Any] = {}
@@ -222,8 +210,8 @@ def read_weights(data: bytes, what: str, arch: str | None = None, max_bytes: int
 def _content(data: bytes, what: str, max_bytes: int) -> Any:
     """Decode a file of safetensors or of `torch.save`.
 
-    Safetensors begin with the length of their header, whose eight bytes can be those of a zip or a pickle: it is the
-    brace behind them that tells.
+    A safetensors file begins with the length of its header, whose eight bytes may look like a zip or a pickle. The brace
+    behind them identifies the form.
     """
     if len(data) > max_bytes or data[8:9] != b"{":
         return decode_state(data, what, max_bytes)
@@ -245,9 +233,9 @@ def _without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fitted(state: Mapping[str, Any], arch: str, what: str) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """Compare tensors with the network of that name; return them ready for it, and what was changed.
+    """Compare tensors with a network; return them in the form that it needs, with notes on what was changed.
 
-    Nothing is computed with a tensor before its shape is known to be right: the shape in a file is a mere claim.
+    Nothing is computed with a tensor before its shape is checked, because the shape in a file may be wrong.
     """
     encoder = build_encoder(arch, in_channels=1)
     first = next(name for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)) + ".weight"
@@ -291,7 +279,7 @@ def _fitted(state: Mapping[str, Any], arch: str, what: str) -> tuple[dict[str, t
 
 
 def _norms(value: Any) -> tuple[tuple[float, float], str]:
-    """Read norms as the published files have them: [mean, std], a dict of both, each a number or one per channel."""
+    """Read norms as the published files have them: [mean, std] or a dict of both, each a number or one for each channel."""
     if isinstance(value, Mapping):
         value = (value.get("mean"), value.get("std"))
     problem = f"`norms` is {_short(value)}, expected mean and deviation of pixels on a scale of 0 to 1"

@@ -1,13 +1,12 @@
-"""Importing into `pretraining/weights`: published checkpoints, torchvision's weights, and random ones.
+"""Imports weights into `pretraining/weights`: published checkpoints, torchvision's weights, and random weights.
 
-A local copy is taken before anything is downloaded, and what cannot be had is told, never replaced by something else.
-Files are untrusted: sized and checked before they are decoded, and decoded as tensors alone. Rows are
-`cem_assets.catalog.weights`; training is `cem_assets.pretraining.training.stage`.
+A local copy is preferred to a download. Where neither is possible, the import fails and lists the ways to get the file; other
+weights never take its place. Files are not trusted: their size and checksum are checked before they are decoded, and only
+tensors and plain values are decoded. `cem_assets.catalog.weights` has the rows of the catalogue.
 """
 
 import hashlib
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -16,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from cem_assets import environment
 from cem_assets.catalog.weights import ImportedWeights
 from cem_assets.errors import DataError
-from cem_assets.execution.stage import Progress, StageResult, no_progress
+from cem_assets.execution.stage import Progress, StageResult, begin, no_progress
+from cem_assets.pretraining.rows import ROWS
 from cem_assets.pretraining.weights.card import DataSource, WeightsFacts, weights_card
 from cem_assets.pretraining.weights.files import commit_weights
-from cem_assets.pretraining.weights.stored import ROWS, WEIGHT_FILES, Availability, LocalCopy, availability, find_local_copy
-from cem_assets.sources.files.weights import check_sha256, download_weights
+from cem_assets.pretraining.weights.stored import WEIGHT_FILES, Availability, LocalCopy, availability, find_local_copy
+from cem_assets.sources.files.download import check_sha256, download_url
 from cem_assets.store.assets import CODE_VERSIONS, WEIGHTS
-from cem_assets.store.commits import Commit, installed_versions
-from cem_assets.store.manifests import Inputs, Manifest, current_manifest
+from cem_assets.store.commits import installed_versions
+from cem_assets.store.manifests import Inputs, current_manifest
 from cem_assets.store.scratch import scratch_folder
 from cem_assets.store.store import Store
 
@@ -35,79 +35,78 @@ __all__ = ["Availability", "availability", "import_weights"]
 logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 4 << 30
-"""Largest file that is taken; the published checkpoints, optimisers included, take under 1 GiB."""
+"""Largest file that is imported; the published checkpoints, with optimisers, have less than 1 GiB."""
 _FILE = "weights_file"
 _NORMS_TOLERANCE = 0.005
 
 
 def import_weights(store: Store, row: ImportedWeights, run_id: str = "", progress: Progress = no_progress) -> StageResult:
-    """Commit imported weights.
+    """Get, read and commit the weights of a row of the catalogue.
 
     Args:
-        progress: Called with (steps done, in all): got, read, committed.
+        progress: Called with (steps done, number of steps) after each of these three steps.
 
     Returns:
         The committed `pretraining/weights`, partition `row.name`.
 
     Raises:
-        FileNotFoundError: There is no copy at hand, and no address with a checksum; the error says every way.
-        ConnectionError: They could not be downloaded; the error says every other way.
-        DataError: The file has another checksum, is too large, damaged, holds Python objects, or is of another network.
+        FileNotFoundError: There is neither a local copy nor an address with a checksum; the text lists the ways to get one.
+        ConnectionError: The file could not be downloaded; the text lists the other ways to get it.
+        DataError: The file has another checksum, is too large or damaged, holds Python objects, or belongs to another network.
     """
-    started = time.monotonic()
     if row.source == "random":
-        commit = Commit(store, _inputs(row, ""), run_id)
-        if commit.up_to_date:
-            return StageResult(commit.up_to_date, False, time.monotonic() - started)
+        stage = begin(store, _inputs(row, ""), run_id)
+        if stage.up_to_date:
+            return stage.up_to_date
         weights, file_sha256 = _random_weights(row), ""
     else:
         copy = find_local_copy(store, row)
         if (found := _imported_before(store, row, copy, run_id)) is not None:
-            return StageResult(found, False, time.monotonic() - started)
+            return found
         with _file_contents(row, copy) as data:
             progress(1, 3)
             file_sha256 = hashlib.sha256(data).hexdigest()
             check_sha256(file_sha256, row.sha256, row.file)
-            commit = Commit(store, _inputs(row, file_sha256), run_id)
-            if commit.up_to_date:
-                return StageResult(commit.up_to_date, False, time.monotonic() - started)
+            stage = begin(store, _inputs(row, file_sha256), run_id)
+            if stage.up_to_date:
+                return stage.up_to_date
             weights = _read(row, data)
     progress(2, 3)
-    manifest = commit_weights(commit, weights, row.method, _provenance(row, file_sha256), _card(row, weights))
+    result = commit_weights(stage, weights, row.method, _provenance(row, file_sha256), _card(row, weights))
     progress(3, 3)
-    return StageResult(manifest, True, time.monotonic() - started)
+    return result
 
 
 def _inputs(row: ImportedWeights, file_sha256: str) -> Inputs:
     parameters = {key: value for key, value in asdict(row).items() if key != "name"}
     upstream = {_FILE: file_sha256} if file_sha256 else {}
     pins = installed_versions("torch", "torchvision") if row.source == "random" else {}
-    pins = {name: pins[name] for name in ("torch", "torchvision") if name in pins}  # they decide what a seed gives
+    pins = {name: pins[name] for name in ("torch", "torchvision") if name in pins}  # their versions decide what a seed gives
     return Inputs(WEIGHTS, row.name, CODE_VERSIONS[WEIGHTS], parameters, upstream, pins)
 
 
-def _imported_before(store: Store, row: ImportedWeights, copy: LocalCopy | None, run_id: str) -> Manifest | None:
-    """Return the current manifest where it is of this row, without getting the file again.
+def _imported_before(store: Store, row: ImportedWeights, copy: LocalCopy | None, run_id: str) -> StageResult | None:
+    """Return the current weights where they come from this row, without getting the file again.
 
-    Where the row names no checksum and a copy is at hand, only the copy itself can tell.
+    Where the row has no checksum and there is a local copy, the copy has to be read to know whether it changed.
     """
     try:
         current = current_manifest(store, WEIGHTS, row.name)
-    except ValueError as error:  # a manifest that was tampered with must not block its own replacement
+    except DataError as error:  # a damaged manifest must not prevent its own replacement
         logger.warning("%s", error)
         return None
     recorded = current.inputs.upstream.get(_FILE, "") if current is not None else ""
     if not recorded or not recorded.startswith(row.sha256) or (copy is not None and not row.sha256):
         return None
-    return Commit(store, _inputs(row, recorded), run_id).up_to_date
+    return begin(store, _inputs(row, recorded), run_id).up_to_date
 
 
 @contextmanager
 def _file_contents(row: ImportedWeights, copy: LocalCopy | None) -> Iterator[bytes]:
-    """Give the bytes of a row's file: of the copy at hand, or downloaded."""
+    """Read a row's file from a local copy, or download it."""
     if copy is not None:
         logger.info("weights %s are taken from %s", row.name, copy.place)
-        with copy.open() as handle:  # it may have grown since it was looked at
+        with copy.open() as handle:  # the file may have grown since its size was read
             data = handle.read(MAX_FILE_BYTES + 1) if copy.num_bytes <= MAX_FILE_BYTES else b""
         if copy.num_bytes > MAX_FILE_BYTES or len(data) > MAX_FILE_BYTES:
             raise DataError(
@@ -120,9 +119,8 @@ def _file_contents(row: ImportedWeights, copy: LocalCopy | None) -> Iterator[byt
         lacking = "no checksum is known for its address" if row.url else "no address is known"
         raise FileNotFoundError(_ways(row, f"there is no local copy of {row.file}, and {lacking}"))
     with scratch_folder("weights") as folder:
-        path = folder / "weights"
         try:
-            download_weights(row.url, row.sha256, path, MAX_FILE_BYTES)
+            path = download_url(row.url, row.sha256, folder, "weights", MAX_FILE_BYTES, min_digits=8)
         except ConnectionError as error:
             raise ConnectionError(_ways(row, f"there is no local copy of {row.file}, and {error}")) from error
         yield path.read_bytes()
@@ -165,7 +163,7 @@ def _row_norms(row: ImportedWeights) -> tuple[float, float] | None:
 
 
 def _read(row: ImportedWeights, data: bytes) -> "EncoderWeights":
-    """Decode a file, and settle the pixel norms: the file's own, else those of the row; they may not disagree."""
+    """Decode a file, and take the pixel norms from it, else from the row; where both have norms, they must agree."""
     from cem_assets.pretraining.weights.export import read_weights
 
     weights = read_weights(data, row.file, row.arch, MAX_FILE_BYTES)
@@ -177,14 +175,14 @@ def _read(row: ImportedWeights, data: bytes) -> "EncoderWeights":
         return replace(weights, norms=norms, notes=(*weights.notes, note))
     if max(abs(mine - its) for mine, its in zip(norms, weights.norms, strict=True)) > _NORMS_TOLERANCE:
         raise DataError(
-            f"{row.file} has pixel norms {weights.norms}, its row {norms}; expected the same. Get the right file, or leave "
-            f"mean and std out of a row {row.name!r} in {ROWS}."
+            f"{row.file} has pixel norms {weights.norms}, but its row in the catalogue has {norms}; expected the same. Get the "
+            f"right file, or add a row {row.name!r} without mean and std to {ROWS}."
         )
     return weights
 
 
 def _provenance(row: ImportedWeights, file_sha256: str) -> dict[str, Any]:
-    """Tell where weights are from; nothing of this machine, so that equal files give equal manifests."""
+    """Describe the origin of weights, without facts of this machine, so that equal files give equal manifests."""
     about: dict[str, Any] = {"kind": row.kind, "title": row.title, "source": row.source}
     if row.source == "random":
         return {**about, "seed": row.seed}

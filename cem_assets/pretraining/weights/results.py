@@ -1,26 +1,24 @@
-"""Weights out of a finished training: the commit of `pretraining/weights`, with figures, scores and the model card.
+"""Commits the weights of a finished training to `pretraining/weights`, with figures, scores and the model card.
 
-Training itself is `cem_assets.pretraining.training.stage`; the files that every kind of weights has are
-`cem_assets.pretraining.weights.files`.
+`cem_assets.pretraining.training.stage` trains, and `cem_assets.pretraining.weights.files` writes the files that all weights
+have.
 """
 
 import json
 import logging
 import math
-import time
 from typing import TYPE_CHECKING, Any, cast
 
 from cem_assets.errors import DataError
-from cem_assets.execution.stage import StageResult
+from cem_assets.execution.stage import StageResult, begin
 from cem_assets.pretraining.data.release_data import TrainingData, open_training_data
-from cem_assets.pretraining.training.plan import TrainingPlan
+from cem_assets.pretraining.plan import TrainingPlan
+from cem_assets.pretraining.training.figures import confusion_png, curves_png
 from cem_assets.pretraining.training.runs import StoreCheckpoints
 from cem_assets.pretraining.training.stage import build_plan_method, first_views, norms_of, results_json
 from cem_assets.pretraining.weights.card import DataSource, WeightsFacts, weights_card
-from cem_assets.pretraining.weights.figures import confusion_png, curves_png
 from cem_assets.pretraining.weights.files import commit_weights
 from cem_assets.store.assets import CODE_VERSIONS, WEIGHTS
-from cem_assets.store.commits import Commit
 from cem_assets.store.manifests import Inputs, Manifest
 from cem_assets.store.store import Store
 from cem_assets.tracking.mlflow import RunLink, TrackingServer
@@ -33,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def link_of(plan: TrainingPlan) -> RunLink | None:
-    """Find where a training can be looked at in MLflow; None where that is away."""
+    """Find the MLflow run of a training; None where MLflow cannot be reached."""
     try:
         return TrackingServer().find(plan.run, f"{WEIGHTS.split('/')[0]}/{plan.method}")
     except ConnectionError as error:
@@ -42,36 +40,31 @@ def link_of(plan: TrainingPlan) -> RunLink | None:
 
 
 def inputs_of(plan: TrainingPlan) -> Inputs:
-    """Say what trained weights are made from."""
+    """Return the inputs that the manifest of trained weights records."""
     parameters = {"arch": plan.arch, "method": plan.method, "subset": plan.subset, **plan.params.model_dump(mode="json")}
     return Inputs(WEIGHTS, plan.name, CODE_VERSIONS[WEIGHTS], parameters, {plan.release: plan.digest})
 
 
-def trained_already(store: Store, plan: TrainingPlan) -> Manifest | None:
-    """Return the manifest of a plan's weights, where they are current and whole."""
-    return Commit(store, inputs_of(plan)).up_to_date
+def trained_already(store: Store, plan: TrainingPlan) -> StageResult | None:
+    """Return the committed weights of a plan where they are up to date, else None."""
+    return begin(store, inputs_of(plan)).up_to_date
 
 
 def finish_weights(store: Store, plan: TrainingPlan, title: str, run_id: str = "") -> StageResult:
     """Commit the weights of a training that has done all its epochs, and register them in MLflow.
 
     Args:
-        plan: What was trained.
-        title: Of the weights, for the card.
-
-    Returns:
-        The committed partition.
+        title: Title of the weights, for the card.
 
     Raises:
-        RuntimeError: The training has not done all its epochs.
+        DataError: The training has not done all its epochs.
     """
     from cem_assets.pretraining.training.checkpoints import finished_epochs, restore_method
     from cem_assets.pretraining.weights.export import weights_of
 
-    started = time.monotonic()
-    commit = Commit(store, inputs_of(plan), run_id)
-    if commit.up_to_date:
-        return StageResult(commit.up_to_date, False, time.monotonic() - started)
+    stage = begin(store, inputs_of(plan), run_id)
+    if stage.up_to_date:
+        return stage.up_to_date
     checkpoint = StoreCheckpoints(store, plan.folder).load()
     results = finished_epochs(checkpoint) if checkpoint else ()
     if checkpoint is None or len(results) != plan.params.epochs:
@@ -124,13 +117,13 @@ def finish_weights(store: Store, plan: TrainingPlan, title: str, run_id: str = "
     )
     sources = [DataSource(**item) for item in data.sources]
     card = weights_card(facts, sources, provenance["parameters"], figures, plan.release, plan.digest)
-    manifest = commit_weights(commit, weights, plan.method, provenance, card, extra)
-    _register(store, plan, manifest)
-    return StageResult(manifest, True, time.monotonic() - started)
+    result = commit_weights(stage, weights, plan.method, provenance, card, extra)
+    _register(store, plan, result.manifest)
+    return result
 
 
 def _judged(method: Any, data: TrainingData, plan: TrainingPlan) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Score a classifier on the validation images, once more and in full."""
+    """Score a finished classifier on all validation images; for other methods the result is empty."""
     if plan.method != "supervised" or not len(data.validation):
         return {}, {}
     import torch
@@ -149,7 +142,7 @@ def _judged(method: Any, data: TrainingData, plan: TrainingPlan) -> tuple[dict[s
 
 
 def _register(store: Store, plan: TrainingPlan, manifest: Manifest) -> None:
-    """Make a version of the registered model: the card and the sidecar, which name the weights by place and digest."""
+    """Register a version of the model in MLflow, with card, figures and sidecar; its tags have the place and the digest."""
     with open_tracked_run(store, plan.run, f"{WEIGHTS.split('/')[0]}/{plan.method}", plan.name, {}, {}) as run:
         for item in manifest.objects:
             if item.name.endswith((".json", ".md", ".png")):

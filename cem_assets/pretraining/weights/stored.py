@@ -1,7 +1,6 @@
-"""Encoder weights in a store: the rows it knows, local copies of published files, and reading what was committed.
+"""Finds local copies of published weights, and reads the encoder weights that a store has.
 
-Rows of the package are `cem_assets.catalog.weights`; their hyperparameters are checked by
-`cem_assets.pretraining.weights.rows`. Writing weights is `cem_assets.pretraining.weights.files`.
+`cem_assets.pretraining.rows` reads the rows of the catalogue, and `cem_assets.pretraining.weights.files` writes weights.
 """
 
 import hashlib
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from cem_assets import environment
-from cem_assets.catalog.weights import ImportedWeights, WeightsRow, weights_rows
+from cem_assets.catalog.weights import ImportedWeights, WeightsRow
 from cem_assets.errors import DataError
 from cem_assets.store.assets import WEIGHTS
 from cem_assets.store.manifests import Manifest, find_manifest, manifest_numbers, require_manifest
@@ -20,26 +19,21 @@ from cem_assets.store.store import Store
 if TYPE_CHECKING:
     from cem_assets.pretraining.weights.export import EncoderWeights
 
-ROWS = "settings/weights.toml"
-"""Rows of the store, in the form of the package's `weights.toml`."""
 WEIGHT_FILES = "pretraining/weight_files"
 """Folder of the store for copies of published files."""
-"""Names a local folder with copies of published files."""
 STATE = "weights.safetensors"
 CHECKPOINT = "checkpoint.pth"
 SIDECAR = "weights.json"
 CARD = "README.md"
-_MAX_ROWS_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class LocalCopy:
-    """A copy of a published file that is at hand.
+    """A copy of a published file in the store or on this machine.
 
     Attributes:
-        place: Where it lies, for messages.
-        num_bytes: Size.
-        open: Opens it for reading.
+        place: Place of the copy, for messages.
+        open: Opens the copy for reading.
     """
 
     place: str
@@ -49,12 +43,12 @@ class LocalCopy:
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether weights can be had here, as far as can be told without trying.
+    """Whether weights are available here, as far as this is known without a download.
 
     Attributes:
-        is_available: They are in the store, or can be made from what is at hand.
-        reason: Why, or why not.
-        is_downloadable: They are not at hand, but an address and a checksum are known; whether it answers was not tried.
+        is_available: Whether they are in the store, or can be made from a local copy or a seed.
+        reason: The reason why they are available, or why not.
+        is_downloadable: Whether they are not available, but have an address with a checksum. The address was not tried.
     """
 
     is_available: bool
@@ -62,35 +56,8 @@ class Availability:
     is_downloadable: bool = False
 
 
-def stored_weights_rows(store: Store) -> dict[str, WeightsRow]:
-    """Read the rows of the package, overlaid by those of the store.
-
-    A row of the store takes the place of a whole row of the package with the same name, if both are trained or both
-    imported; a trained row cannot become an imported one, or the reverse, as its name would then mean another thing.
-
-    Raises:
-        DataError: `settings/weights.toml` is not TOML in UTF-8, too large, or has rows that make no sense.
-    """
-    rows = dict(weights_rows())
-    size = store.size(ROWS)
-    if size is None:
-        return rows
-    if size > _MAX_ROWS_BYTES:
-        raise DataError(f"{ROWS} has {size:,} bytes; expected at most {_MAX_ROWS_BYTES:,}. Keep only rows of weights in it.")
-    try:
-        text = store.read(ROWS).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{ROWS} is not UTF-8: {error}. Save it as UTF-8.") from error
-    added = weights_rows(text, ROWS)
-    turned = [name for name, row in added.items() if name in rows and rows[name].kind != row.kind]
-    if turned:
-        told = "; ".join(f"{name} is {rows[name].kind} in the package's catalogue, {added[name].kind} here" for name in turned)
-        raise DataError(f"{ROWS} changes the kind of {len(turned)} row(s): {told}. Give them other names.")
-    return rows | added
-
-
 def find_local_copy(store: Store, row: ImportedWeights) -> LocalCopy | None:
-    """Look for a copy of a row's file: in the store, in CEM_ASSETS_WEIGHTS_FOLDER, and for torchvision's in torch's cache."""
+    """Look for a copy of a row's file in the store, in CEM_ASSETS_WEIGHTS_FOLDER and, for torchvision's, in torch's cache."""
     if not row.file:
         return None
     key = f"{WEIGHT_FILES}/{row.file}"
@@ -113,7 +80,7 @@ def _opener(path: Path) -> Callable[[], BinaryIO]:
 
 
 def availability(store: Store, row: WeightsRow) -> Availability:
-    """Tell whether weights can be had here, without downloading or asking the network."""
+    """Tell whether weights are available here, without using the network for anything but the store."""
     if manifest_numbers(store, f"{WEIGHTS}/{row.name}"):
         return Availability(True, "in the store")
     if not isinstance(row, ImportedWeights):
@@ -128,18 +95,18 @@ def availability(store: Store, row: WeightsRow) -> Availability:
 
 
 def load_encoder_weights(store: Store, name: str, digest: str = "") -> tuple["EncoderWeights", Manifest]:
-    """Read committed weights, checked against their manifest.
+    """Read committed weights and check them against their manifest.
 
     Args:
-        name: The partition.
-        digest: Of the manifest wanted; empty takes the current one.
+        name: Partition of `pretraining/weights`.
+        digest: Digest of the manifest; empty takes the current one.
 
     Returns:
         The weights and their manifest.
 
     Raises:
-        FileNotFoundError: Nothing is committed, or nothing with that digest, or the file is gone.
-        DataError: What lies there is not what was committed.
+        FileNotFoundError: There are no committed weights, or none with that digest, or the file is gone.
+        DataError: The file differs from what was committed.
     """
     from cem_assets.pretraining.weights.export import MAX_WEIGHTS_BYTES, read_weights
 
@@ -152,14 +119,14 @@ def load_encoder_weights(store: Store, name: str, digest: str = "") -> tuple["En
     if size is None:
         raise FileNotFoundError(f"{key} is gone from {store.url}. {_remedy(name)}")
     if size != described.num_bytes or size > MAX_WEIGHTS_BYTES:
-        raise DataError(f"{key} has {size:,} bytes, expected {described.num_bytes:,}. {_remedy(name)}")
+        raise DataError(f"{key} has {size:,} bytes; expected {described.num_bytes:,}. {_remedy(name)}")
     data = store.read(key)
     found = hashlib.sha256(data).hexdigest()
     if found != described.sha256:
-        raise DataError(f"{key} has sha256 {found[:12]}, expected {described.sha256[:12]}: it was changed. {_remedy(name)}")
+        raise DataError(f"{key} has sha256 {found[:12]}; expected {described.sha256[:12]}. It was changed. {_remedy(name)}")
     weights = read_weights(data, key)
     if weights.arch != manifest.details.get("arch"):
-        raise DataError(f"{key} is for {weights.arch}, its manifest says {manifest.details.get('arch')!r}. {_remedy(name)}")
+        raise DataError(f"{key} is for {weights.arch}, but its manifest has {manifest.details.get('arch')!r}. {_remedy(name)}")
     return weights, manifest
 
 

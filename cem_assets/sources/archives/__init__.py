@@ -1,8 +1,9 @@
-"""Archives that can be asked for their files: one module with one function each, and one row of `ADAPTERS`.
+"""Archives that list their files for us: each is one module with one function, and one row of `ADAPTERS`.
 
-An adapter turns an accession and file names (None: all of them) into `RemoteFile`s, from the archive's own answer, which is
-untrusted: bounded, its names checked, addresses built here and never taken from it. It downloads nothing; that is
-`cem_assets.sources.files.transfer`. Addresses of archives are parameters, for mirrors of a whole archive and for tests.
+An adapter turns an accession and file names (None for all files) into `RemoteFile`s, from the archive's own answer. The answer
+is not trusted: its size is limited, its names are checked, and addresses are built here and never taken from it. Adapters
+download no files; `cem_assets.sources.files.download` does. The addresses of archives are parameters, for mirrors of a whole
+archive and for tests.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 def archive_files(archive: str, accession: str, names: Sequence[str] | None = None) -> list[RemoteFile]:
-    """Ask an archive for files.
+    """List files of an accession of an archive.
 
     Args:
         archive: A key of `ADAPTERS`.
@@ -41,13 +42,13 @@ def archive_files(archive: str, accession: str, names: Sequence[str] | None = No
         names: Paths within the accession, or None for all.
 
     Returns:
-        The files, in the order of the names, or in order of name.
+        The files in the order of the names; where no names are given, in order of name.
 
     Raises:
-        KeyError: The archive is not known.
-        ValueError: The accession is malformed, or the archive's answer is.
+        UnknownNameError: The archive is not known.
+        DataError: The accession or the archive's answer is malformed.
         FileNotFoundError: The archive has no such accession or file.
-        ConnectionError, PermissionError: It could not be asked.
+        ConnectionError, PermissionError: The archive could not be asked.
     """
     if archive not in ADAPTERS:
         raise UnknownNameError(f"archive {archive!r} is not known; expected one of {', '.join(ADAPTERS)}.")

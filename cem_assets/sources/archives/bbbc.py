@@ -16,7 +16,7 @@ def bbbc_files(
 
     Args:
         accession: Such as "BBBC013".
-        names: Files of its folder, which are not looked up; None reads the HTML listing.
+        names: Files of its folder, whose existence is not checked; None reads the HTML listing.
         base_url: Folder of all image sets.
 
     Raises:

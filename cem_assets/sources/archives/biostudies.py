@@ -28,7 +28,7 @@ def biostudies_files(
         base_url: Of the server.
 
     Raises:
-        DataError: The accession or the answer is malformed, or a wanted entry is a folder.
+        DataError: The accession or the answer is malformed, or one of the names is a folder.
         FileNotFoundError: There is no such study or file.
     """
     if not re.fullmatch(r"[A-Z]-[A-Z]{2,8}-?\d{1,9}", accession, re.ASCII):
@@ -59,9 +59,12 @@ def biostudies_files(
 
 
 def _sections(section: object, depth: int) -> Iterator[dict[str, Any]]:
-    """Walk a section and its subsections, which may be wrapped into lists (tables)."""
+    """Walk through a section and its subsections, which may be inside lists (tables)."""
     if depth > _MAX_DEPTH:
-        raise DataError(f"sections are nested deeper than {_MAX_DEPTH}; expected a study.")
+        raise DataError(
+            f"the answer of BioStudies has sections nested deeper than {_MAX_DEPTH}; expected a study. The archive may have "
+            "changed."
+        )
     if isinstance(section, list):
         for item in section:
             yield from _sections(item, depth + 1)

@@ -19,7 +19,7 @@ def empiar_files(
 
     Args:
         accession: "EMPIAR-10094", or its number.
-        names: Paths below `data/`, which are not looked up; None reads the HTML listings.
+        names: Paths below `data/`, whose existence is not checked; None reads the HTML listings.
         base_url: Folder of all entries; `ftp://ftp.ebi.ac.uk/empiar/world_availability` serves named files as well.
 
     Raises:

@@ -18,13 +18,14 @@ def figshare_files(
     """List files of an article.
 
     Args:
-        accession: Number of the article and its version, "856713.v1"; without a version the newest, which may change.
+        accession: Number of the article and its version, such as "856713.v1". Without a version it is the newest one, which may
+            change.
         names: Files, or None for all.
         base_url: Of the API.
-        files_url: Under which files are served by their number.
+        files_url: The address below which files are served by their number.
 
     Raises:
-        DataError: The accession or the answer is malformed, a file is only a link, or its md5 contradict each other.
+        DataError: The accession or the answer is malformed, a file is only a link, or its md5 digests contradict each other.
         FileNotFoundError: There is no such article or file.
     """
     match = re.fullmatch(r"(?:10\.6084/m9\.figshare\.)?(\d{1,12})(?:\.v(\d{1,4}))?", accession, re.ASCII)

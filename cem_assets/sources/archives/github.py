@@ -1,6 +1,7 @@
 """GitHub: files of a repository at one commit, with sizes and git's own digests, by the tree API.
 
-Files kept with git LFS are pointers there; their digest is that of the pointer. Give such files by another archive.
+Files that are kept with git LFS are only pointers in the tree, and their digest is that of the pointer. Name such files by
+another archive.
 """
 
 import re
@@ -23,10 +24,10 @@ def github_files(
     """List files of a repository at a commit.
 
     Args:
-        accession: "owner/name@" and all 40 digits of the commit, so that nothing can change under it.
-        names: Paths in the repository, or None for all files; links and submodules are none.
+        accession: "owner/name@" and all 40 digits of the commit, so that the files cannot change.
+        names: Paths in the repository, or None for all files; links and submodules do not count as files.
         base_url: Of the API.
-        files_url: Under which files are served raw.
+        files_url: The address below which files are served as they are.
 
     Raises:
         DataError: The accession or the answer is malformed, or the tree is too large to be listed.

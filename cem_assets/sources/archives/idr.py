@@ -16,7 +16,7 @@ def idr_files(
 
     Args:
         accession: Name of its folder, such as "idr0036-gustafsdottir-cellpainting".
-        names: Paths in the folder, which are not looked up; None reads the HTML listings.
+        names: Paths in the folder, whose existence is not checked; None reads the HTML listings.
         base_url: Folder of all studies.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Answers of archives about their files: small JSON documents and HTML listings of folders, bounded and untrusted.
+"""Reading what archives say about their files: small JSON documents and HTML listings of folders.
 
-What the answers of one archive mean is its module in `cem_assets.sources.archives`; files themselves come by
-`cem_assets.sources.files.transfer`.
+The answers are not trusted and their size is limited. Each archive has its own module in `cem_assets.sources.archives`, which
+knows what its answers mean; the files themselves come by `cem_assets.sources.files.download`.
 """
 
 import json
@@ -26,11 +26,11 @@ _MAX_ANSWER_S = 300.0
 
 
 def read_answer(url: str, max_bytes: int = _MAX_ANSWER_BYTES) -> bytes:
-    """Ask for a document, a few times where the server is in trouble.
+    """Read a document, with a few tries where the server is in trouble.
 
     Raises:
-        ConnectionError: It could not be had.
-        FileNotFoundError: It is not there.
+        ConnectionError: No try succeeded.
+        FileNotFoundError: The document is not there.
         PermissionError: It is not public.
         DataError: It is larger than allowed, or the address is malformed.
     """
@@ -62,14 +62,13 @@ def _read_once(url: str, max_bytes: int) -> bytes:
 
 
 def read_json(url: str, kind: type[dict[str, Any]] | type[list[Any]] = dict) -> Any:
-    """Ask for a JSON document.
+    """Read a JSON document.
 
     Args:
-        url: Address.
-        kind: Of its top level.
+        kind: What its top level must be.
 
     Raises:
-        DataError: It is no JSON of that kind.
+        DataError: The answer is no JSON of that kind.
         ConnectionError, FileNotFoundError, PermissionError: As `read_answer`.
     """
     data = read_answer(url)
@@ -87,10 +86,10 @@ def read_json(url: str, kind: type[dict[str, Any]] | type[list[Any]] = dict) -> 
 
 
 def listed(answer: dict[str, Any], key: str, url: str) -> list[dict[str, Any]]:
-    """Return a list of objects of an answer.
+    """Return the list of objects that an answer has under a key.
 
     Raises:
-        DataError: It is not there, no list of objects, or too long.
+        DataError: The key is absent, or its value is no list of objects or too long.
     """
     found = answer.get(key)
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found) or len(found) > MAX_FILES:
@@ -99,24 +98,27 @@ def listed(answer: dict[str, Any], key: str, url: str) -> list[dict[str, Any]]:
 
 
 def size_of(value: object, what: str) -> int | None:
-    """Return a size of an answer, or None where it says none.
+    """Return a size in bytes that an answer gives; None where it gives none.
+
+    Args:
+        what: The thing whose size it is, for errors.
 
     Raises:
-        DataError: It is no size.
+        DataError: The value is no size.
     """
     if value is None:
         return None
     text = str(value)
     if isinstance(value, bool) or not (text.isascii() and text.isdecimal()):
-        raise DataError(f"{what} has size {text[:40]!r}; expected a number of bytes.")
+        raise DataError(f"{what} has size {text[:40]!r}; expected a number of bytes. The archive may have changed.")
     return int(text)
 
 
 def chosen(names: Sequence[str] | None, there: dict[str, Any], what: str) -> list[str]:
-    """Return the wanted names in the order given, or all in order of name.
+    """Return the names in the order given, or all names that are there in order of name.
 
     Raises:
-        FileNotFoundError: Some are not there; all of them are named.
+        FileNotFoundError: Some names are not there; the error lists them.
     """
     if names is None:
         return sorted(there)
@@ -138,13 +140,12 @@ class _Links(HTMLParser):
 
 
 def links_below(url: str, html: str) -> list[str]:
-    """Return what an HTML listing of a folder names directly in it, in order of name; folders end with '/'.
+    """Return the files and folders that an HTML listing names directly in its folder, in order of name; folders end with '/'.
 
-    Links to the folder itself, its parents, other hosts, deeper files and sorted views are passed over.
+    Links to the folder itself, its parents, other hosts, deeper files and sorted views are ignored.
 
     Args:
-        url: Of the folder, with '/' at its end.
-        html: The listing.
+        url: Address of the folder, with '/' at its end.
     """
     links = _Links()
     links.feed(html)
@@ -165,14 +166,14 @@ def links_below(url: str, html: str) -> list[str]:
 
 
 def walk_listing(url: str, read: Callable[[str], bytes] = read_answer) -> list[str]:
-    """List all files below a folder that is served as HTML listings, relative to it, in order of name.
+    """List all files below a folder that is served as HTML listings, as paths relative to it, in order of name.
 
     Args:
-        url: Of the folder, with '/' at its end.
-        read: Gives the bytes of an address.
+        url: Address of the folder, with '/' at its end.
+        read: Returns the bytes of an address.
 
     Raises:
-        DataError: It has too many files or folders, or a name that is not allowed.
+        DataError: The folder has too many files or folders, or a name that is not allowed.
         ConnectionError, FileNotFoundError, PermissionError: As `read_answer`.
     """
     files: list[str] = []

@@ -1,23 +1,24 @@
 """Any server of files: https, http or ftp, without an accession of its own."""
 
 from collections.abc import Sequence
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from cem_assets.errors import DataError
+from cem_assets.sources.files.addresses import split_address
 from cem_assets.sources.files.description import RemoteFile, check_file_path
 
 
 def plain_files(accession: str, names: Sequence[str] | None) -> list[RemoteFile]:
-    """Name files by their address.
+    """Describe files by their address.
 
     Args:
-        accession: Address of a folder, with '/' at its end; or of one file, with names None.
+        accession: Address of a folder, with '/' at its end; or of one file, where names is None.
         names: Paths below the folder.
 
     Raises:
-        DataError: The address is of another kind, or there is no name, or it is not allowed.
+        DataError: The address is of another kind, the names do not go with it, or a name is not allowed.
     """
-    parts = urlsplit(accession)
+    parts, _ = split_address(accession)
     if parts.scheme not in ("https", "http", "ftp") or not parts.netloc or parts.fragment:
         raise DataError(f"address {accession!r} is of no known kind; expected https://, http:// or ftp://.")
     is_folder = accession.endswith("/")

@@ -14,7 +14,7 @@ def zenodo_files(accession: str, names: Sequence[str] | None, base_url: str = "h
     """List files of a record.
 
     Args:
-        accession: Number of the record, of one version; also as "10.5281/zenodo.<number>".
+        accession: Number of the record of one version, also as "10.5281/zenodo.<number>".
         names: Files, or None for all.
         base_url: Of the server.
 
@@ -37,7 +37,7 @@ def zenodo_files(accession: str, names: Sequence[str] | None, base_url: str = "h
     return [
         RemoteFile(
             name,
-            # Built here, not taken from `links`, so that no answer leads to another host.
+            # The address is built here and not taken from `links`, so that no answer leads to another host.
             f"{url}/files/{quote(name, safe='')}/content",
             size_of(there[name].get("size"), f"{url} file {name!r}"),
             str(there[name].get("checksum", "")),

@@ -1,1 +1,1 @@
-"""Downloads: single files and whole lists, mirrors, digests, unpacking."""
+"""Downloading files from their address or a mirror, checking their digests, and unpacking archives."""

@@ -1,15 +1,16 @@
-"""Which addresses may be asked for: no private hosts, no credentials, no downgrade, no local files outside named folders.
+"""Which addresses are allowed: no private hosts, no credentials, no change from https to http, no files outside named folders.
 
-Catalogue rows and redirects are untrusted: they must not make this machine read its own services or files. What is then
-read is `cem_assets.sources.files.origins`. A name is resolved here and once more by the connection; a name server that lies
-between the two is not caught, which is why contents are checked by digest.
+Catalogue rows and redirects are not trusted: they must not make this machine read its own services or files.
+`cem_assets.sources.files.origins` checks an address here before it opens it. A host name is resolved here and once more by the
+connection. A name server that answers differently the second time is not noticed, which is one reason to check contents by
+their digest.
 """
 
 import ipaddress
 import os
 import socket
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import requests
 
@@ -19,26 +20,36 @@ from cem_assets.errors import DataError
 _NETWORK_SCHEMES = ("https", "http", "ftp")
 
 
+def split_address(url: str) -> tuple[SplitResult, int | None]:
+    """Return the parts of an address, and its port where it names one.
+
+    Raises:
+        DataError: The address is malformed.
+    """
+    try:
+        parts = urlsplit(url)
+        return parts, parts.port
+    except ValueError as error:
+        raise DataError(f"address {url[:200]!r} is malformed: {error}; expected https://host/path.") from error
+
+
 def check_address(url: str) -> str:
     """Return an https, http or ftp address unchanged, or refuse it.
 
     Raises:
-        DataError: It is of another kind, or has credentials or invisible characters.
+        DataError: The address is of another kind, or has credentials or invisible characters.
         PermissionError: It leads to this machine or a private network, and CEM_ASSETS_ALLOW_PRIVATE_SOURCES is not "yes".
         ConnectionError: Its host has no address.
     """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise DataError(f"address {url[:200]!r} is malformed: {error}; expected https://host/path.") from error
+    parts, port = split_address(url)
+    host = parts.hostname
     if parts.scheme not in _NETWORK_SCHEMES or not host or not url.isprintable():
         raise DataError(f"address {url[:200]!r} is of no known kind; expected https://, http:// or ftp:// with a host.")
     if "@" in parts.netloc:
         raise DataError(f"address {parts.scheme}://{host}/... has credentials; expected a public address without them.")
     if environment.is_yes(environment.ALLOW_PRIVATE_SOURCES):
         return url
-    proxies = requests.utils.get_environ_proxies(url)  # names hosts without a proxy as well, so its truth says nothing
+    proxies = requests.utils.get_environ_proxies(url)  # also has an entry for NO_PROXY, so it may be filled without any proxy
     has_proxy = parts.scheme != "ftp" and requests.utils.select_proxy(url, proxies) is not None
     private = _private_address(host, port, has_proxy)
     if private:
@@ -56,11 +67,11 @@ def _private_address(host: str, port: int | None, has_proxy: bool) -> str | None
     except ValueError:
         if host == "localhost" or host.endswith((".localhost", ".local", ".internal")):
             return host
-        if has_proxy:  # the proxy resolves the name; here it may have no address
+        if has_proxy:  # the proxy resolves the name, which may have no address here
             return None
         try:
             found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port or 443, type=socket.SOCK_STREAM)]
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a part of the name is empty or too long
             raise ConnectionError(f"host {host!r} has no address: {error}. Check the spelling and the network.") from error
     for text in found:
         address = ipaddress.ip_address(text.split("%")[0])
@@ -74,10 +85,10 @@ def check_redirect(url: str, target: str) -> str:
     """Return the target of a redirect unchanged, or refuse it.
 
     Raises:
-        DataError: It leads from https to anything else, from http to another kind, or breaks the rules of `check_address`.
-        PermissionError: As `check_address`.
+        DataError: The target is neither https nor http, is http after https, or breaks the rules of `check_address`.
+        PermissionError, ConnectionError: As `check_address`.
     """
-    before, after = urlsplit(url).scheme, urlsplit(target).scheme
+    before, after = split_address(url)[0].scheme, split_address(target)[0].scheme
     if after not in ("https", "http") or (before == "https" and after != "https"):
         raise DataError(f"{url} leads to {target[:200]!r}; expected https to stay https. Check the address.")
     return check_address(target)
@@ -87,13 +98,16 @@ def local_mirror_file(url: str) -> Path:
     """Return the file of a `file://` address, which must lie below a folder named in CEM_ASSETS_MIRROR_FOLDERS.
 
     Raises:
-        PermissionError: It lies elsewhere, also by a link.
-        FileNotFoundError: It is not there, or no plain file.
+        DataError: The address names a host.
+        PermissionError: The file lies elsewhere, or a link leads elsewhere.
+        FileNotFoundError: The file is not there, or is no plain file.
     """
-    parts = urlsplit(url)
+    parts, _ = split_address(url)
     if parts.netloc not in ("", "localhost"):
         raise DataError(f"{url} names a host; expected file:///folder/file.")
     folders = [Path(text).resolve() for text in environment.text(environment.MIRROR_FOLDERS).split(os.pathsep) if text]
+    if not unquote(parts.path).isprintable():
+        raise DataError(f"{url[:200]!r} has control or invisible characters; expected file:///folder/file.")
     path = Path(unquote(parts.path)).resolve()
     if not any(path.is_relative_to(folder) for folder in folders):
         raise PermissionError(

@@ -1,7 +1,7 @@
-"""What a file of a foreign archive is: its name here, its address there, its size and checksum, and limits on getting it.
+"""The description of a file of a foreign archive: its name here, its address there, size, checksum, and limits for downloading.
 
-Only facts and their checks. Lists of such files come from `cem_assets.sources.archives`, their bytes from
-`cem_assets.sources.files.transfer`.
+This module has only facts and their checks. `cem_assets.sources.archives` lists such files, and
+`cem_assets.sources.files.download` gets their bytes.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 from cem_assets.errors import DataError
 
 DIGEST_DIGITS = {"sha256": 64, "sha1": 40, "md5": 32, "git-sha1": 40}
-"""Hex digits of each algorithm; "git-sha1" is git's name of a blob, sha1 over `blob <size>`, a NUL and the bytes."""
+"""Number of hex digits of each algorithm. "git-sha1" is git's name of a blob: sha1 over `blob <size>`, a NUL and the bytes."""
 
 _BLOCK = 1 << 20
 _MAX_PART_BYTES = 255
@@ -22,7 +22,7 @@ def check_file_path(path: str) -> str:
     """Return a relative path unchanged, or refuse one that could leave its folder or break a file system.
 
     Raises:
-        DataError: It is empty, absolute or too long, or has '.', '..', a backslash or invisible characters.
+        DataError: The path is empty, absolute or too long, or has '.', '..', a backslash or invisible characters.
     """
     parts = path.split("/")
     if len(path) > 800 or any(part in ("", ".", "..") for part in parts) or "\\" in path or not path.isprintable():
@@ -39,7 +39,7 @@ def check_checksum(checksum: str) -> tuple[str, str]:
     """Split `algorithm:hex` into algorithm and lower-case digits.
 
     Raises:
-        DataError: The algorithm is not known or the digits are not as many.
+        DataError: The algorithm is not known, or has another number of digits.
     """
     algorithm, _, digits = checksum.partition(":")
     if algorithm not in DIGEST_DIGITS or not re.fullmatch(rf"[0-9a-fA-F]{{{DIGEST_DIGITS[algorithm]}}}", digits):
@@ -56,11 +56,11 @@ class RemoteFile:
     """A file of an archive.
 
     Attributes:
-        name: Relative path it gets here; never taken from a redirect or a header.
+        name: The relative path that the file gets here; it is never taken from a redirect or a header.
         url: https://, http:// or ftp:// address.
-        num_bytes: Its size, where the archive says so.
-        checksum: `algorithm:hex` (see `DIGEST_DIGITS`), where the archive or a registry says so.
-        licence: As the archive says it; empty where it does not.
+        num_bytes: Its size, or None where the archive does not say it.
+        checksum: `algorithm:hex` (see `DIGEST_DIGITS`), or None where neither the archive nor a registry says it.
+        licence: In the archive's words; empty where it says nothing.
     """
 
     name: str
@@ -79,14 +79,15 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class DownloadLimits:
-    """How much is accepted of a server, and how long it is waited for.
+    """How much is accepted from a server, and how long to wait for it.
 
     Attributes:
-        max_bytes: Largest accepted file.
-        num_attempts: Tries of one address that bring nothing new, before the next mirror is asked.
-        backoff_s: Pause before the second try; doubled for each further one, at most 60.
-        timeout_s: For the connection, and between two packets; slowness is told after this time.
-        min_bytes_per_s: A slower server is left, its bytes kept.
+        max_bytes: Size of the largest accepted file.
+        num_attempts: So many tries of one address may bring nothing new before the next mirror is asked.
+        backoff_s: Pause before the second try, in seconds. It doubles for each further try, up to 60.
+        timeout_s: Longest wait for the connection and between two packets, in seconds; also the time over which the speed is
+            measured.
+        min_bytes_per_s: A slower server is given up, but what it has sent is kept.
     """
 
     max_bytes: int = 200 * 10**9
@@ -100,16 +101,16 @@ def file_digests(path: Path, checksum: str | None) -> tuple[str, str | None]:
     """Hash a file in one pass.
 
     Args:
-        checksum: `algorithm:hex` that is expected, or None.
+        checksum: The expected `algorithm:hex`, or None.
 
     Returns:
-        Its sha256, and its digest by the expected algorithm (None where nothing is expected).
+        The file's sha256, and its digest by the algorithm of the checksum (None where there is no checksum).
     """
     sha256 = hashlib.sha256()
     other = None
     if checksum is not None:
         algorithm = check_checksum(checksum)[0]
-        # md5 and sha1 are what archives publish; they tell damage, and the sha256 is recorded beside them.
+        # Archives publish md5 and sha1. They are good enough to notice damage, and the sha256 is recorded beside them.
         other = hashlib.new("sha1" if algorithm == "git-sha1" else algorithm, usedforsecurity=False)
         if algorithm == "git-sha1":
             other.update(b"blob %d\0" % path.stat().st_size)

@@ -1,11 +1,12 @@
-"""Opening a file at an offset, wherever it lies: https, http, ftp, mirrored folders (file://) and S3 (s3://).
+"""Opening a remote file at an offset: over https, http and ftp, from mirrored folders (file://) and from S3 (s3://).
 
-One function per kind, and a literal dict of them. Trouble that may pass is a `ConnectionError`; what another try would not
-change (absent, forbidden, malformed) is a `FileNotFoundError`, `PermissionError` or `ValueError`. Tries, mirrors, sizes and
-digests are `cem_assets.sources.files.transfer`; which addresses are allowed is `cem_assets.sources.files.addresses`.
+There is one function for each kind of address, and a literal dict of them. Trouble that may pass raises `ConnectionError`.
+What another try would not change raises `FileNotFoundError` (absent), `PermissionError` (forbidden) or `DataError`
+(malformed). `cem_assets.sources.files.download` has the tries, mirrors, sizes and digests, and
+`cem_assets.sources.files.addresses` decides which addresses are allowed.
 """
 
-import ftplib  # archives offer ftp; contents are checked by digest, and no secret is sent
+import ftplib  # archives offer ftp; contents are checked by their digest, and no secret is sent
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
@@ -18,8 +19,8 @@ import requests
 import urllib3
 
 from cem_assets import environment
-from cem_assets.errors import DataError
-from cem_assets.sources.files.addresses import check_address, check_redirect, local_mirror_file
+from cem_assets.errors import DataError, Fault, fault_of
+from cem_assets.sources.files.addresses import check_address, check_redirect, local_mirror_file, split_address
 
 _BLOCK = 1 << 18
 _S3_BLOCK = 8 << 20
@@ -29,14 +30,14 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
 
 
 @dataclass(frozen=True)
-class Opened:
-    """The bytes of a file from some offset on.
+class OpenOrigin:
+    """The bytes of a remote file from some offset on.
 
     Attributes:
-        start: Offset of the first byte; 0 where the server gives no parts, whatever was asked for.
-        num_bytes: Size of the whole file, where it is known.
-        tag: Strong entity tag (http), to go on with the same contents; empty where there is none.
-        blocks: The bytes; `ConnectionError` where they break off.
+        start: Offset of the first byte. It is 0 where the server cannot send parts of a file, whatever was asked for.
+        num_bytes: Size of the whole file; None where it is not known.
+        tag: The strong entity tag of an http answer, with which the same contents can be continued; empty where there is none.
+        blocks: The bytes. Iterating raises `ConnectionError` where they break off.
     """
 
     start: int
@@ -46,7 +47,7 @@ class Opened:
 
 
 @contextmanager
-def _open_http(url: str, start: int, tag: str, timeout_s: float) -> Iterator[Opened]:
+def _open_http(url: str, start: int, tag: str, timeout_s: float) -> Iterator[OpenOrigin]:
     # No transport compression: offsets and sizes are those of the file itself.
     headers = {"Accept-Encoding": "identity", "User-Agent": "cem_assets (https; research data)"}
     if start:
@@ -63,13 +64,17 @@ def _open_http(url: str, start: int, tag: str, timeout_s: float) -> Iterator[Ope
 
 
 def _answer(session: requests.Session, url: str, headers: dict[str, str], timeout_s: float) -> requests.Response:
-    """Follow redirects by hand, so that every hop is checked before it is asked."""
+    """Follow redirects one by one, so that every address is checked before it is asked."""
     check_address(url)
     for _ in range(_MAX_REDIRECTS + 1):
-        # The empty auth keeps requests from sending what a .netrc file has for the host.
-        answer = session.get(
-            url, headers=headers, timeout=(min(10.0, timeout_s), timeout_s), stream=True, allow_redirects=False, auth=_no_auth
-        )
+        # Without `auth`, requests would send the password that a .netrc file has for this host.
+        timeouts = (min(10.0, timeout_s), timeout_s)
+        try:
+            answer = session.get(url, headers=headers, timeout=timeouts, stream=True, allow_redirects=False, auth=_no_auth)
+        except requests.RequestException:
+            raise
+        except ValueError as error:  # requests parses the address of a redirect even where it does not follow it
+            raise DataError(f"{url} leads to a malformed address: {error}") from error
         if not answer.is_redirect:
             return answer
         answer.close()
@@ -81,7 +86,7 @@ def _no_auth(request: Any) -> Any:
     return request
 
 
-def _opened(answer: requests.Response, url: str, start: int) -> Opened:
+def _opened(answer: requests.Response, url: str, start: int) -> OpenOrigin:
     status = answer.status_code
     if status in _PASSING or status >= 500:
         raise ConnectionError(f"status {status}")
@@ -94,8 +99,8 @@ def _opened(answer: requests.Response, url: str, start: int) -> Opened:
     match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
     size = int(match.group(2)) if match and match.group(2) != "*" else None
     if status == 416 and start:
-        # All bytes are here already, or the file is another, shorter one: the transfer compares the size.
-        return Opened(start, size, tag, iter(()))
+        # Either all bytes are here already, or this is another, shorter file: the caller compares the sizes.
+        return OpenOrigin(start, size, tag, iter(()))
     if status not in (200, 206):
         raise DataError(f"status {status}; expected 200 or 206")
     if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -104,8 +109,8 @@ def _opened(answer: requests.Response, url: str, start: int) -> Opened:
     if status == 206:
         if match is None or match.group(1) is None:
             raise DataError("status 206 without a Content-Range")
-        return Opened(int(match.group(1)), size, tag, _http_blocks(answer))
-    return Opened(0, int(length) if length.isdecimal() else None, tag, _http_blocks(answer))
+        return OpenOrigin(int(match.group(1)), size, tag, _http_blocks(answer))
+    return OpenOrigin(0, int(length) if length.isdecimal() else None, tag, _http_blocks(answer))
 
 
 def _http_blocks(answer: requests.Response) -> Iterator[bytes]:
@@ -118,7 +123,7 @@ def _http_blocks(answer: requests.Response) -> Iterator[bytes]:
 
 
 @contextmanager
-def _open_ftp(url: str, start: int, tag: str, timeout_s: float) -> Iterator[Opened]:
+def _open_ftp(url: str, start: int, tag: str, timeout_s: float) -> Iterator[OpenOrigin]:
     del tag
     check_address(url)
     parts = urlsplit(url)
@@ -128,7 +133,7 @@ def _open_ftp(url: str, start: int, tag: str, timeout_s: float) -> Iterator[Open
     with ExitStack() as stack:
         try:
             ftp = ftplib.FTP(timeout=timeout_s)  # noqa: S321
-            stack.callback(ftp.close)  # no polite QUIT: after an aborted transfer its answer is an error
+            stack.callback(ftp.close)  # without QUIT, which fails after a download that was broken off
             ftp.connect(parts.hostname or "", parts.port or ftplib.FTP_PORT)
             ftp.login()
             ftp.voidcmd("TYPE I")
@@ -137,10 +142,10 @@ def _open_ftp(url: str, start: int, tag: str, timeout_s: float) -> Iterator[Open
             stack.enter_context(closing(connection))
         except ftplib.error_perm as error:
             raise FileNotFoundError(f"ftp says {error}") from error
-        except (ftplib.Error, EOFError, OSError) as error:
+        except (ftplib.Error, EOFError, OSError, ValueError) as error:  # ValueError: an answer that cannot be parsed
             raise ConnectionError(f"ftp: {type(error).__name__}: {error}") from error
-        # Outside of the try: what the reader does wrong, such as filling the disk, is no trouble of the server.
-        yield Opened(start, size, "", _ftp_blocks(connection))
+        # This stands outside of the `try`, because an error of the reader, such as a full disk, is not the server's fault.
+        yield OpenOrigin(start, size, "", _ftp_blocks(connection))
 
 
 def _ftp_blocks(connection: Any) -> Iterator[bytes]:
@@ -152,19 +157,19 @@ def _ftp_blocks(connection: Any) -> Iterator[bytes]:
 
 
 @contextmanager
-def _open_mirror_file(url: str, start: int, tag: str, timeout_s: float) -> Iterator[Opened]:
+def _open_mirror_file(url: str, start: int, tag: str, timeout_s: float) -> Iterator[OpenOrigin]:
     del tag, timeout_s
     path = local_mirror_file(url)
     size = path.stat().st_size
     with path.open("rb") as handle:
         handle.seek(min(start, size))
-        yield Opened(min(start, size), size, "", iter(lambda: handle.read(_BLOCK), b""))
+        yield OpenOrigin(min(start, size), size, "", iter(lambda: handle.read(_BLOCK), b""))
 
 
 @contextmanager
-def _open_s3(url: str, start: int, tag: str, timeout_s: float) -> Iterator[Opened]:
+def _open_s3(url: str, start: int, tag: str, timeout_s: float) -> Iterator[OpenOrigin]:
     del tag
-    # As the store reaches its own bucket: keys and endpoint from the AWS_* variables, listings never cached.
+    # Keys and endpoint come from the AWS_* variables, as for the store's own bucket. Listings are never cached.
     files = fsspec.filesystem(
         "s3",
         use_listings_cache=False,
@@ -175,24 +180,32 @@ def _open_s3(url: str, start: int, tag: str, timeout_s: float) -> Iterator[Opene
         },
     )
     path = url.split("://", 1)[1]
-    try:
+    with _trouble_of_s3("S3"):
         size = int(files.info(path)["size"])
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:  # botocore's errors have no common builtin type
-        raise ConnectionError(f"S3: {type(error).__name__}: {error}") from error
-    yield Opened(min(start, size), size, "", _s3_blocks(files, path, start, size))
+    yield OpenOrigin(min(start, size), size, "", _s3_blocks(files, path, start, size))
 
 
 def _s3_blocks(files: Any, path: str, start: int, size: int) -> Iterator[bytes]:
     for first in range(start, size, _S3_BLOCK):
-        try:
-            yield files.cat_file(path, start=first, end=min(first + _S3_BLOCK, size))
-        except Exception as error:
-            raise ConnectionError(f"S3 broke off: {type(error).__name__}: {error}") from error
+        with _trouble_of_s3("S3 broke off"):
+            block: bytes = files.cat_file(path, start=first, end=min(first + _S3_BLOCK, size))
+        yield block
 
 
-Opener = Callable[[str, int, str, float], AbstractContextManager[Opened]]
+@contextmanager
+def _trouble_of_s3(what: str) -> Iterator[None]:
+    """Turn trouble with the server into a `ConnectionError`; the libraries' errors for that have no common builtin class."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        if fault_of(error) != Fault.store:
+            raise
+        raise ConnectionError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+Opener = Callable[[str, int, str, float], AbstractContextManager[OpenOrigin]]
 
 OPENERS: dict[str, Opener] = {
     "https": _open_http,
@@ -203,23 +216,23 @@ OPENERS: dict[str, Opener] = {
 }
 
 
-def open_origin(url: str, start: int, tag: str, timeout_s: float) -> AbstractContextManager[Opened]:
+def open_origin(url: str, start: int, tag: str, timeout_s: float) -> AbstractContextManager[OpenOrigin]:
     """Open a file at an offset.
 
     Args:
         url: An address of a kind in `OPENERS`.
-        start: Offset in bytes to begin at.
-        tag: Entity tag of an earlier answer, or empty: other contents then begin at 0.
-        timeout_s: For the connection, and between two packets.
+        start: Offset of the first byte that is wanted.
+        tag: Entity tag of an earlier answer, or empty. Where the contents have changed since then, they begin at 0.
+        timeout_s: Seconds to wait for the connection, and between two packets.
 
     Returns:
-        A context with the opened file. Inside and on entry it raises `ConnectionError` for trouble that may pass,
-        `FileNotFoundError`, `PermissionError` and `ValueError` for what stays.
+        A context manager. Entering it and reading the blocks raise `ConnectionError` for trouble that may pass, and
+        `FileNotFoundError`, `PermissionError` or `DataError` for what another try would not change.
 
     Raises:
         DataError: The address is of no known kind.
     """
-    scheme = urlsplit(url).scheme
+    scheme = split_address(url)[0].scheme
     if scheme not in OPENERS:
         raise DataError(f"address {url[:200]!r} is of no known kind; expected {', '.join(OPENERS)}.")
     return OPENERS[scheme](url, start, tag, timeout_s)

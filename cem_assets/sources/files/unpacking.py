@@ -1,11 +1,12 @@
-"""Unpacking downloaded archives: zip, tar (.gz, .bz2, .xz) and single .gz files, bounded and all or nothing.
+"""Unpacking downloaded archives: zip, tar (.gz, .bz2, .xz) and single .gz files, within limits, and all or nothing.
 
-Archives are untrusted even where their digest is known. Every member is a plain file below the target, sizes are counted as
-they come out (never believed), and the target appears only when all of it is there. Downloads are
-`cem_assets.sources.files.transfer`; compressed chunks of volumes are `cem_assets.sources.volumes.inflation`.
+Archives are not trusted, even where their digest is known. Every member must be a plain file below the target. Sizes are
+counted while members are unpacked, because what the archive says of them may be wrong. The target folder appears only when all
+of it is there. `cem_assets.sources.files.download` gets the archives.
 """
 
 import bz2
+import errno
 import io
 import lzma
 import shutil
@@ -25,16 +26,22 @@ from cem_assets.sources.files.description import check_file_path
 
 _BLOCK = 1 << 20
 _MAX_HEADER_BYTES = 4 << 20
-"""Longest single read of tar's own records (long names, pax headers): real ones have a few hundred bytes."""
+"""Longest record of tar itself, such as a long name or a pax header; real ones have a few hundred bytes."""
 _MAX_DIRECTORY_BYTES = 64 << 20
+"""Largest directory of a zip file."""
 _XZ_MEMORY = 256 << 20
+"""Bytes of memory that xz may need."""
 _RATIO_FREE_BYTES = 64 << 20
-"""What any archive may unpack to; blank images of real sources compress as well as bombs, but are not large."""
+"""Every archive may unpack to this size: blank images of real sources compress as well as bombs do, but are not large."""
 
 _DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, NotImplementedError,
-    OverflowError, RecursionError,
+    OverflowError, RecursionError, UnicodeDecodeError,
 )  # fmt: skip
+"""What zipfile, tarfile and the decompressors raise for damaged archives."""
+_DAMAGED_ERRNOS = (None, errno.EINVAL)
+"""Codes of the OSErrors that damaged archives cause: bz2 raises them without a code, and the system refuses offsets below 0,
+which damaged directories lead to, as invalid arguments."""
 _TAR_SUFFIXES = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tbz2": "bz2", ".tar.xz": "xz", ".txz": "xz"}
 
 
@@ -44,8 +51,8 @@ class UnpackLimits:
 
     Attributes:
         max_members: Files and folders.
-        max_bytes: Of all files together.
-        max_ratio: Bytes out for each byte in, beyond the first 64 MiB.
+        max_bytes: Unpacked size of all files together.
+        max_ratio: Unpacked bytes for each byte of the archive, beyond the first 64 MiB.
     """
 
     max_members: int = 100_000
@@ -54,7 +61,7 @@ class UnpackLimits:
 
 
 def unpacked_stem(name: str) -> str | None:
-    """Return the name of a zip or tar without its suffix, or None for other files, single .gz among them."""
+    """Return the name of a zip, 7z or tar without its suffix; None for other files, also for single .gz files."""
     lower = name.lower()
     suffix = next((suffix for suffix in (".zip", ".7z", *_TAR_SUFFIXES) if lower.endswith(suffix)), None)
     return None if suffix is None else name[: -len(suffix)] or None
@@ -65,14 +72,14 @@ def unpack(path: Path, folder: Path, limits: UnpackLimits | None = None) -> list
 
     Args:
         path: The archive; its suffix says its kind.
-        folder: What to make; `<folder>.part` beside it is filled first and renamed when all is there.
-        limits: How much may come out.
+        folder: The folder to make. `<folder>.part` beside it is filled first, and renamed when all is there.
 
     Returns:
         The files, relative to the folder, in order of name.
 
     Raises:
-        DataError: It is damaged, encrypted or of no known kind, has members that are not allowed, or too much in it.
+        DataError: The archive is damaged, encrypted or of no known kind, has members that are not allowed, or unpacks to too
+            much.
         FileExistsError: The folder is there already.
     """
     limits = limits or UnpackLimits()
@@ -87,7 +94,9 @@ def unpack(path: Path, folder: Path, limits: UnpackLimits | None = None) -> list
         if not sink.files:
             raise DataError(f"{path.name} has no files; expected some.")
         part.rename(folder)
-    except _DAMAGED as error:
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _DAMAGED_ERRNOS:
+            raise
         raise DataError(f"{path.name} cannot be unpacked: {type(error).__name__}: {error}. Download it again.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -95,7 +104,7 @@ def unpack(path: Path, folder: Path, limits: UnpackLimits | None = None) -> list
 
 
 class _Sink:
-    """Where members go: names and amounts are checked here, whatever the format."""
+    """Takes the members of an archive of any format, and checks their names and amounts."""
 
     def __init__(self, folder: Path, archive: Path, limits: UnpackLimits) -> None:
         self._folder, self._archive, self._limits = folder, archive.name, limits
@@ -104,11 +113,12 @@ class _Sink:
         self._kinds: dict[str, str] = {}
         self.files: list[str] = []
 
-    def refuse(self, name: str, reason: str) -> ValueError:
-        return ValueError(f"{self._archive}: member {name[:120]!r} {reason}. Nothing of the archive was kept.")
+    def refuse(self, name: str, reason: str) -> DataError:
+        """Return the error for a member that is not allowed."""
+        return DataError(f"{self._archive}: member {name[:120]!r} {reason}. Nothing of the archive was kept.")
 
     def check_amount(self, num_bytes: int) -> None:
-        """Refuse more than the limits, counted or only claimed."""
+        """Refuse more bytes than the limits allow, whether they were counted or the archive only claims them."""
         if num_bytes > self._most:
             raise DataError(
                 f"{self._archive} unpacks to more than {self._most:,} bytes; expected at most that ({self._limits.max_bytes:,} "
@@ -122,11 +132,11 @@ class _Sink:
         plain = name.removeprefix("./").removesuffix("/")
         try:
             return check_file_path(plain)
-        except ValueError as error:
+        except DataError as error:
             raise self.refuse(name, f"is not allowed: {error}") from error
 
     def _claim(self, path: str, kind: str, name: str) -> None:
-        # Names that differ only by case or Unicode form are one file on some disks, where one would replace the other.
+        # Some disks do not distinguish names that differ only by case or Unicode form, so that one file would replace another.
         key = unicodedata.normalize("NFC", path).casefold()
         before = self._kinds.get(key)
         if before is not None and "file" in (before, kind):
@@ -134,7 +144,7 @@ class _Sink:
         self._kinds[key] = kind
 
     def add_folder(self, name: str) -> None:
-        if name.strip("./") == "":  # the archive's own root
+        if name.strip("./") == "":  # the root of the archive
             return
         path = self._count(name)
         self._claim_parents(f"{path}/x", name)
@@ -146,7 +156,7 @@ class _Sink:
             self._claim("/".join(parts[:end]), "folder", name)
 
     def add_file(self, name: str, source: Any) -> None:
-        """Write a member; `source` gives its bytes by read(n)."""
+        """Write a member, whose bytes `source.read(n)` gives."""
         path = self._count(name)
         self._claim_parents(path, name)
         self._claim(path, "file", name)
@@ -181,6 +191,8 @@ def _unpack_zip(path: Path, sink: _Sink) -> None:
             sink.check_amount(sum(member.file_size for member in members))
             for member in members:
                 mode = member.external_attr >> 16
+                if not member.filename:
+                    raise sink.refuse("", "has no name; expected plain file names")
                 if member.flag_bits & 0x1:
                     raise sink.refuse(member.filename, "is encrypted; expected plain files")
                 if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -193,7 +205,7 @@ def _unpack_zip(path: Path, sink: _Sink) -> None:
 
 
 def _check_directory(handle: BinaryIO, name: str) -> None:
-    """Refuse a zip whose directory, which the library reads whole, would not fit."""
+    """Refuse a zip file with a directory that is too large, because the library reads it into memory as a whole."""
     size = handle.seek(0, io.SEEK_END)
     handle.seek(max(0, size - 66_000))
     tail = handle.read()
@@ -213,7 +225,7 @@ def _check_directory(handle: BinaryIO, name: str) -> None:
 
 
 class _Inflating:
-    """A compressed stream read forward only, a bounded block at a time; its own end is checked."""
+    """A compressed stream that is read forward only, in blocks of limited size, and whose end is checked."""
 
     def __init__(self, handle: BinaryIO, kind: str) -> None:
         self._handle, self._make = handle, _INFLATERS[kind]
@@ -257,7 +269,7 @@ class _Inflating:
             if not self._waiting and getattr(self._member, "needs_input", True):
                 self._waiting = self._handle.read(_BLOCK)
             is_last = not self._waiting and getattr(self._member, "needs_input", True)
-            block: bytes = self._member.decompress(self._waiting, size)  # even without input zlib may hold bytes back
+            block: bytes = self._member.decompress(self._waiting, size)  # zlib may give bytes even without new input
             self._waiting = getattr(self._member, "unconsumed_tail", b"")
             if block:
                 return block
@@ -288,14 +300,14 @@ def _unpack_tar(path: Path, sink: _Sink) -> None:
                 else:
                     raise sink.refuse(member.name, "is a link, device or sparse file; expected plain files and folders")
         end = stream.tell()
-        while stream.take(_BLOCK):  # the checksums of the compressed stream come at its very end
+        while stream.take(_BLOCK):  # read to the very end, where the compressed stream has its checksums
             sink.check_amount(stream.tell() - end)
 
 
 def _members(archive: tarfile.TarFile, stream: _Inflating) -> Iterator[tarfile.TarInfo]:
     while (member := archive.next()) is not None:
         yield member
-        archive.members.clear()  # type: ignore[attr-defined]  # nothing is looked up by name, and an archive may have very many
+        archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all members, which may be very many
     if stream.last.strip(b"\0"):
         raise tarfile.ReadError("a header in the middle is damaged")
 

@@ -1,1 +1,1 @@
-"""Remote volumes: Zarr, N5 and precomputed, read chunk by chunk."""
+"""Volumes on foreign servers in Zarr, N5 and neuroglancer precomputed, read chunk by chunk."""

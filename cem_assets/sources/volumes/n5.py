@@ -1,9 +1,10 @@
-"""Metadata of N5 volumes: see `remote_layouts`. Axes are stored x, y, z, as N5 writers do.
+"""Metadata of N5 volumes. Writers of N5 store the axes in the order x, y, z.
 
-A pyramid is a group with `s0`, `s1`, ...: COSEM's (with `pixelResolution`) and BigDataViewer's (with
-`downsamplingFactors`) are both read. Source: the N5 specification (saalfeldlab/n5).
+A pyramid is a group with the arrays `s0`, `s1` and so on. Two kinds of writers are understood: COSEM, which give the voxel
+size as `pixelResolution`, and BigDataViewer, which gives `downsamplingFactors`. Source: the N5 specification (saalfeldlab/n5).
 """
 
+from dataclasses import replace
 from typing import Any
 
 from cem_assets.errors import DataError
@@ -11,81 +12,54 @@ from cem_assets.sources.volumes.objects import RemoteObjects
 from cem_assets.sources.volumes.scales import (
     MAX_SCALES,
     NM_PER_UNIT,
+    ChunkDecoder,
     ScaleLayout,
     Triple,
     checked_layout,
     positive_triple,
     read_json,
     shape_ratio,
-    whole_numbers,
+    size_ratio,
 )
-
-_COMPRESSORS = {"raw": "raw", "gzip": "gzip", "bzip2": "bzip2", "xz": "xz", "zstd": "zstd", "blosc": "blosc"}
 
 
 def n5_scales(objects: RemoteObjects) -> list[ScaleLayout] | None:
-    """Read an array's or a pyramid's `attributes.json`; None where there is none."""
+    """Read the `attributes.json` of an array or of the scales of a pyramid; None where there is neither."""
     own = read_json(objects, "attributes.json")
     if own is not None and "dimensions" in own:
-        return [_layout(own, "", (1.0, 1.0, 1.0), f"{objects.address}/attributes.json")]
+        return [replace(_layout(own, "", f"{objects.address}/attributes.json"), factor=(1.0, 1.0, 1.0))]
     found: list[ScaleLayout] = []
     for number in range(MAX_SCALES):
         path = f"s{number}"
         attributes = read_json(objects, f"{path}/attributes.json")
         if attributes is None or "dimensions" not in attributes:
             break
-        layout = _layout(attributes, path, None, f"{objects.address}/{path}")
+        layout = _layout(attributes, path, f"{objects.address}/{path}")
         if found and attributes.get("downsamplingFactors") is None:
-            finest, own_size = found[0].voxel_size_nm, layout.voxel_size_nm
+            finest, size = found[0].voxel_size_nm, layout.voxel_size_nm
             factor = shape_ratio(found[0].shape, layout.shape)
-            if finest is not None and own_size is not None and own_size != finest:
-                z, y, x = (a / b for a, b in zip(own_size, finest, strict=True))
-                factor = (z, y, x)
-            layout = _layout(attributes, path, factor, f"{objects.address}/{path}")
+            if finest is not None and size is not None and size != finest:
+                factor = size_ratio(size, finest)
+            layout = replace(layout, factor=factor)
         found.append(layout)
     return found or None
 
 
-def _layout(attributes: dict[str, Any], path: str, factor: Triple | None, where: str) -> ScaleLayout:
-    shape = whole_numbers(attributes["dimensions"], f"{where}: dimensions")
-    chunk = whole_numbers(attributes["blockSize"], f"{where}: blockSize", length=len(shape))
-    if len(shape) < 3:
-        raise DataError(f"{where} has {len(shape)} axes; expected x, y, z.")
-    stated = attributes.get("downsamplingFactors")
-    if factor is None:
-        factor = (1.0, 1.0, 1.0)
-        if stated is not None:
-            factor = positive_triple(list(stated)[::-1]) or factor
+def _layout(attributes: dict[str, Any], path: str, what: str) -> ScaleLayout:
+    # Older writers name the compression alone, as `compressionType`.
     compression = attributes.get("compression", {"type": attributes.get("compressionType", "raw")})
-    kind = str(compression["type"])
-    if kind not in _COMPRESSORS:
-        raise DataError(f"{where} is compressed with {kind[:40]!r}; expected one of {', '.join(_COMPRESSORS)}.")
-    decoding = {
-        "dimensions": list(shape),
-        "blockSize": list(chunk),
-        "dataType": attributes["dataType"],
-        "compression": compression,
-    }
-    return checked_layout(
-        ScaleLayout(
-            kind="n5",
-            path=path,
-            stored_shape=shape,
-            chunk_shape=chunk,
-            origin=(0,) * len(shape),
-            axes=(2, 1, 0),
-            dtype=str(attributes["dataType"]),
-            factor=factor,
-            voxel_size_nm=_voxel_size(attributes),
-            decoding=decoding,
-            compressor=_COMPRESSORS[kind],
-        ),
-        where,
-    )
+    # tensorstore also interprets attributes such as `units`, in which writers disagree, so it is given what it needs.
+    metadata = {name: attributes[name] for name in ("dimensions", "blockSize", "dataType")} | {"compression": compression}
+    decoder = ChunkDecoder("n5", metadata, what)
+    if len(decoder.shape) < 3:
+        raise DataError(f"{what} has {len(decoder.shape)} axes; expected x, y, z.")
+    factor = positive_triple(list(attributes.get("downsamplingFactors") or [])[::-1]) or (1.0, 1.0, 1.0)
+    layout = ScaleLayout(path, decoder, (2, 1, 0), factor, _voxel_size(attributes), compression["type"] == "blosc")
+    return checked_layout(layout, what)
 
 
 def _voxel_size(attributes: dict[str, Any]) -> Triple | None:
-    """Read `pixelResolution`, or COSEM's `transform`; sizes without a known unit are no sizes."""
+    """Read `pixelResolution`, or COSEM's `transform`; None where the unit is not known."""
     pixel = attributes.get("pixelResolution")
     if isinstance(pixel, dict):
         unit = NM_PER_UNIT.get(str(pixel.get("unit")))

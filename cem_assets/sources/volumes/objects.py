@@ -1,12 +1,12 @@
-"""Objects of foreign stores (S3, GCS, https), fetched one by one with their status known exactly.
+"""Fetches objects of foreign stores (S3, GCS, https) one by one.
 
-Every object is asked for over HTTP, so "there", "not there" (404), "refused" (403) and "trouble" (5xx, timeouts)
-are told apart before anything is decoded. What the objects mean is `remote_layouts` and `remote_volumes`;
-files with a known sha256 are `downloads`; our own store is `cem_assets.store.store`.
+Every object is asked for over HTTP, so that "present", "absent" (404), "refused" (403) and "server in trouble" (5xx, timeouts)
+are told apart before anything is decoded. Every size is checked before the bytes are received. What the objects mean is in
+`metadata`, `shards` and `volumes`. Downloads of files with a known sha256 are in `cem_assets.sources.files`; our own store is
+`cem_assets.store.store`.
 """
 
 import math
-import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -17,13 +17,11 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
+from cem_assets import environment
 from cem_assets.errors import DataError
 from cem_assets.sources.volumes.inflation import inflate
 
-S3_ENDPOINT_VARIABLE = "CEM_ASSETS_REMOTE_S3_ENDPOINT"
-S3_SIGNED_VARIABLE = "CEM_ASSETS_REMOTE_S3_SIGNED"
-
-Status = Literal["present", "absent", "forbidden"]
+ObjectStatus = Literal["present", "absent", "forbidden"]
 
 _BLOCK = 1 << 18
 _MAX_RETRY_AFTER_SECONDS = 60.0
@@ -31,20 +29,19 @@ _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class BudgetSpentError(RuntimeError):
-    """The next object would take more than is left of the byte budget; nothing of it was kept."""
+    """The next object has more bytes than the byte budget has left. Nothing of the object was kept."""
 
 
 @dataclass(frozen=True)
-class TransferLimits:
-    """How hard a foreign server is worked, and how long it is waited for.
+class RequestLimits:
+    """How many requests a foreign server gets, and how long we wait for its answers.
 
     Attributes:
-        num_threads: Requests in flight.
-        requests_per_second: Upper limit of the rate.
-        num_attempts: Tries of one request, where the server or the network is in trouble.
-        backoff_seconds: Pause before the second try; doubled for each further one.
-        timeout_seconds: For the connection, and between two packets.
-        object_seconds: For one object as a whole.
+        num_threads: How many requests run at the same time.
+        num_attempts: How often a request is tried while the server or the network is in trouble.
+        backoff_seconds: The pause before the second try; it doubles with each further one.
+        timeout_seconds: The longest pause between two packets, and at most 10 s for the connection.
+        object_seconds: The longest time for one object as a whole.
     """
 
     num_threads: int = 8
@@ -56,23 +53,21 @@ class TransferLimits:
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """The answer for one object.
+class ObjectAnswer:
+    """What a server answered for one object.
 
     Attributes:
         status: "present", "absent" (404 or 410) or "forbidden" (403).
-        data: Its bytes; empty unless present.
-        object_bytes: Size of the whole object, where the server said so.
+        data: The bytes; empty unless the object is present.
     """
 
-    status: Status
+    status: ObjectStatus
     data: bytes = b""
-    object_bytes: int | None = None
 
 
 @dataclass
-class TransferCounts:
-    """What went over the wire so far, and how requests were answered."""
+class RequestCounts:
+    """How many requests were sent, how they were answered, and how many bytes were received, as they were transferred."""
 
     num_requests: int = 0
     num_present: int = 0
@@ -89,11 +84,11 @@ def http_address(url: str) -> tuple[str, bool]:
         url: `s3://bucket/key`, `gs://bucket/key`, `https://...`, also with a `precomputed://`, `n5://` or `zarr://` before it.
 
     Returns:
-        The address without a trailing slash, and whether it is S3 at an endpoint of its own
-        (`CEM_ASSETS_REMOTE_S3_ENDPOINT`; the endpoint of our own store is never used for foreign volumes).
+        The address without a trailing slash, and whether it lies on the S3 server that CEM_ASSETS_REMOTE_S3_ENDPOINT names. The
+        server of our own store is never used for foreign volumes.
 
     Raises:
-        DataError: The address is of another kind, or holds credentials, a query or '..'.
+        DataError: The address is of another kind, or has credentials, a query or '..'.
     """
     text = url
     for prefix in ("precomputed://", "n5://", "zarr://", "zarr2://", "zarr3://"):
@@ -111,10 +106,10 @@ def http_address(url: str) -> tuple[str, bool]:
     if parts.scheme == "gs":
         return f"https://storage.googleapis.com/{bucket}/{path}", False
     if parts.scheme == "s3":
-        endpoint = os.environ.get(S3_ENDPOINT_VARIABLE, "").rstrip("/")
+        endpoint = environment.text(environment.REMOTE_S3_ENDPOINT).rstrip("/")
         if endpoint:
             return f"{endpoint}/{bucket}/{path}", True
-        # A certificate for *.s3.amazonaws.com covers no bucket with a dot in its name.
+        # The certificate for *.s3.amazonaws.com does not cover buckets with a dot in their name.
         return (
             f"https://s3.amazonaws.com/{bucket}/{path}" if "." in bucket else f"https://{bucket}.s3.amazonaws.com/{path}"
         ), False
@@ -122,10 +117,10 @@ def http_address(url: str) -> tuple[str, bool]:
 
 
 def check_object_key(key: str) -> str:
-    """Return a relative key unchanged, or refuse one that could leave its volume.
+    """Return a relative key unchanged, or refuse one that could lead out of its volume.
 
     Raises:
-        DataError: It is empty, absolute, too long, or has '.', '..' or control characters.
+        DataError: The key is empty, absolute, too long, or has '.', '..' or control characters.
     """
     parts = key.split("/")
     if len(key) > 1000 or any(part in ("", ".", "..") for part in parts) or "\\" in key or not key.isprintable():
@@ -138,17 +133,16 @@ class RemoteObjects:
     """The objects below one address. Safe to use from several threads.
 
     Attributes:
-        address: http(s) address without a trailing slash.
-        limits: Rates, retries and timeouts.
+        address: An http(s) address without a trailing slash.
         is_signed: Whether requests are signed for S3 with the AWS credentials of this machine.
-        budget_bytes: Bytes that may come over the wire in all, or None.
+        budget_bytes: How many bytes may be received in all, as they are transferred; None for no limit.
     """
 
     address: str
-    limits: TransferLimits = TransferLimits()
+    limits: RequestLimits = RequestLimits()
     is_signed: bool = False
     budget_bytes: int | None = None
-    counts: TransferCounts = field(default_factory=TransferCounts)
+    counts: RequestCounts = field(default_factory=RequestCounts)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -162,35 +156,33 @@ class RemoteObjects:
         self._auth: AuthBase | None = _SignedS3() if self.is_signed else _Unsigned()
 
     def stop(self) -> None:
-        """End waits of other threads: somebody failed for good."""
+        """End the waits of all threads, because one of them failed for good."""
         self._stopped.set()
 
     def resume(self) -> None:
         """Allow requests again after `stop`."""
         self._stopped.clear()
 
-    def get(self, key: str, max_bytes: int, span: tuple[int, int] | None = None, suffix: int | None = None) -> Fetched:
+    def get(self, key: str, max_bytes: int, span: tuple[int, int] | None = None, suffix: int | None = None) -> ObjectAnswer:
         """Fetch an object or a part of it.
 
         Args:
             key: Relative to the address; empty for the address itself.
-            max_bytes: Most bytes it may have, after the transport's compression is undone.
-            span: (start, stop) in bytes.
-            suffix: Instead of a span, this many bytes from its end.
-
-        Returns:
-            The bytes, or that the object is absent or forbidden.
+            max_bytes: The most bytes the object, or the part of it, may have. This holds for the bytes that are transferred and
+                for what they unpack to where the server compresses them.
+            span: The part to fetch, (start, stop) in bytes.
+            suffix: Instead of a span, how many bytes to fetch from the end of the object.
 
         Raises:
-            ConnectionError: The server or the network stayed in trouble for all tries.
-            PermissionError: The server wants to know who asks (401).
-            DataError: The object is larger than allowed, or the server cannot give parts of objects.
-            BudgetSpentError: It does not fit into what is left of the budget.
+            ConnectionError: The server or the network was still in trouble at the last try.
+            PermissionError: The server asks for a login (401).
+            DataError: The object is larger than allowed, or the server does not support byte ranges.
+            BudgetSpentError: The object is larger than what is left of the budget.
         """
         url = f"{self.address}/{quote(key)}" if key else self.address
         headers = {"Accept-Encoding": "gzip, br"}
         if span is not None or suffix is not None:
-            # A part of a compressed transport encoding could not be undone.
+            # A part of a body that the server compresses as a whole could not be decompressed.
             text = f"{span[0]}-{span[1] - 1}" if span is not None else f"-{suffix}"
             headers = {"Accept-Encoding": "identity", "Range": f"bytes={text}"}
         trouble = ""
@@ -205,50 +197,54 @@ class RemoteObjects:
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                 trouble = f"{type(error).__name__}: {error}"
             else:
-                if isinstance(answer, Fetched):
+                if isinstance(answer, ObjectAnswer):
                     with self._lock:
                         name = f"num_{answer.status}"
                         setattr(self.counts, name, getattr(self.counts, name) + 1)
                     return answer
-                trouble, asked = answer
-                pause = max(pause, asked)
+                trouble, wished_pause = answer
+                pause = max(pause, wished_pause)
             if attempt + 1 < self.limits.num_attempts and self._stopped.wait(pause):
                 break
         raise ConnectionError(
-            f"{url} could not be fetched in {self.limits.num_attempts} tries: {trouble:.300}. Nothing stands in for it; run "
-            "again later, what is done is kept."
+            f"{url} could not be fetched in {self.limits.num_attempts} tries: {trouble:.300}. Run again later; what was "
+            "fetched before is kept, and nothing is filled in for this object."
         )
 
-    def _once(self, url: str, headers: dict[str, str], max_bytes: int) -> Fetched | tuple[str, float]:
-        """Ask once; return the answer, or trouble in words and how long the server asks to wait."""
+    def _once(self, url: str, headers: dict[str, str], max_bytes: int) -> ObjectAnswer | tuple[str, float]:
+        """Send one request; return the answer, or what the trouble is and for how many seconds the server asks us to wait."""
         timeout = (min(10.0, self.limits.timeout_seconds), self.limits.timeout_seconds)
         with self._session.get(url, headers=headers, timeout=timeout, stream=True, auth=self._auth) as response:
             status = response.status_code
             if status in (404, 410):
-                return Fetched("absent")
+                return ObjectAnswer("absent")
             if status == 403:
-                return Fetched("forbidden")
+                return ObjectAnswer("forbidden")
             if status == 401:
                 raise PermissionError(
-                    f"{url} needs a login (401); expected a public volume. For a private bucket set {S3_SIGNED_VARIABLE}=yes "
-                    f"and the AWS_* variables."
+                    f"{url} needs a login (401); expected a public volume. For a private bucket set "
+                    f"{environment.REMOTE_S3_SIGNED}=yes and the AWS_* variables."
                 )
             if status in _RETRIED or status >= 500:
                 return f"status {status}", _retry_after(response.headers.get("Retry-After", ""))
             if url.startswith("https://") and not response.url.startswith("https://"):
-                raise DataError(f"{url} leads to an address without https; expected none. Check the address.")
+                raise DataError(f"{url} redirects to an address without https; expected https all the way. Check the address.")
             is_part = "Range" in headers
             if is_part and status == 200:
-                raise DataError(f"{url}: the server cannot give parts of objects; expected ranges to work. Use a mirror.")
+                raise DataError(
+                    f"{url}: the server cannot give parts of objects; expected it to support byte ranges. Use a mirror."
+                )
             if status not in (200, 206):
                 raise DataError(f"{url} answered with status {status}; expected 200, 403 or 404. Check the address.")
             return self._body(response, url, max_bytes)
 
-    def _body(self, response: requests.Response, url: str, max_bytes: int) -> Fetched:
+    def _body(self, response: requests.Response, url: str, max_bytes: int) -> ObjectAnswer:
         length = response.headers.get("Content-Length", "")
         if length.isdecimal():
             if int(length) > max_bytes:
-                raise DataError(f"{url} has {length} bytes; expected at most {max_bytes} by its metadata. Check the source.")
+                raise DataError(
+                    f"{url} has {length} bytes; expected at most {max_bytes}, as its metadata say. Check the source."
+                )
             self._check_budget(int(length), url)
         blocks: list[bytes] = []
         num_bytes = 0
@@ -271,10 +267,8 @@ class RemoteObjects:
             raise requests.ConnectionError(f"broke off after {num_bytes} of {length} bytes")
         self._check_budget(num_bytes, url, is_taken=True)
         encoding = response.headers.get("Content-Encoding", "identity").lower()
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        size = int(total) if total.isdecimal() else (num_bytes if response.status_code == 200 else None)
         data = b"".join(blocks)
-        return Fetched("present", data if encoding == "identity" else inflate(encoding, data, max_bytes, url), size)
+        return ObjectAnswer("present", data if encoding == "identity" else inflate(encoding, data, max_bytes, url))
 
     def _check_budget(self, num_bytes: int, url: str, is_taken: bool = False) -> None:
         with self._lock:
@@ -298,13 +292,13 @@ class RemoteObjects:
 def _retry_after(text: str) -> float:
     try:
         seconds = float(text)
-    except ValueError:  # a date, or nothing: our own backoff will do
+    except ValueError:  # a date or nothing, so our own backoff decides
         return 0.0
     return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else 0.0
 
 
 class _Unsigned(AuthBase):  # type: ignore[misc]  # requests has no types
-    """Sends no credentials, not even those a .netrc file has for the host."""
+    """Adds no credentials to requests, not even those that a .netrc file has for the host."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         return request
@@ -320,7 +314,9 @@ class _SignedS3(AuthBase):  # type: ignore[misc]  # requests has no types
         self._credentials = session.get_credentials()
         self._region = session.get_config_variable("region") or "us-east-1"
         if self._credentials is None:
-            raise PermissionError(f"{S3_SIGNED_VARIABLE} is set, but there are no AWS credentials. Set the AWS_* variables.")
+            raise PermissionError(
+                f"{environment.REMOTE_S3_SIGNED} is set, but there are no AWS credentials. Set the AWS_* variables."
+            )
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         from botocore.auth import S3SigV4Auth

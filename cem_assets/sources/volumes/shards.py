@@ -1,7 +1,11 @@
-"""Where a chunk lies: an object of its own, or a span of bytes inside a shard, found through the shard's index.
+"""Finds the bytes of a chunk: either a whole object, or a part of a shard that the shard's index names.
 
-Zarr v3 `sharding_indexed` and neuroglancer's `neuroglancer_uint64_sharded_v1`. A chunk that a shard's index lists
-as empty is as absent as a missing object. Reading and decoding the bytes is `remote_volumes`.
+Two kinds of shards are read: Zarr v3 `sharding_indexed` and neuroglancer's `neuroglancer_uint64_sharded_v1`. A chunk that the
+index of a shard does not list is absent, just like an object that does not exist.
+
+tensorstore has both kinds as key-value stores, but only over stores that it reads itself, and for the reasons that
+`ChunkDecoder` names it must not read foreign servers. It decodes the indexes of Zarr shards; those of neuroglancer, which are
+no arrays, are read here.
 """
 
 import math
@@ -13,48 +17,49 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from cem_assets.errors import DataError
 from cem_assets.sources.volumes.inflation import inflate
-from cem_assets.sources.volumes.objects import RemoteObjects, Status
-from cem_assets.sources.volumes.scales import ScaleLayout
+from cem_assets.sources.volumes.objects import ObjectStatus, RemoteObjects
+from cem_assets.sources.volumes.scales import ChunkDecoder, ScaleLayout
 
 _MAX_INDEX_BYTES = 32 << 20
+_MAX_MINISHARD_BITS = 20
 _CACHED_INDEXES = 64
 _CACHED_BYTES = 64 << 20
 _EMPTY = (1 << 64) - 1
 _MASK = (1 << 64) - 1
 
+_Index = tuple[ObjectStatus, NDArray[np.uint64] | None]
+"""Whether the shard is there, and its index if so."""
+
 
 @dataclass(frozen=True)
-class Place:
+class ChunkLocation:
     """Where the bytes of a chunk are.
 
     Attributes:
-        key: The object.
-        span: (start, stop) inside of it; None for the whole object.
-        status: "present" unless the shard, or its entry for the chunk, is absent or refused. Whether a whole object is
-            there is only known when it is fetched.
+        key: The object that holds them.
+        span: (start, stop) in bytes inside of the object; None for the whole object.
+        status: Anything but "present" where the shard or its entry for the chunk is absent or refused. A whole object counts as
+            present here; whether it exists shows when it is fetched.
     """
 
     key: str
     span: tuple[int, int] | None = None
-    status: Status = "present"
+    status: ObjectStatus = "present"
 
 
-class _Kept:
-    """Indexes read before; each is fetched by one thread while others wait for it."""
+class _IndexCache:
+    """Keeps the indexes that were read last. One thread fetches an index, and the others wait for its result or its error."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._found: OrderedDict[Any, Future[tuple[Status, NDArray[np.uint64] | None]]] = OrderedDict()
+        self._found: OrderedDict[Any, Future[_Index]] = OrderedDict()
 
-    def get(
-        self, key: Any, make: Callable[[], tuple[Status, NDArray[np.uint64] | None]]
-    ) -> tuple[Status, NDArray[np.uint64] | None]:
+    def get(self, key: Any, make: Callable[[], _Index]) -> _Index:
         with self._lock:
             future = self._found.get(key)
             is_mine = future is None
@@ -64,7 +69,7 @@ class _Kept:
         if is_mine:
             try:
                 future.set_result(make())
-            except BaseException as error:  # noqa: BLE001  the waiting threads and this one get it from the future
+            except BaseException as error:  # noqa: BLE001  all threads, this one included, get the error from the future
                 with self._lock:
                     self._found.pop(key, None)
                 future.set_exception(error)
@@ -79,70 +84,69 @@ class _Kept:
             self._found.popitem(last=False)
 
 
-class ChunkPlaces:
+class ChunkFinder:
     """Finds the bytes of chunks of one scale. Safe to use from several threads."""
 
     def __init__(self, objects: RemoteObjects, layout: ScaleLayout) -> None:
-        self._objects, self._layout, self._kept = objects, layout, _Kept()
+        self._objects, self._layout, self._cache = objects, layout, _IndexCache()
         if layout.sharding is not None and layout.kind == "zarr3":
-            _check_zarr_sharding(layout)
-        elif layout.sharding is not None:
-            _check_precomputed_sharding(layout)
+            sides = zip(layout.sharding["shard_shape"], layout.decoder.chunk_shape, strict=True)
+            self._chunks_per_shard = tuple(shard // chunk for shard, chunk in sides)
+            if 16 * math.prod(self._chunks_per_shard) > _MAX_INDEX_BYTES:
+                raise DataError(
+                    f"shards of {math.prod(self._chunks_per_shard)} chunks have too large an index for bounded memory."
+                )
+            self._index_decoder = _index_decoder(layout.sharding["index_codecs"], self._chunks_per_shard)
+        elif layout.sharding is not None and layout.sharding["minishard_bits"] > _MAX_MINISHARD_BITS:
+            raise DataError(
+                f"shards of 2^{layout.sharding['minishard_bits']} minishards have too large an index for bounded memory."
+            )
 
-    def place(self, index: tuple[int, ...]) -> Place:
+    def find(self, index: tuple[int, ...]) -> ChunkLocation:
         """Find a chunk.
 
         Args:
             index: Its number along each stored axis, from 0.
 
         Raises:
-            DataError: A shard's index is damaged.
-            ConnectionError: A shard's index could not be fetched.
+            DataError: The index of its shard is damaged.
+            ConnectionError: The index of its shard could not be fetched.
         """
         layout = self._layout
-        if layout.kind == "precomputed":
-            return self._precomputed_place(index)
         if layout.sharding is None:
-            return Place(layout.object_key(layout.prefix + layout.separator.join(map(str, index))))
-        ratio = _chunks_per_shard(layout)
-        shard = tuple(i // n for i, n in zip(index, ratio, strict=True))
-        key = layout.object_key(layout.prefix + layout.separator.join(map(str, shard)))
-        status, entries = self._kept.get(key, lambda: self._zarr_index(key, ratio))
+            return ChunkLocation(layout.object_key(layout.decoder.chunk_name(index)))
+        return self._find_in_zarr(index) if layout.kind == "zarr3" else self._find_in_precomputed(layout.sharding, index)
+
+    def _find_in_zarr(self, index: tuple[int, ...]) -> ChunkLocation:
+        pairs = list(zip(index, self._chunks_per_shard, strict=True))
+        key = self._layout.object_key(self._layout.decoder.chunk_name(tuple(i // n for i, n in pairs)))
+        status, entries = self._cache.get(key, lambda: self._zarr_index(key))
         if entries is None:
-            return Place(key, None, status)
-        offset, length = (int(v) for v in entries[tuple(i % n for i, n in zip(index, ratio, strict=True))])
-        if offset == _EMPTY and length == _EMPTY:
-            return Place(key, None, "absent")
-        return _checked_span(key, offset, offset + length)
+            return ChunkLocation(key, None, status)
+        offset, num_bytes = (int(v) for v in entries[tuple(i % n for i, n in pairs)])
+        if offset == _EMPTY and num_bytes == _EMPTY:
+            return ChunkLocation(key, None, "absent")
+        return _checked_location(key, offset, offset + num_bytes)
 
-    def _zarr_index(self, key: str, ratio: tuple[int, ...]) -> tuple[Status, NDArray[np.uint64] | None]:
-        sharding = self._layout.sharding or {}
-        has_crc = len(sharding["index_codecs"]) == 2
-        num_bytes = 16 * math.prod(ratio) + 4 * int(has_crc)
+    def _zarr_index(self, key: str) -> _Index:
+        """Read the index of a Zarr shard, an array (chunks along each axis, 2) of offsets and sizes in bytes."""
+        sharding, decoder = self._layout.sharding or {}, self._index_decoder
+        num_bytes = decoder.chunk_bytes + 4 * sum(codec["name"] == "crc32c" for codec in sharding["index_codecs"])
         if sharding.get("index_location", "end") == "start":
-            fetched = self._objects.get(key, num_bytes, span=(0, num_bytes))
+            answer = self._objects.get(key, num_bytes, span=(0, num_bytes))
         else:
-            fetched = self._objects.get(key, num_bytes, suffix=num_bytes)
-        if fetched.status != "present":
-            return fetched.status, None
-        data = fetched.data
-        if len(data) != num_bytes:
-            raise DataError(f"shard {key} has an index of {len(data)} bytes; expected {num_bytes}. The source is damaged.")
-        if has_crc and google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
-            raise DataError(f"shard {key}: the checksum of its index disagrees. The source is damaged.")
-        return "present", np.frombuffer(data, "<u8", 2 * math.prod(ratio)).reshape(*ratio, 2)
+            answer = self._objects.get(key, num_bytes, suffix=num_bytes)
+        if answer.status != "present":
+            return answer.status, None
+        try:
+            whole = tuple(slice(0, size) for size in decoder.shape)
+            return "present", decoder.decode((0,) * len(whole), answer.data, whole)
+        except ValueError as error:
+            raise DataError(f"the index of shard {key} is damaged at the source: {str(error)[:300]}") from error
 
-    def _precomputed_place(self, index: tuple[int, ...]) -> Place:
-        layout = self._layout
-        grid = [-(-size // side) for size, side in zip(layout.stored_shape[:3], layout.chunk_shape[:3], strict=True)]
-        if layout.sharding is None:
-            starts = [i * side for i, side in zip(index[:3], layout.chunk_shape[:3], strict=True)]
-            stops = [
-                min(a + n, size) for a, n, size in zip(starts, layout.chunk_shape[:3], layout.stored_shape[:3], strict=True)
-            ]
-            spans = zip(starts, stops, layout.origin[:3], strict=True)
-            return Place(layout.object_key("_".join(f"{a + o}-{b + o}" for a, b, o in spans)))
-        sharding = layout.sharding
+    def _find_in_precomputed(self, sharding: dict[str, Any], index: tuple[int, ...]) -> ChunkLocation:
+        decoder = self._layout.decoder
+        grid = [-(-size // side) for size, side in zip(decoder.shape[:3], decoder.chunk_shape[:3], strict=True)]
         chunk_id = compressed_morton_code(index[:3], grid)
         shard_bits, minishard_bits = int(sharding["shard_bits"]), int(sharding["minishard_bits"])
         hashed = chunk_id >> int(sharding["preshift_bits"])
@@ -150,41 +154,41 @@ class ChunkPlaces:
             hashed = murmurhash3_x86_128_low64(hashed.to_bytes(8, "little"))
         minishard = hashed & ((1 << minishard_bits) - 1)
         shard = (hashed >> minishard_bits) & ((1 << shard_bits) - 1)
-        key = layout.object_key(f"{shard:0{-(-shard_bits // 4)}x}.shard")
-        status, entries = self._kept.get((key, minishard), lambda: self._minishard(key, minishard, minishard_bits))
+        key = self._layout.object_key(f"{shard:0{-(-shard_bits // 4)}x}.shard")
+        status, entries = self._cache.get((key, minishard), lambda: self._minishard_index(key, minishard, sharding))
         if entries is None:
-            return Place(key, None, status)
+            return ChunkLocation(key, None, status)
         row = int(np.searchsorted(entries[0], np.uint64(chunk_id)))
         if row == entries.shape[1] or int(entries[0, row]) != chunk_id:
-            return Place(key, None, "absent")
-        return _checked_span(key, int(entries[1, row]), int(entries[2, row]))
+            return ChunkLocation(key, None, "absent")
+        return _checked_location(key, int(entries[1, row]), int(entries[2, row]))
 
-    def _shard_index(self, key: str, minishard_bits: int) -> tuple[Status, NDArray[np.uint64] | None]:
-        num_bytes = 16 << minishard_bits
-        fetched = self._objects.get(key, num_bytes, span=(0, num_bytes))
-        if fetched.status != "present":
-            return fetched.status, None
-        if len(fetched.data) != num_bytes:
+    def _precomputed_index(self, key: str, num_bytes: int) -> _Index:
+        """Read the index of a neuroglancer shard, an array (minishards, 2): where the index of each one begins and ends."""
+        answer = self._objects.get(key, num_bytes, span=(0, num_bytes))
+        if answer.status != "present":
+            return answer.status, None
+        if len(answer.data) != num_bytes:
             raise DataError(
-                f"shard {key} has an index of {len(fetched.data)} bytes; expected {num_bytes}. The source is damaged."
+                f"shard {key} has an index of {len(answer.data)} bytes; expected {num_bytes}. The source is damaged."
             )
-        return "present", np.frombuffer(fetched.data, "<u8").reshape(-1, 2)
+        return "present", np.frombuffer(answer.data, "<u8").reshape(-1, 2)
 
-    def _minishard(self, key: str, minishard: int, minishard_bits: int) -> tuple[Status, NDArray[np.uint64] | None]:
-        """Read a minishard's index as rows (id, start, stop), ids ascending, bytes counted from the object's begin."""
-        status, spans = self._kept.get(key, lambda: self._shard_index(key, minishard_bits))
+    def _minishard_index(self, key: str, minishard: int, sharding: dict[str, Any]) -> _Index:
+        """Read the index of a minishard as rows (id, start, stop): ids ascend, bytes count from the begin of the object."""
+        base = 16 << int(sharding["minishard_bits"])
+        status, spans = self._cache.get(key, lambda: self._precomputed_index(key, base))
         if spans is None:
             return status, None
-        base = 16 << minishard_bits
         start, stop = (int(v) for v in spans[minishard])
         if start == stop:
             return "present", np.zeros((3, 0), np.uint64)
-        place = _checked_span(key, base + start, base + stop)
-        fetched = self._objects.get(key, _MAX_INDEX_BYTES, span=place.span)
-        if fetched.status != "present":
-            return fetched.status, None
-        encoding = str((self._layout.sharding or {}).get("minishard_index_encoding", "raw"))
-        data = inflate(encoding, fetched.data, _MAX_INDEX_BYTES, f"minishard index in {key}")
+        location = _checked_location(key, base + start, base + stop)
+        answer = self._objects.get(key, _MAX_INDEX_BYTES, span=location.span)
+        if answer.status != "present":
+            return answer.status, None
+        encoding = sharding.get("minishard_index_encoding", "raw")
+        data = inflate(encoding, answer.data, _MAX_INDEX_BYTES, f"minishard index in {key}")
         if len(data) % 24:
             raise DataError(f"shard {key} has a minishard index of {len(data)} bytes; expected 24 per chunk. It is damaged.")
         deltas = np.frombuffer(data, "<u8").reshape(3, -1)
@@ -193,38 +197,20 @@ class ChunkPlaces:
         return "present", np.stack([ids, starts, starts + deltas[2]])
 
 
-def _checked_span(key: str, start: int, stop: int) -> Place:
+def _index_decoder(codecs: list[dict[str, Any]], chunks_per_shard: tuple[int, ...]) -> ChunkDecoder:
+    """Return a decoder of the indexes of Zarr shards, which are arrays with codecs of their own."""
+    shape = [*chunks_per_shard, 2]
+    metadata = {
+        "zarr_format": 3, "node_type": "array", "shape": shape, "data_type": "uint64", "codecs": codecs, "fill_value": 0,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}}, "chunk_key_encoding": {"name": "default"},
+    }  # fmt: skip
+    return ChunkDecoder("zarr3", metadata, "the index of shards", prefix="c/")
+
+
+def _checked_location(key: str, start: int, stop: int) -> ChunkLocation:
     if not 0 <= start < stop <= 1 << 50:
         raise DataError(f"shard {key} lists a chunk at bytes {start} to {stop}; expected a span inside of it. It is damaged.")
-    return Place(key, (start, stop))
-
-
-def _chunks_per_shard(layout: ScaleLayout) -> tuple[int, ...]:
-    shard = (layout.sharding or {})["shard_shape"]
-    return tuple(a // b for a, b in zip(shard, layout.chunk_shape, strict=True))
-
-
-def _check_zarr_sharding(layout: ScaleLayout) -> None:
-    sharding = layout.sharding or {}
-    names = [codec["name"] for codec in sharding["index_codecs"]]
-    endian = sharding["index_codecs"][0].get("configuration", {}).get("endian", "little")
-    location = sharding.get("index_location", "end")
-    if names not in (["bytes"], ["bytes", "crc32c"]) or endian != "little" or location not in ("start", "end"):
-        raise DataError(f"shard indexes are encoded as {str(names)[:80]} ({endian}); expected little-endian bytes and crc32c.")
-    if 16 * math.prod(_chunks_per_shard(layout)) > _MAX_INDEX_BYTES:
-        raise DataError(f"shards of {math.prod(_chunks_per_shard(layout))} chunks have too large an index for bounded memory.")
-
-
-def _check_precomputed_sharding(layout: ScaleLayout) -> None:
-    sharding = layout.sharding or {}
-    bits = [sharding.get(name) for name in ("preshift_bits", "minishard_bits", "shard_bits")]
-    if sharding.get("@type") != "neuroglancer_uint64_sharded_v1" or not all(type(b) is int and 0 <= b <= 64 for b in bits):
-        raise DataError(f"sharding {str(sharding)[:160]} is not known; expected neuroglancer_uint64_sharded_v1.")
-    if int(sharding["minishard_bits"]) > 20 or int(sharding["minishard_bits"]) + int(sharding["shard_bits"]) > 64:
-        raise DataError(f"shards of 2^{sharding['minishard_bits']} minishards have too large an index for bounded memory.")
-    encodings = [sharding.get(name, "raw") for name in ("minishard_index_encoding", "data_encoding")]
-    if sharding.get("hash") not in ("identity", "murmurhash3_x86_128") or not set(encodings) <= {"raw", "gzip"}:
-        raise DataError(f"sharding {str(sharding)[:160]} has an unknown hash or encoding; expected the format's own.")
+    return ChunkLocation(key, (start, stop))
 
 
 def compressed_morton_code(index: tuple[int, ...], grid: list[int]) -> int:
@@ -251,7 +237,7 @@ def murmurhash3_x86_128_low64(data: bytes) -> int:
     Source: Austin Appleby's public-domain reference; only the tail of 5 to 8 bytes is needed for a 64-bit number.
     """
     if len(data) != 8:
-        raise DataError(f"a chunk number has 8 bytes, found {len(data)}.")
+        raise ValueError(f"a chunk number has 8 bytes, found {len(data)}.")
     m32 = 0xFFFFFFFF
     k1, k2 = struct.unpack("<II", data)
     h2 = (_rotated((k2 * 0xAB0E9789) & m32, 16) * 0x38B34AE5) & m32

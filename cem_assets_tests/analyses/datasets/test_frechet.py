@@ -1,4 +1,4 @@
-"""Frechet distance against its definition, with few rows and many columns too."""
+"""The Fréchet distance, compared with its definition, also for few rows and many columns."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def _sets(n: int, m: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
 
 
 def _slow(first: np.ndarray, second: np.ndarray, one: np.ndarray, two: np.ndarray) -> float:
-    """The definition, with the root of the product of covariances."""
+    """Compute the definition, with the square root of the product of covariances."""
     difference = first.mean(axis=0) - second.mean(axis=0)
     return float(difference @ difference + np.trace(one + two - 2 * scipy.linalg.sqrtm(one @ two).real))
 
@@ -46,7 +46,7 @@ def test_shrunk_covariances_agree_with_the_definition_even_with_few_rows(n: int,
 
 
 def test_with_fewer_rows_than_columns_it_is_exact_where_the_root_of_a_product_fails() -> None:
-    # Regularised by a vanishing ridge the definition can be computed; the limit is the distance.
+    # With a small ridge the definition can be computed; its limit for a vanishing ridge is the distance.
     first, second = _sets(7, 9, 40)
     ridge = 1e-9 * np.eye(40)
     slow = _slow(first, second, np.cov(first.T) + ridge, np.cov(second.T) + ridge)
@@ -72,12 +72,12 @@ def test_it_is_symmetric_and_does_not_change_when_features_are_rotated() -> None
 
 
 def test_the_interval_takes_off_the_excess_of_small_samples() -> None:
-    # Two samples of one distribution: the truth is 0, the distance is not.
+    # For two samples of one distribution the true distance is 0, the measured one is not.
     generator = np.random.default_rng(0)
     found = frechet_distance(generator.normal(size=(100, 8)), generator.normal(size=(100, 8)), num_bootstrap=60)
     assert found.distance > 0.1 and found.bias == pytest.approx(found.distance, rel=0.7)
     assert found.low == 0
-    # And of distributions at a known distance, (3**2) * 8 in the means: most intervals hold it.
+    # Here the true distance is (3**2) * 8, from the means, and most intervals contain it.
     num_covered = 0
     for seed in range(20):
         generator = np.random.default_rng((1, seed))
@@ -89,7 +89,7 @@ def test_the_interval_takes_off_the_excess_of_small_samples() -> None:
 
 
 def test_the_bootstrap_of_few_rows_is_that_of_all_columns() -> None:
-    # Wide tables are turned into few coordinates first: the same draws must give the same interval.
+    # Wide tables are first reduced to few coordinates, and the same draws must give the same interval.
     first, second = _sets(9, 8, 30)
     thin = frechet_distance(first, second, num_bootstrap=20, seed=4)
     basis = scipy.linalg.qr(np.random.default_rng(2).normal(size=(60, 30)), mode="economic")[0]

@@ -1,4 +1,4 @@
-"""Neighbours by dataset: by hand, and pair by pair."""
+"""Shares of neighbours by dataset, compared with numbers computed by hand and pair by pair."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def test_two_bundles_of_directions_by_hand() -> None:
     apart = measure_neighbourhoods(features, list("aaabbb"), 2)
     assert apart.names == ("a", "b") and apart.own == 1.0 and apart.chance == pytest.approx(2 / 5)
     assert np.array_equal(apart.shares, np.eye(2))
-    # The nearest of 0, 1, 2.5 are 1, 0, 1: with labels a, b, a they are b, a, b; likewise on the other side.
+    # The nearest neighbours of 0, 1, 2.5 are 1, 0, 1. With labels a, b, a those are b, a, b; the other side is alike.
     mixed = measure_neighbourhoods(features, list("abaaba"), 1)
     assert mixed.own == 0.0 and np.array_equal(mixed.shares, [[0, 1], [1, 0]])
 

@@ -1,4 +1,4 @@
-"""Firing rates under changes of the image, unit by unit and image by image against the definition."""
+"""Firing rates under changes of the image, compared with the definition unit by unit and image by image."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ STRENGTHS = {"rotation": (0.0, 20.0), "noise": (0.0, 0.2), "brightness": (1.0, 0
 
 
 def _slow_rates(encoder: nn.Module, images: np.ndarray, name: str, strength: float, share: float, sign: int) -> np.ndarray:
-    """Goodfellow et al.'s local firing rate, unit by unit and image by image."""
+    """Compute the local firing rate of Goodfellow et al. unit by unit and image by image."""
     encoder.eval()
 
     def answer(image: np.ndarray, number: int, by: float) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_a_unit_of_either_sign_takes_the_one_that_scores_more() -> None:
     ]
     slow = np.where(both[1].mean(axis=0) > both[0].mean(axis=0), both[1], both[0])
     assert np.allclose(found.local_rates, slow)
-    # Darker images fire no unit that wants light, all that want darkness.
+    # With darker images no unit that responds to light fires, and every unit that responds to darkness does.
     assert found.mean_rates[0] == 1.0
 
 
@@ -81,7 +81,7 @@ def test_what_a_unit_cannot_see_it_is_invariant_to() -> None:
         Mean(), images, NORMS, InvarianceParams(global_rate=0.1, strengths={"rotation": [90, 180], "brightness": [0.3]})
     )
     assert np.array_equal(found["rotation"].mean_rates, [1.0, 1.0])
-    assert found["rotation"].top_score() == pytest.approx(10.0)  # 1 / the global rate is the most there can be
+    assert found["rotation"].scores == pytest.approx([10.0])  # 1 / the global rate is the most there can be
     assert np.array_equal(found["brightness"].mean_rates, [0.0])
 
 
@@ -97,12 +97,9 @@ def test_silent_units_are_left_out_of_means() -> None:
     assert rates.mean_rates.tolist() == [1.0]
 
 
-def test_the_best_share_of_units_by_score() -> None:
+def test_scores_are_local_rates_by_the_global_one() -> None:
     rates = FiringRates("blur", (1.0, 2.0), np.array([[1.0, 0.5, 0.2], [1.0, 0.5, 0.0]]), np.array([0.1, 0.1, 0.1]), 10)
     assert rates.scores == pytest.approx([10, 5, 1])
-    assert rates.top_score(0.1) == pytest.approx(10) and rates.top_score(2 / 3) == pytest.approx(7.5)
-    with pytest.raises(ValueError, match="share of units"):
-        rates.top_score(0)
 
 
 @given(

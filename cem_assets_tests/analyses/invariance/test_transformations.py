@@ -1,4 +1,4 @@
-"""Changes of an image by a strength: identity, direction, and seeds of noise."""
+"""Transformations of an image: no change at strength zero, the direction, and the seeds of noise."""
 
 import numpy as np
 import pytest
@@ -87,6 +87,6 @@ def test_brightness_contrast_and_scale_by_hand() -> None:
     ramp = torch.arange(8).float().div(10).repeat(8, 1)[None, None]
     middle = 0.35 + (torch.arange(8).float() - 3.5) / 20
     assert torch.allclose(zoom(ramp, 2.0)[0, 0, 0], middle, atol=1e-6)
-    # Made smaller by half, the middle shows the whole image.
+    # At half the scale, the middle shows the whole image.
     small = zoom(ramp, 0.5)[0, 0, 0]
     assert small[2] < small[3] < small[4] < small[5] and float(small[3] - small[4]) == pytest.approx(-0.2, abs=0.01)

@@ -1,4 +1,4 @@
-"""Occlusion maps, place by place against the definition."""
+"""Occlusion maps, compared with the definition place by place."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The mean of the best channels, by hand and against numpy."""
+"""The mean of the best channels, compared with numbers computed by hand and with numpy."""
 
 import numpy as np
 import pytest

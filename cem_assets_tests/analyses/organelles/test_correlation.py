@@ -1,4 +1,4 @@
-"""Feature maps against organelle masks: alignment, correlation and overlap against the definition."""
+"""Feature maps and organelle masks: alignment, correlation and overlap, compared with the definition."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from cem_assets_tests.analyses.encoders import NORMS, random_resnet, tiny_images
 def _random_case(seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
     generator = np.random.default_rng(seed)
     shapes = [(5, 6), (4, 4), (5, 6)]
-    # More channels than are enlarged at once.
+    # There are more channels than are enlarged at once.
     maps = [generator.normal(size=(70, *shape)).astype(np.float32) for shape in shapes]
     masks = [generator.random((shape[0] * 4, shape[1] * 4)) < 0.3 for shape in shapes]
     return maps, masks
@@ -50,14 +50,14 @@ def test_a_channel_that_is_the_organelle_is_found() -> None:
     assert (found.best_channel, found.best_iou_channel) == (7, 7)
     assert found.best_correlation > 0.85 and found.held_out_correlation == pytest.approx(found.best_correlation)
     assert found.best_iou > 0.8
-    # The threshold of the source is the channel's highest values here, which nothing is above.
+    # The threshold of the source is the highest value of the channel here, and nothing is above it.
     assert measure_agreement(maps, masks).ious[7] == 0
 
 
 @pytest.mark.parametrize(("layer", "stride_px"), [("layer1", 4), ("layer3", 16)])
 @pytest.mark.parametrize("side_px", [128, 138])
 def test_maps_lie_where_what_they_answer_to_is(layer: str, stride_px: int, side_px: int) -> None:
-    # The centre of a value's receptive field, seen from the gradient: the mean place of the pixels it depends on.
+    # The gradient shows the centre of a value's receptive field: the mean place of the pixels that it depends on.
     encoder = random_resnet().eval()
     for module in encoder.modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -71,7 +71,7 @@ def test_maps_lie_where_what_they_answer_to_is(layer: str, stride_px: int, side_
     chosen = side_px // stride_px // 2
     maps = caught[0][0, :1]
     maps[0, chosen, chosen].backward()
-    # Where the field is larger than the image its centre is that of what is left.
+    # Where the field is larger than the image, its centre is the centre of the part inside the image.
     along = pixels.grad[0, 0].abs().sum(dim=1).double()
     centre = float((along * torch.arange(side_px)).sum() / along.sum())
     spot = np.zeros(tuple(maps.shape), np.float32)
@@ -131,13 +131,13 @@ def test_real_mitochondria_and_their_masks(test_data: Path) -> None:
     maps = layer_maps(random_resnet(3), images, NORMS, "layer1")
     found = measure_agreement(maps, masks, None)
     assert found.correlations.shape == (5, 64) and np.isfinite(found.correlations).all()
-    # Mitochondria are darker than their surroundings in all five: even random filters tell dark from light.
+    # Mitochondria are darker than their surroundings in all five images, and even random filters tell dark from light.
     darkness = [
         np.corrcoef(-image.astype(float).ravel(), mask.ravel())[0, 1] for image, mask in zip(images, masks, strict=True)
     ]
     assert np.mean(darkness) > 0.1
     assert found.best_correlation > 0.1 and 0 < found.best_iou < 1
-    # Masks of other images agree less.
+    # The masks of other images agree less with the maps.
     same = [number for number in range(5) if images[number].shape == (224, 224)]
     moved = [masks[same[(place + 1) % len(same)]] for place in range(len(same))]
     own = measure_agreement([maps[number] for number in same], [masks[number] for number in same], None)

@@ -1,4 +1,4 @@
-"""Finer maps of ResNets: sizes, and the same weights."""
+"""Finer maps of ResNets: their sizes, and unchanged weights."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Contamination: planted copies are found, unrelated and blank pictures are not; on drawn and on real pictures."""
+"""Contamination: planted copies are found, unrelated and blank pictures are not, on drawn and on real pictures."""
 
 import io
 
@@ -22,7 +22,6 @@ from cem_assets.benchmarks.contamination.fingerprints import (
     joined,
     release_fingerprints,
     turned,
-    whole_fingerprints,
 )
 from cem_assets.benchmarks.contamination.hash_index import near_hashes
 
@@ -41,7 +40,7 @@ def jpeg(image, quality):
 
 
 def search(patches, images, **options):
-    """Fingerprint and search; lists serve as readers."""
+    """Fingerprint and search; the lists are read by index."""
     release, test = release_fingerprints(patches), prints.test_image_fingerprints(images)
     return find_contamination(release, patches.__getitem__, test, images.__getitem__, **options)
 
@@ -93,28 +92,14 @@ def test_flips_and_quarter_turns_are_found_and_named(drawn, turn, change):
 
 
 @pytest.mark.parametrize("turn", [0, 3, 6])
-@pytest.mark.parametrize(("shift", "overlap"), [((112, 0), 2), ((0, 112), 2), ((112, 112), 1), ((-112, 112), 1)])
-def test_a_patch_that_shares_half_or_a_quarter_with_a_small_test_image_is_found(shift, overlap, turn):
+@pytest.mark.parametrize("shift", [(112, 0), (0, 112), (112, 112), (-112, 112)])
+def test_a_patch_that_shares_half_or_a_quarter_with_a_small_test_image_is_found(shift, turn):
     source = texture(7, (672, 672))
     image, (dy, dx) = source[224:448, 224:448].copy(), shift
     patch = turned(source[224 + dy : 448 + dy, 224 + dx : 448 + dx], turn)
     pairs = search([texture(8, (224, 224)), jpeg(patch, 75)], [image])
     assert [(pair.release_row, pair.turn) for pair in pairs] == [(1, TURNS[turn])]
     assert pairs[0].window[2:] == (112, 112) == pairs[0].release_window[2:]
-    assert np.count_nonzero(whole_only(patch, image)) == 0 and overlap in (1, 2)
-
-
-def whole_only(patch, image):
-    """The same search with dHashes of whole patches alone, which cannot know."""
-    test = prints.test_image_fingerprints([image])
-    return find_contamination(whole_fingerprints(prints.dhash(patch[None])), [patch].__getitem__, test, [image].__getitem__)
-
-
-def test_hashes_of_the_patch_table_find_whole_patches_in_larger_images(drawn):
-    images, others, test = drawn
-    patches = np.stack([*others, turned(images[0][112:336, 0:224], 5)])
-    pairs = find_contamination(whole_fingerprints(prints.dhash(patches)), patches.__getitem__, test, images.__getitem__)
-    assert [(pair.release_row, pair.test_image, pair.turn, pair.is_exact) for pair in pairs] == [(5, 0, TURNS[5], True)]
 
 
 def test_a_test_image_shrunk_to_a_patch_is_found(drawn):
@@ -190,7 +175,7 @@ def real_sets(folder):
 
 
 def grid(image):
-    """Patches as the store cuts them: up to 111 px at the border belong to none."""
+    """Cut patches as the store does: up to 111 px at the border are in no patch."""
     height, width = image.shape
 
     def starts(side):
@@ -261,7 +246,7 @@ def test_fingerprints_come_back_from_a_table_and_can_be_joined(drawn):
         for name, array in vars(test).items():
             assert np.array_equal(getattr(same, name), array) and getattr(same, name).dtype == array.dtype
     assert len(release_fingerprints(others)) == 5 * len(others) and len(joined([])) == 0
-    assert len(test.take(test.item == 1)) * 3 == len(test)
+    assert np.count_nonzero(test.item == 1) * 3 == len(test)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Contamination of releases: planted test images are found and left out, unrelated sets give none, work is never repeated."""
+"""Contamination of releases: planted test images are found and left out, unrelated sets give none, no work is repeated."""
 
 import io
 import json
@@ -15,22 +15,24 @@ from scipy.ndimage import gaussian_filter
 from cem_assets import readers
 from cem_assets.benchmarks.contamination import pictures as compared_pictures
 from cem_assets.benchmarks.contamination import stage as contamination
+from cem_assets.benchmarks.contamination.card import CARD
+from cem_assets.benchmarks.contamination.checks import is_uncontaminated
 from cem_assets.benchmarks.contamination.fingerprints import TURNS, turned
-from cem_assets.benchmarks.contamination.stage import CARD, check_contamination, is_uncontaminated
-from cem_assets.benchmarks.data.rows import SETTINGS
+from cem_assets.benchmarks.contamination.stage import check_contamination
 from cem_assets.benchmarks.data.segmentation_sets import ItemWriter
 from cem_assets.benchmarks.data.steps import Item
 from cem_assets.benchmarks.data.transfer_sets import TransferWriter
+from cem_assets.catalog.benchmarks import SETTINGS
 from cem_assets.cem.checks import release_is_complete
 from cem_assets.cem.reconciliation import is_release_due
 from cem_assets.cem.releases.changes import compare_releases
 from cem_assets.cem.releases.contamination_reports import PAIRS
 from cem_assets.cem.releases.stage import EXCLUDED, list_releases, make_release
-from cem_assets.cytoimagenet.crops.channels import merge_channels
+from cem_assets.cytoimagenet.channels import merge_channels
 from cem_assets.execution.local import LocalEngine
 from cem_assets.pretraining.data.release_data import open_training_data
 from cem_assets.pretraining.methods.params import params_for
-from cem_assets.pretraining.training.plan import TrainingPlan
+from cem_assets.pretraining.plan import TrainingPlan
 from cem_assets.store.assets import BENCHMARK_DATA, CONTAMINATION, CYTO_RELEASES, FILTERED
 from cem_assets.store.commits import Commit, ContentFolder
 from cem_assets.store.images import decode_image, image_column
@@ -58,7 +60,7 @@ def jpeg(image: np.ndarray, quality: int = 75) -> np.ndarray:
 def put_benchmark(
     store: Store, name: str, tests: dict[str, np.ndarray], train: dict[str, np.ndarray] | None = None
 ) -> Manifest:
-    """Commit a prepared segmentation benchmark, as its stage does, from ready images; masks are empty."""
+    """Commit a prepared segmentation benchmark of these images, as its stage does; masks are empty."""
     digest = str(sum(int(image.astype(np.int64).sum()) for image in tests.values()))
     commit = Commit(store, Inputs(BENCHMARK_DATA, name, "1", {}, {"files": digest}))
     writer = ItemWriter(commit, 2)
@@ -75,7 +77,7 @@ def pairs_of(store: Store, report: Manifest) -> pd.DataFrame:
 
 
 def names_of(dataset: str, places: list[int]) -> list[str]:
-    """Names of patches as `put_filtered` gives them."""
+    """List the names that `put_filtered` gives patches."""
     return [f"{dataset}-LOC-2d-0-224_{place}-{place + 224}" for place in places]
 
 
@@ -97,7 +99,7 @@ def planted(images: list[np.ndarray]) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def contaminated(local_store: Store) -> Store:
-    """Release v1 of two datasets, of which "dirty" has the planted patches among its own, and benchmark "cells"."""
+    """A store with benchmark "cells" and release v1 of two datasets; "dirty" holds the planted patches among its own."""
     images = [*(clutter(seed, (448, 448)) for seed in range(3)), clutter(3)]
     put_benchmark(local_store, "cells", {f"image {number}": image for number, image in enumerate(images)})
     own = [clutter(seed) for seed in range(100, 112)]
@@ -167,7 +169,7 @@ def test_a_release_without_the_patches_is_clean_complete_and_counted_right(conta
     assert sorted(table["name"]) == sorted(PLANTED) and set(table["reason"]) == {"shows test images of cells"}
     assert manifest.counts["excluded"] == 8 and manifest.counts["patches"] == 18
 
-    # What relies on the form of release.json and of the manifest.
+    # Checks, changes and training rely on the form of release.json and of the manifest.
     assert release_is_complete(store, manifest).passed
     clean, dirty = manifest.details["contents"]
     assert clean["folder"] == require_manifest(store, FILTERED, "clean").folder and dirty["folder"] == manifest.folder
@@ -186,10 +188,10 @@ def test_a_clean_release_is_not_made_again_and_its_successors_stay_clean(contami
     check_contamination(store, "cem", engine=HERE)
     second = make_release(store, exclude_contaminated=True)
     assert second.is_new and not is_release_due(store)
-    for choice in (None, True):  # the schedule, and once more by hand
+    for choice in (None, True):  # by the schedule, and once more by hand
         again = make_release(store, exclude_contaminated=choice)
         assert not again.is_new and again.manifest.digest == second.manifest.digest
-    check_contamination(store, "cem", engine=HERE)  # says that v2 is clean, and no longer names the patches
+    check_contamination(store, "cem", engine=HERE)  # the report says that v2 is clean, and no longer names the patches
 
     put_filtered(store, "late", [clutter(seed) for seed in range(300, 303)])
     assert is_release_due(store)
@@ -285,9 +287,9 @@ def test_a_killed_run_goes_on_where_it_was(contaminated: Store, monkeypatch, kil
 
 def test_a_report_is_made_once_and_only_what_is_new_is_fingerprinted(contaminated: Store, monkeypatch):
     store, jobs = contaminated, []
-    real = compared_pictures.PrintJob.__call__
+    real = compared_pictures.FingerprintJob.__call__
     monkeypatch.setattr(
-        compared_pictures.PrintJob, "__call__", lambda job, batch: (jobs.append(batch.name), real(job, batch))[1]
+        compared_pictures.FingerprintJob, "__call__", lambda job, batch: (jobs.append(batch.name), real(job, batch))[1]
     )
     first = check_contamination(store, "cem", engine=HERE)
     assert first.is_new and len(jobs) == 3  # two shards, one batch of test images
@@ -306,7 +308,7 @@ def test_a_report_is_made_once_and_only_what_is_new_is_fingerprinted(contaminate
     assert len(jobs) == 6 and all(name.startswith("_release/") for name in jobs[4:])
     assert is_uncontaminated(store, "cem").passed
 
-    # A table of an older report that was damaged is not taken over.
+    # A damaged table of an older report is not taken over.
     damaged = next(item.name for item in report.objects if item.name.startswith("_test/cells"))
     for partition in ("cem-v1", "cem-v2"):
         folder = require_manifest(store, CONTAMINATION, partition).folder
@@ -351,7 +353,7 @@ def test_volumes_are_compared_on_the_planes_they_are_tested_on(local_store: Stor
     exact = frame[frame["is_exact"]]
     assert exact["plane"].tolist() == planes and set(frame["item"]) == {"volume"}
     assert set(frame["row"]) == set(range(len(planes)))
-    # Settings decide what is compared, so changing them asks for another report.
+    # Settings decide what is compared, so a change of them calls for another report.
     other = "stack" if mode == "orthoplane" else "orthoplane"
     local_store.put(SETTINGS, settings.replace(mode, other).encode())
     assert "was compared with other test images" in is_uncontaminated(local_store, "cem").description
@@ -373,7 +375,7 @@ CYTO_SCHEMA = schema_of(
 
 
 def put_cyto_release(store: Store, images: list[np.ndarray]) -> None:
-    """Commit a release of CytoImageNet with one label, in the form its stage gives it."""
+    """Commit a release of CytoImageNet with one label, in the form that its stage writes."""
     names = [f"mouse-{number}.png" for number in range(len(images))]
     table = pa.table(
         [
@@ -414,7 +416,7 @@ def em_images(folder: Path, num: int, suffix: str = "png") -> list[np.ndarray]:
 
 
 def tiles(images: list[np.ndarray]) -> list[np.ndarray]:
-    """Patches on the grid CEM data is cut by."""
+    """Cut patches on the grid that CEM data is cut on."""
     return [
         np.ascontiguousarray(image[y : y + 224, x : x + 224])
         for image in images

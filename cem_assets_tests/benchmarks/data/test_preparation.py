@@ -1,4 +1,4 @@
-"""Steps of preparation against definitions written out slowly, and what they say of input they cannot take."""
+"""Steps of preparation are compared with slow definitions, and refuse input that they cannot take in words."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from cem_assets.benchmarks.data.preparation import STEPS, VOXELWISE, finished, paired_name, prepare, step_problems
 from cem_assets.benchmarks.data.steps import Item, patch_starts
+from cem_assets.errors import DataError
 
 NO_CLEFT = 0xFFFFFFFFFFFFFFFF
 
@@ -163,7 +164,7 @@ def test_patches_are_the_fewest_that_cover_a_side_and_overlap_evenly(size, side)
 
 
 def test_patches_begin_where_the_published_script_has_them():
-    # (size, starts) worked out by hand from n * 256 minus an even share of the overlap, decimals cut off.
+    # Computed by hand from n * 256 minus an even share of the overlap, with decimals cut off.
     assert patch_starts(1024, 256) == [0, 256, 512, 768]
     assert patch_starts(768 + 1, 256) == [0, 256 - 85, 512 - 170, 768 - 255]
     assert patch_starts(244, 256) == [0]
@@ -226,9 +227,11 @@ def test_images_and_masks_of_other_names_are_paired_by_a_rule(stem, which, rule,
     assert paired_name(stem, which, **rule) == name
 
 
-def test_a_name_without_a_match_is_told():
-    with pytest.raises(ValueError, match="'preview' does not match"):
+def test_a_name_without_a_match_or_number_is_refused():
+    with pytest.raises(DataError, match="'preview' does not match"):
         paired_name("preview", "image", image=r"(\d+)$", mask=r"(\d+)$")
+    with pytest.raises(DataError, match="'preview' has 'view' where rename_pairs expects a number"):
+        paired_name("preview", "image", image="^pre(.*)$", is_number=True)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +240,11 @@ def test_a_name_without_a_match_is_told():
         ("binarize", {}, "not known; expected one of rename_pairs, binarise"),
         ("binarise", {"rule": "greater"}, "parameter 'value' is missing"),
         ("binarise", {"rule": "greater", "value": 1, "threshold": 2}, "unknown parameter 'threshold'; expected rule, value"),
+        ("binarise", {"rule": "greater", "value": "half"}, "value is 'half'; Input should be a valid number"),
+        ("relabel", {"values": {"one": 1}}, "values has the keys 'one'; expected whole numbers"),
+        ("relabel", {"values": {"1": 1.5}}, "values is {'1': 1.5}; 1: Input should be a valid integer"),
+        ("cut_patches", {"side_px": "256"}, "side_px is '256'; Input should be a valid integer"),
+        ("slice_volumes", {"axes": "xy"}, "axes is 'xy'; "),
         ("rename_pairs", {"image": "("}, "image is no regular expression"),
         ("rename_pairs", {"mask": "abc"}, "mask needs a group"),
     ],
@@ -247,6 +255,9 @@ def test_steps_are_checked_before_any_file_is_read(name, parameters, words):
 
 def test_right_steps_have_no_problems():
     assert step_problems("binarise", {"rule": "greater", "value": 127}) == []
+    assert step_problems("binarise", {"rule": "not_equal", "value": NO_CLEFT}) == []
+    assert step_problems("relabel", {"values": {"-1": 2.0}, "other": 0}) == []
+    assert step_problems("crop_missing_data", {"first": {"a": [0, 54, 0]}}) == []
     assert step_problems("rename_pairs", {"image": "(.*)", "is_number": True}) == []
 
 

@@ -1,4 +1,4 @@
-"""Prepared benchmarks in the store: what is written is what is read, whole, by boxes, and after damage."""
+"""Prepared benchmarks in the store: they are read as they were written, whole, by boxes, and after damage."""
 
 import json
 import pickle
@@ -116,7 +116,7 @@ def test_a_split_or_benchmark_that_is_not_there_is_told(local_store: Store):
     write(local_store, items())
     with pytest.raises(ValueError, match="'training' is not known; expected one of train, valid, test"):
         open_benchmark(local_store, "mine").items("training")
-    with pytest.raises(ValueError, match=r"open it with benchmark_data.open_benchmark"):
+    with pytest.raises(ValueError, match=r"open it with segmentation_sets.open_benchmark"):
         open_transfer(local_store, "mine")
 
 
@@ -133,7 +133,7 @@ def cells(store: Store, num: int = 300) -> tuple[Manifest, list[tuple[np.ndarray
     return commit.finish(writer.finish("cells"), {"task": "transfer"}), planes
 
 
-def test_cells_of_any_depth_are_read_in_batches_and_by_split(store: Store):
+def test_cells_of_any_depth_are_read_in_batches(store: Store):
     manifest, planes = cells(store)
     assert manifest.counts == {"rows": 300, "labels": 2, "splits": 2}
     prepared = open_transfer(store, "cells")
@@ -148,8 +148,7 @@ def test_cells_of_any_depth_are_read_in_batches_and_by_split(store: Store):
                 assert found.dtype == original.dtype and np.array_equal(found, original)
             seen += 1
     assert seen == 300
-    names = [name for facts, _ in prepared.batches(50, "test1") for name in facts["name"]]
-    assert names == [f"c{n}" for n in range(0, 300, 3)]
+    assert list(table["name"][table["split"] == "test1"]) == [f"c{n}" for n in range(0, 300, 3)]
     assert json.loads(store.read(f"{manifest.folder}/{INDEX}"))["labels"][0] == {"split": "test1", "label": "A", "rows": 50}
 
 

@@ -1,4 +1,4 @@
-"""Preparing benchmarks: all published layouts made small, real masks, one's own folders, and files that do harm."""
+"""Preparing benchmarks: small copies of all published layouts, real masks, folders of your own, and harmful files."""
 
 import dataclasses
 import json
@@ -14,14 +14,16 @@ from PIL import Image
 
 from cem_assets import environment
 from cem_assets.benchmarks.data import files as benchmark_files_module
+from cem_assets.benchmarks.data import stage as benchmark_stage_module
 from cem_assets.benchmarks.data.files import FolderFiles, benchmark_files, unpack_zip
 from cem_assets.benchmarks.data.previews import benchmark_pictures
-from cem_assets.benchmarks.data.rows import SETTINGS, require_benchmark
 from cem_assets.benchmarks.data.segmentation_sets import PreparedBenchmark, open_benchmark
 from cem_assets.benchmarks.data.stage import prepare_benchmark
 from cem_assets.benchmarks.data.steps import patch_starts
-from cem_assets.benchmarks.data.transfer_sets import open_transfer
-from cem_assets.catalog.benchmarks import BenchmarkSource, SegmentationBenchmark, benchmark_rows
+from cem_assets.benchmarks.data.transfer_sets import TransferWriter, open_transfer
+from cem_assets.benchmarks.rows import require_benchmark
+from cem_assets.catalog.benchmarks import SETTINGS, BenchmarkSource, SegmentationBenchmark, benchmark_rows
+from cem_assets.errors import DataError
 from cem_assets.store.assets import BENCHMARK_DATA
 from cem_assets.store.local import file_sha256
 from cem_assets.store.manifests import current_manifest
@@ -126,7 +128,7 @@ def test_urocell_combines_maps_crops_missing_planes_and_slices_three_ways(
     local_store: Store, tmp_path: Path, has_older_layout: bool
 ):
     published.urocell(tmp_path)
-    if has_older_layout:  # lyso/*.nii.gz, as the reference's download script has them
+    if has_older_layout:  # lyso/*.nii.gz, as the download script of the reference arranges them
         for kind in ("lyso", "mito"):
             for path in list((tmp_path / kind / "binary").iterdir()):
                 path.rename(tmp_path / kind / path.name)
@@ -190,7 +192,7 @@ def test_all_mito_is_the_union_of_five_sets_cut_into_patches_without_padding(fiv
                 patch = image[y : y + 256, x : x + 256]
                 if (patch > 0).mean() >= 0.05:
                     expected[f"{name}_{y}_{x}"] = (patch, mask[y : y + 256, x : x + 256])
-    assert 4 < len(expected) < 8  # the padded half of one image is gone
+    assert 4 < len(expected) < 8  # the padded half of one image was dropped
     cut = {item.name: (item.image[...], item.mask[...]) for item in found.items("train", "kasthuri_pp")}
     equal(cut, expected)
     for part in ("urocell", "guay"):
@@ -222,7 +224,7 @@ def test_a_union_wants_its_parts_prepared_and_takes_no_folder(local_store: Store
         prepare_benchmark(local_store, ROWS["all_mito"], tmp_path)
 
 
-# One's own benchmarks
+# Benchmarks of your own
 
 
 def own_row(store: Store, name: str, more: str = "", classes: str = '["background", "thing"]') -> SegmentationBenchmark:
@@ -350,7 +352,7 @@ def test_a_volume_that_fails_late_leaves_none_of_its_planes(local_store: Store, 
     own_files(tmp_path)
     volume = published.texture((4, 20, 30), 1)
     mask = (volume > 200).astype(np.uint8)
-    mask[3, 5, 5] = 9  # its last plane only
+    mask[3, 5, 5] = 9  # only in its last plane
     published.save(tmp_path / "train/images/v.tif", volume)
     published.save(tmp_path / "train/masks/v.tif", mask)
     row = own_row(local_store, "mine", 'steps = [{step = "slice_volumes", axes = ["xy"]}]')
@@ -438,7 +440,7 @@ def test_a_download_is_checked_and_unpacked(local_store: Store, tmp_path: Path, 
         asked.append((url, sha256))
         return Path(shutil.copy(archive, folder / name))
 
-    monkeypatch.setattr(benchmark_files_module, "download", fetch)
+    monkeypatch.setattr(benchmark_files_module, "download_url", fetch)
     row = ROWS["lucchi_pp"]
     assert isinstance(row, SegmentationBenchmark)
     source = BenchmarkSource(url=row.sources[0].url, file="lucchi_pp.zip", sha256=file_sha256(archive))
@@ -569,39 +571,12 @@ def test_bbbc021_joins_doses_written_in_other_ways_and_leaves_out_dmso(local_sto
     assert np.array_equal(images[1][2], tifffile.imread(tmp_path / "Week2_24121/C04_s1_w4.tif"))
 
 
-LJOSA = """
-[ljosa]
-task = "transfer"
-title = "Ljosa"
-licence = "BSD-3"
-citation = "Ljosa 2013"
-kind = "features"
-tables = ["ljosa_*.csv.gz"]
-feature_pattern = "^(Cells|Cytoplasm|Nuclei)_"
-has_controls = true
-controls = {compound = ["DMSO"]}
-
-[ljosa.columns]
-label = "{moa}"
-compound = "{Image_Metadata_Compound}"
-concentration = "{Image_Metadata_Concentration}"
-plate = "{Image_Metadata_Plate}"
-well = "{Image_Metadata_Well}"
-[[ljosa.joins]]
-files = ["BBBC021_v1_image.csv.gz"]
-on = [["Image_Metadata_Plate", "Image_Metadata_Plate_DAPI"], ["Image_Metadata_Well", "Image_Metadata_Well_DAPI"]]
-[[ljosa.joins]]
-files = ["BBBC021_v1_moa.csv"]
-on = [["Image_Metadata_Compound", "compound"], ["Image_Metadata_Concentration", "concentration"]]
-"""
-
-
 def test_a_ready_table_of_real_features_is_a_transfer_benchmark(local_store: Store, tmp_path: Path, test_data: Path):
     for file in ("features/bbbc021_ljosa2013/ljosa_jbiomolscreen_2013_per_well_mean.csv.gz",
                  "metadata/bbbc021/BBBC021_v1_image.csv.gz", "metadata/bbbc021/BBBC021_v1_moa.csv"):  # fmt: skip
         shutil.copy(test_data / file, tmp_path)
     expected = json.loads((test_data / "features/bbbc021_ljosa2013/expected.json").read_text())
-    local_store.put(SETTINGS, LJOSA.encode())
+    local_store.put(SETTINGS, published.LJOSA.encode())
     prepare_benchmark(local_store, require_benchmark(local_store, "ljosa"), tmp_path)
     table, features = open_transfer(local_store, "ljosa").features()
     treated = table[~table["is_control"]]
@@ -626,6 +601,34 @@ def test_cells_that_cannot_be_used_are_told(local_store: Store, tmp_path: Path):
     shutil.rmtree(base)
     with pytest.raises(ValueError, match=r"none of its \d+ files could be used"):
         prepare_benchmark(local_store, ROWS["coos_7"], tmp_path)
+
+
+def test_wrong_expressions_and_patterns_of_a_table_are_refused_in_words(local_store: Store, tmp_path: Path):
+    bbbc021_files(tmp_path)
+    row = ROWS["bbbc021"]
+    wrong = dataclasses.replace(row, columns={**row.columns, "batch": "{Image_Metadata_Plate_DAPI|(}"})
+    with pytest.raises(DataError, match=r"template \{Image_Metadata_Plate_DAPI\|\(\} has no valid regular expression"):
+        prepare_benchmark(local_store, wrong, tmp_path)
+    with pytest.raises(DataError, match="a pattern of files is '', which cannot be matched"):
+        prepare_benchmark(local_store, dataclasses.replace(row, tables=("",)), tmp_path)
+
+
+def test_an_error_of_our_own_code_is_not_written_down_as_a_rejection(
+    local_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ValueError("a bug")
+
+    published.lucchi_pp(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark_stage_module, "finished", broken)
+        with pytest.raises(ValueError, match="a bug"):
+            prepare_benchmark(local_store, ROWS["lucchi_pp"], tmp_path)
+    cell(tmp_path / "cells/train/Actin/a_protein.tif", 0)
+    cell(tmp_path / "cells/train/Actin/a_nucleus.tif", 1)
+    monkeypatch.setattr(TransferWriter, "add", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        prepare_benchmark(local_store, ROWS["coos_7"], tmp_path / "cells")
 
 
 def test_columns_a_table_lacks_are_told(local_store: Store, tmp_path: Path):

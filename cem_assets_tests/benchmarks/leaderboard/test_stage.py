@@ -11,7 +11,7 @@ import pytest
 
 from cem_assets import readers
 from cem_assets.benchmarks.leaderboard import promotion
-from cem_assets.benchmarks.leaderboard.promotion import current_champion, gate_passes, judge_weights, promote, promotion_records
+from cem_assets.benchmarks.leaderboard.promotion import PromotionRecord, champion_in, gate_passes, promote, promotion_records
 from cem_assets.benchmarks.leaderboard.stage import make_leaderboard
 from cem_assets.benchmarks.scores.stored import ROWS, rows_bytes
 from cem_assets.store.assets import BENCHMARK_SCORES, LEADERBOARD, WEIGHTS
@@ -30,7 +30,7 @@ def _quick(monkeypatch):
 
 @pytest.fixture
 def unreachable(monkeypatch):
-    """No MLflow, and nobody waits long for it."""
+    """MLflow cannot be reached, and promotions wait for it only briefly."""
     monkeypatch.setattr(promotion, "_WAIT_S", 0.3)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 
@@ -54,7 +54,7 @@ def client(empty_mlflow, tmp_path, monkeypatch):
 
 
 def commit_weights(store, name, version=1, arch="resnet50", method="moco"):
-    """Weights as far as anybody here looks at them."""
+    """Commit weights with the files and details that leaderboards and promotions read."""
     commit = Commit(store, Inputs(WEIGHTS, name, "1", {"version": version}))
     commit.write("README.md", f"# {name}, version {version}\n".encode())
     commit.write("weights.json", b"{}")
@@ -72,12 +72,16 @@ def commit_score(store, benchmark, weights, value, digest, seed=0, **changes):
 
 
 def trained(store, name, scores, version=1, **weights):
-    """Commit weights and one seed of scores of theirs."""
+    """Commit weights and their scores with one seed."""
     digest = commit_weights(store, name, version, **weights)
     for benchmark, value in scores.items():
         release = {"release": f"cem/releases/v{version}", "release_digest": f"r{version}"}
         commit_score(store, benchmark, name, value, digest, **release)
     return digest
+
+
+def champion(store, family="resnet50") -> PromotionRecord | None:
+    return champion_in(promotion_records(store), family)
 
 
 # Leaderboard
@@ -102,7 +106,7 @@ def test_a_leaderboard_has_table_plots_and_words(local_store):
     table = readers.read_leaderboard(local_store.url)
     top = table[(table["benchmark"] == "urocell") & (table["rank"] == 1)].to_dict("records")
     assert len(top) == 1 and top[0]["weights"] == "moco"
-    # Seeds of different releases are different entries: the second seed was said to be of none.
+    # The second seed was committed without a release, and seeds of different releases are different entries.
     assert top[0]["mean"] in (0.70, 0.72) and top[0]["num_seeds"] == 1
     published = table[table["is_published"]]
     assert len(published) and (published["source"] != "").all()
@@ -139,7 +143,7 @@ def test_equal_scores_make_no_second_leaderboard_and_damage_is_repaired(local_st
     assert manifest_numbers(local_store, LEADERBOARD) == [1, 2]
     local_store.delete([f"{second.manifest.folder}/leaderboard.parquet"])
     trained(local_store, "late", {"urocell": 0.1})
-    third = make_leaderboard(local_store).manifest  # compared with the newest whole one
+    third = make_leaderboard(local_store).manifest  # it is compared with the newest undamaged one
     assert first.manifest.digest in third.inputs.upstream.values()
 
 
@@ -179,20 +183,20 @@ def test_a_store_without_scores_shows_what_was_published(local_store):
 
 
 def test_verdicts_are_recorded_whether_they_promote_or_not(local_store, unreachable):
-    assert current_champion(local_store) is None and not gate_passes(local_store).passed
+    assert champion(local_store) is None and not gate_passes(local_store).passed
     trained(local_store, "moco", {"urocell": 0.70, "guay": 0.40})
     first = promote(local_store, "moco", run_id="r")
-    assert first.is_new and current_champion(local_store).weights == "moco" and gate_passes(local_store).passed
+    assert first.is_new and champion(local_store).weights == "moco" and gate_passes(local_store).passed
     trained(local_store, "swav", {"urocell": 0.60, "guay": 0.50})
-    assert judge_weights(local_store, "swav").decision == "refused"
     second = promote(local_store, "swav")
-    assert second.is_new and current_champion(local_store, "resnet50").weights == "moco"
+    assert second.manifest.details["verdict"]["decision"] == "refused"
+    assert second.is_new and champion(local_store, "resnet50").weights == "moco"
     outcome = gate_passes(local_store)
     assert not outcome.passed and "urocell 0.7000 -> 0.6000" in outcome.description
     assert outcome.facts["champion"] == "moco" and outcome.facts["compared"] == 2
-    assert not promote(local_store, "swav").is_new, "the very same was judged"
+    assert not promote(local_store, "swav").is_new, "the same was judged already"
     third = promote(local_store, "swav", "urocell's labels were corrected")
-    assert third.is_new and current_champion(local_store).weights == "swav" and gate_passes(local_store).passed
+    assert third.is_new and champion(local_store).weights == "swav" and gate_passes(local_store).passed
     assert not promote(local_store, "swav").is_new, "champion already"
     records = promotion_records(local_store)
     assert [(item.name, item.is_promoted, item.is_overridden) for item in records] == [
@@ -208,21 +212,19 @@ def test_a_champion_is_judged_by_its_own_scores_after_its_name_was_trained_anew(
     promote(local_store, "moco")
     old = current_manifest(local_store, BENCHMARK_SCORES, "guay/moco/aaaaaaaaaaaa-s0")
     trained(local_store, "moco", {"urocell": 0.71, "guay": 0.30}, version=2)
-    local_store.delete([f"{old.folder}/{ROWS}"])  # swept: the record of the promotion remembers
-    verdict = judge_weights(local_store, "moco")
-    changes = dict(zip(verdict.table["benchmark"], verdict.table["change"], strict=True))
-    assert verdict.decision == "refused" and changes == {"urocell": pytest.approx(0.01), "guay": pytest.approx(-0.1)}
+    local_store.delete([f"{old.folder}/{ROWS}"])  # deleted by the sweep; the record of the promotion has the rows
+    verdict = promote(local_store, "moco").manifest.details["verdict"]
+    changes = {row["benchmark"]: row["change"] for row in verdict["table"]}
+    assert verdict["decision"] == "refused" and changes == {"urocell": pytest.approx(0.01), "guay": pytest.approx(-0.1)}
 
 
 def test_tolerances_of_the_store_count(local_store, unreachable):
     trained(local_store, "moco", {"urocell": 0.70})
     promote(local_store, "moco")
     trained(local_store, "swav", {"urocell": 0.60})
-    assert judge_weights(local_store, "swav").decision == "refused"
-    local_store.put("settings/benchmarks.toml", b"[urocell]\ntolerance = 0.1\n")
-    assert judge_weights(local_store, "swav").decision == "promoted"
-    local_store.put("settings/benchmarks.toml", b"[urocell]\nis_gated = false\n")
-    assert judge_weights(local_store, "swav").decision == "undecided"
+    for setting, decision in ((b"", "refused"), (b"is_gated = false", "undecided"), (b"tolerance = 0.1", "promoted")):
+        local_store.put("settings/benchmarks.toml", b"[urocell]\n" + setting)
+        assert promote(local_store, "swav").manifest.details["verdict"]["decision"] == decision
 
 
 def test_every_network_has_its_own_champion(local_store, unreachable):
@@ -230,9 +232,9 @@ def test_every_network_has_its_own_champion(local_store, unreachable):
     trained(local_store, "cyto", {"coos_7": 0.80}, arch="efficientnet_b0")
     promote(local_store, "moco")
     promote(local_store, "cyto")
-    assert current_champion(local_store, "resnet50").weights == "moco"
-    assert current_champion(local_store, "efficientnet_b0").weights == "cyto"
-    assert current_champion(local_store).weights == "cyto" and current_champion(local_store, "resnet18") is None
+    assert champion(local_store, "resnet50").weights == "moco"
+    assert champion(local_store, "efficientnet_b0").weights == "cyto"
+    assert champion(local_store, "resnet18") is None
 
 
 def test_a_verdict_that_came_second_is_judged_again(local_store, unreachable, monkeypatch):
@@ -249,7 +251,7 @@ def test_a_verdict_that_came_second_is_judged_again(local_store, unreachable, mo
 
     monkeypatch.setattr(promotion, "_commit", late)
     result = promote(local_store, "two")
-    assert result.manifest.inputs.partition == "0002" and current_champion(local_store).weights == "one"
+    assert result.manifest.inputs.partition == "0002" and champion(local_store).weights == "one"
     assert result.manifest.details["verdict"]["decision"] == "refused"
 
 
@@ -272,7 +274,7 @@ def holders(client):
 
 def test_mlflow_has_one_champion_for_each_network(local_store, client):
     digest = trained(local_store, "moco", {"urocell": 0.70})
-    client.create_registered_model("moco")  # a version made by the training itself
+    client.create_registered_model("moco")  # versions as a training makes them
     client.create_model_version("moco", "runs:/x/model", tags={"digest": "older"}, await_creation_for=0)
     client.create_model_version("moco", "runs:/y/model", tags={"digest": digest}, await_creation_for=0)
     promote(local_store, "moco")
@@ -297,7 +299,9 @@ def test_mlflow_has_one_champion_for_each_network(local_store, client):
     trained(local_store, "worse", {"urocell": 0.1})
     promote(local_store, "worse")
     assert set(holders(client)) == {"cyto", "cem1.5m_swav"}
-    client.delete_registered_model_alias("cem1.5m_swav", "champion")  # lost: asking again mends it
+    client.delete_registered_model_alias(
+        "cem1.5m_swav", "champion"
+    )  # a lost alias is set again when the weights are put forward again
     promote(local_store, "cem1.5m_swav")
     assert set(holders(client)) == {"cyto", "cem1.5m_swav"}
     assert list(local_store.walk("tracking/outbox")) == [] and list(local_store.walk("tracking/refused")) == []
@@ -308,7 +312,7 @@ def test_mlflow_being_down_costs_no_promotion_and_the_newest_wins(local_store, c
     for name, value in (("moco", 0.70), ("swav", 0.75)):
         trained(local_store, name, {"urocell": value})
         promote(local_store, name)
-    assert time.monotonic() - started < 15 and current_champion(local_store).weights == "swav"
+    assert time.monotonic() - started < 15 and champion(local_store).weights == "swav"
     (key,) = local_store.children("tracking/outbox")
     waiting = len(waiting_entries(local_store, key))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

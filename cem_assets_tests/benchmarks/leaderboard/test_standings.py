@@ -1,4 +1,4 @@
-"""Standings: spread over seeds, ranks among comparable entries, gains, published figures, what changed."""
+"""Standings: range over seeds, ranks among comparable entries, gains, published figures, and what changed."""
 
 import io
 import random
@@ -123,6 +123,11 @@ def test_a_random_encoder_stands_in_every_setting_of_as_many_iterations():
     assert entry(table, "moco", benchmark="guay")["relative_gain"] == pytest.approx(1.5)
     assert entry(table, "swav")["gain"] == pytest.approx(-0.1)
     assert np.isnan(entry(table, "moco", benchmark="cremi")["gain"])
+
+
+def test_random_encoders_alone_make_standings():
+    table = ours(make_standings(frame(row("guay", "random_resnet50", 0.2, finetune_layer="all")), RANDOM, {}))
+    assert table[["weights", "mean", "rank", "opened"]].values.tolist() == [["random_resnet50", 0.2, 1, "all"]]
 
 
 def test_gains_are_over_the_random_encoder_of_the_same_network_and_way():

@@ -1,4 +1,4 @@
-"""Small networks in the place of a U-Net, for loops and inference that run hundreds of times."""
+"""A small network that replaces a U-Net in tests that run it hundreds of times."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from cem_assets.benchmarks.segmentation.params import SegmentationParams
 
 
 class TinyNet(nn.Module):
-    """Logits by a few convolutions; one halving, so that a pixel depends on its surroundings and on the grid."""
+    """Makes logits with a few convolutions. It halves the image once, so a pixel depends on its surroundings and the grid."""
 
     halo_px = 32
 

@@ -1,4 +1,4 @@
-"""Crops and masks together: geometry beside a slow resampling, what is drawn, and independence of threads and order."""
+"""Training crops: their geometry against a slow resampling, their distributions, and independence of threads and order."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from cem_assets.benchmarks.segmentation.augmentation import Crop, CropSampler, augment, draw_crop, take_crop
+from cem_assets.benchmarks.segmentation.augmentation import CropSampler, RotatedWindow, augment, draw_window, resample_window
 from cem_assets.benchmarks.segmentation.params import SegmentationParams
 from cem_assets_tests.benchmarks.segmentation.models import tiny_params
 
@@ -20,7 +20,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def mirrored(place: int, size: int) -> int:
-    """A place beyond the border, told from the other side."""
+    """Mirror a place beyond the border back into the image."""
     while not 0 <= place < size:
         place = -place if place < 0 else 2 * (size - 1) - place
         if size == 1:
@@ -28,14 +28,14 @@ def mirrored(place: int, size: int) -> int:
     return place
 
 
-def slow_crop(image: np.ndarray, crop: Crop, side: int) -> np.ndarray:
-    """Walk over the pixels: to the window, mirror, turn it, mix four neighbours."""
+def slow_crop(image: np.ndarray, crop: RotatedWindow, side: int) -> np.ndarray:
+    """Resample pixel by pixel: flip and rotate the place of each pixel, and interpolate between its four neighbours."""
     out, angle = np.zeros((side, side)), math.radians(crop.angle_deg)
     for row in range(side):
         for column in range(side):
             down = ((row + 0.5) / side - 0.5) * crop.height * (-1 if crop.is_flipped_y else 1)
             right = ((column + 0.5) / side - 0.5) * crop.width * (-1 if crop.is_flipped_x else 1)
-            # A turn to the left: what is to the right of the centre in the view lies below it in the image.
+            # After a rotation to the left, what is to the right of the centre in the crop is below it in the image.
             y = crop.top + crop.height / 2 + math.cos(angle) * down + -math.sin(angle) * right - 0.5
             x = crop.left + crop.width / 2 + math.sin(angle) * down + math.cos(angle) * right - 0.5
             for y_near, y_share in ((math.floor(y), 1 - (y - math.floor(y))), (math.floor(y) + 1, y - math.floor(y))):
@@ -47,28 +47,30 @@ def slow_crop(image: np.ndarray, crop: Crop, side: int) -> np.ndarray:
 @settings(max_examples=25)
 @given(
     st.tuples(st.integers(2, 12), st.integers(2, 12)),
-    st.builds(Crop, *[st.integers(-6, 8)] * 2, *[st.integers(1, 14)] * 2, st.floats(-180, 180), st.booleans(), st.booleans()),
+    st.builds(
+        RotatedWindow, *[st.integers(-6, 8)] * 2, *[st.integers(1, 14)] * 2, st.floats(-180, 180), st.booleans(), st.booleans()
+    ),
 )
 def test_a_crop_equals_a_slow_one(size, crop):
     image = picture(*size)
-    np.testing.assert_allclose(take_crop(image, crop, 8, order=1), slow_crop(image, crop, 8), atol=1e-2)
+    np.testing.assert_allclose(resample_window(image, crop, 8, order=1), slow_crop(image, crop, 8), atol=1e-2)
 
 
 @pytest.mark.parametrize(
     ("crop", "expected"),
     [
-        (Crop(0, 0, 9, 9), lambda image: image),
-        (Crop(0, 0, 9, 9, 90.0), lambda image: np.rot90(image, -1)),
-        (Crop(0, 0, 9, 9, -90.0), np.rot90),
-        (Crop(0, 0, 9, 9, 0.0, True), lambda image: image[:, ::-1]),
-        (Crop(0, 0, 9, 9, 0.0, False, True), lambda image: image[::-1]),
-        (Crop(-2, 0, 9, 9), lambda image: np.pad(image, ((2, 0), (0, 0)), mode="reflect")[:9]),
+        (RotatedWindow(0, 0, 9, 9), lambda image: image),
+        (RotatedWindow(0, 0, 9, 9, 90.0), lambda image: np.rot90(image, -1)),
+        (RotatedWindow(0, 0, 9, 9, -90.0), np.rot90),
+        (RotatedWindow(0, 0, 9, 9, 0.0, True), lambda image: image[:, ::-1]),
+        (RotatedWindow(0, 0, 9, 9, 0.0, False, True), lambda image: image[::-1]),
+        (RotatedWindow(-2, 0, 9, 9), lambda image: np.pad(image, ((2, 0), (0, 0)), mode="reflect")[:9]),
     ],
 )
 @pytest.mark.parametrize("order", [0, 1])
 def test_turns_and_flips_by_whole_pixels_are_exact(crop, expected, order):
     image = picture(9, 9)
-    found = take_crop(image, crop, 9, order)
+    found = resample_window(image, crop, 9, order)
     assert found.dtype == (np.float32 if order else np.uint8)
     np.testing.assert_allclose(found, expected(image), atol=1e-3)
 
@@ -80,7 +82,7 @@ def test_the_mask_goes_where_the_image_goes():
     for number in range(20):
         image, cut = augment(mask * 255, mask, params, (number,))
         assert (image.shape, image.dtype, cut.shape, cut.dtype) == ((1, 64, 64), np.float32, (64, 64), np.uint8)
-        clear = np.abs(image[0] - 0.5) > 0.499  # pixels that mix nothing
+        clear = np.abs(image[0] - 0.5) > 0.499  # pixels that are not interpolated between both classes
         assert clear.mean() > 0.5
         np.testing.assert_array_equal(image[0][clear] > 0.5, cut[clear] == 1)
 
@@ -96,13 +98,13 @@ def test_without_augmentation_a_crop_is_the_normalised_image_and_a_small_image_i
 def test_sizes_ratios_and_angles_follow_their_distributions():
     params = SegmentationParams(iters=1, crop_px=64)
     mask = np.zeros((400, 400), np.uint8)
-    crops = [draw_crop(mask, params, np.random.default_rng(number)) for number in range(2000)]
+    crops = [draw_window(mask, params, np.random.default_rng(number)) for number in range(2000)]
     area = np.array([crop.height * crop.width / mask.size for crop in crops])
     ratio = np.array([crop.width / crop.height for crop in crops])
     assert area.min() >= 0.078
     assert area.max() <= 1.0
     assert (ratio.min(), ratio.max()) == (pytest.approx(0.5, abs=0.02), pytest.approx(1.5, abs=0.02))
-    small = area < 0.3  # these fit whatever their ratio
+    small = area < 0.3  # crops of this size fit with any ratio
     assert kstest(area[small], "uniform", (0.08, 0.22)).pvalue > 1e-3
     assert kstest(np.log(ratio[small]), "uniform", (np.log(0.5), np.log(3))).pvalue > 1e-3
     angles = np.array([crop.angle_deg for crop in crops])
@@ -121,8 +123,8 @@ def test_a_crop_that_should_hold_foreground_holds_a_pixel_of_it(seed, height, wi
     mask = np.zeros((height, width), np.uint8)
     y, x = int(generator.integers(height)), int(generator.integers(width))
     mask[y, x] = 3
-    crop = draw_crop(mask, tiny_params(crop_px=64, foreground_share=1.0, rotation_share=1.0), generator)
-    assert crop.holds(y, x)
+    crop = draw_window(mask, tiny_params(crop_px=64, foreground_share=1.0, rotation_share=1.0), generator)
+    assert crop.contains(y, x)
 
 
 def test_sparse_sets_show_far_more_foreground_when_asked():
@@ -150,7 +152,7 @@ def test_brightness_contrast_noise_and_blur_do_what_they_say():
     noisy = [float(augment(gray, gray // 255, tiny_params(**plain, has_noise=True), (n,))[0].std()) for n in range(300)]
     is_noisy = np.array(noisy) > 1e-6
     assert abs(is_noisy.mean() - 0.5) < 0.1
-    assert 19 / 255 < min(np.array(noisy)[is_noisy]) < 22 / 255  # the root of 400, and of 1200
+    assert 19 / 255 < min(np.array(noisy)[is_noisy]) < 22 / 255  # the standard deviation is the square root of 400 to 1200
     assert 33 / 255 < max(noisy) < 37 / 255
     point = np.zeros((32, 32), np.uint8)
     point[16, 16] = 255

@@ -1,4 +1,4 @@
-"""Prediction in 2D, stack, orthoplane and mixed beside slow loops; slabs, memmaps, Zarr and tiles; scores."""
+"""Prediction in all modes, compared with slow loops; slabs, memmaps, Zarr arrays and tiles; scores."""
 
 import math
 
@@ -14,6 +14,7 @@ from cem_assets.benchmarks.segmentation.inference import LabelledImage, Predicto
 from cem_assets.benchmarks.segmentation.metrics import count_classes, mean_image_iou
 from cem_assets.benchmarks.segmentation.model import build_unet
 from cem_assets.benchmarks.segmentation.params import EvaluationRule
+from cem_assets.errors import DataError
 from cem_assets_tests.benchmarks.segmentation.models import TinyNet, tiny_params
 
 CPU = torch.device("cpu")
@@ -35,13 +36,13 @@ def predictor(num_classes: int = 1, slab_px: int = 16, tile_px: int = 4096, **ch
 
 
 def mirrored(place: int, size: int) -> int:
-    """A place beyond the end, told from the other side; thin volumes are crossed several times."""
+    """Mirror a place beyond the end back into the image; a thin volume may be crossed several times."""
     place %= 2 * size - 2
     return min(place, 2 * size - 2 - place)
 
 
 def slow_probabilities(one: Predictor, image: np.ndarray) -> np.ndarray:
-    """A plane, written from the definition: pad below and right by reflection, network, cut."""
+    """Predict a plane by definition: mirror its lower and right border, apply the network, and cut the result."""
     height, width = image.shape
     sides = (-(-height // 32) * 32, -(-width // 32) * 32)
     padded = np.array([[image[mirrored(y, height), mirrored(x, width)] for x in range(sides[1])] for y in range(sides[0])])
@@ -75,8 +76,8 @@ def test_volumes_equal_a_slow_loop_over_planes(num_classes, mode, axes, rounding
     one = predictor(num_classes, rounding=rounding)
     volume = picture(*SHAPE)
     found, expected = predict(one, volume, mode), slow_volume(one, volume, axes, rounding)
-    assert 0.01 < (found > 0).mean() < 0.99  # both are there
-    assert (found != expected).mean() < 1e-3  # sums in another precision may flip a tie
+    assert 0.01 < (found > 0).mean() < 0.99  # both classes occur
+    assert (found != expected).mean() < 1e-3  # sums in another precision may decide a tie differently
 
 
 def test_rounding_to_levels_changes_decisions_and_exact_sums_do_not_depend_on_it():
@@ -96,7 +97,7 @@ def test_slabs_of_any_thickness_give_the_whole_volumes_result(mode, rounding, sl
 
 
 class Watched:
-    """An array that remembers the largest piece taken or given at once."""
+    """An array that records the size of the largest piece that is read or written at once."""
 
     def __init__(self, array) -> None:
         self.array, self.largest = array, 0
@@ -125,7 +126,7 @@ def test_volumes_on_disk_are_read_and_written_by_slabs(tmp_path, mode):
     sums = zarr.create_array(
         tmp_path / "sums.zarr", shape=one.scratch_shape(source), chunks=(2, 9, 20, 20), dtype=one.scratch_dtype
     )
-    sums[...] = 7  # what was there before does not count
+    sums[...] = 7  # the previous content must not matter
     watched = [Watched(array) for array in (source, out, sums)]
     seen = []
     one.predict_volume(watched[0], mode, watched[1], watched[2], lambda done, total: seen.append((done, total)))
@@ -261,13 +262,24 @@ def test_mixed_sets_each_have_their_own_rule_and_count_alike():
         ([LabelledImage("x", picture(9, 9, 9), picture(9, 9, 9))], "x: .*expected .h, w. for mode 2d"),
         ([LabelledImage("x", picture(9, 9), np.full((9, 9), 7, np.uint8))], "x: .*labels have values 7 to 7"),
         ([LabelledImage("x", picture(9, 9).astype(np.float32), np.zeros((9, 9), np.uint8))], "x: the image is float32"),
-        (
-            [LabelledImage("x", picture(9, 9), np.zeros((9, 9), np.uint8)),
-             LabelledImage("y", picture(9, 9), np.zeros((9, 9), np.uint8), rule=EvaluationRule("2d", (1,), True))],
-            "y: test set '' has two rules",
-        ),
     ],
-)  # fmt: skip
+)
 def test_images_that_cannot_be_scored_are_named(items, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DataError, match=message):
         score_images(predictor(), items)
+
+
+def test_a_test_set_has_one_rule():
+    items = [
+        LabelledImage("x", picture(9, 9), np.zeros((9, 9), np.uint8)),
+        LabelledImage("y", picture(9, 9), np.zeros((9, 9), np.uint8), rule=EvaluationRule("2d", (1,), True)),
+    ]
+    with pytest.raises(ValueError, match="y: test set '' has two rules"):
+        score_images(predictor(), items)
+
+
+def test_a_mistake_of_the_code_is_not_blamed_on_an_image():
+    items = [LabelledImage("x", picture(9, 9, 9), picture(9, 9, 9) // 128, rule=EvaluationRule("stack", (1,)), out=np.zeros(3))]
+    with pytest.raises(ValueError, match="the volume cannot be predicted") as caught:
+        score_images(predictor(), items)
+    assert not isinstance(caught.value, DataError)

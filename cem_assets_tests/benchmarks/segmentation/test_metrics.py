@@ -1,4 +1,4 @@
-"""IoU, masking and instance matching beside slow ones written pixel by pixel; tables for the rules."""
+"""IoU, masking and instance matching, compared with slow versions that go pixel by pixel."""
 
 import math
 
@@ -18,6 +18,7 @@ from cem_assets.benchmarks.segmentation.metrics import (
     mean_over_sets,
 )
 from cem_assets.benchmarks.segmentation.params import EvaluationRule
+from cem_assets.errors import DataError
 
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 7), st.integers(1, 7)), st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
@@ -32,7 +33,7 @@ def slow_iou(prediction: np.ndarray, labels: np.ndarray, number: int) -> float:
 
 
 def slow_components(mask: np.ndarray) -> list[set[tuple[int, ...]]]:
-    """Flood from every pixel not yet seen; neighbours differ by at most one along each axis."""
+    """Find components by flooding from every pixel that is left; neighbours differ by at most one along each axis."""
     left, found = {place for place, value in np.ndenumerate(mask) if value}, []
     while left:
         front = {left.pop()}
@@ -121,7 +122,7 @@ def test_sets_count_alike_and_one_without_a_score_leaves_none():
     ],
 )
 def test_arrays_that_cannot_be_compared_are_refused(prediction, labels, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DataError, match=message):
         count_by_rule(prediction, labels, 2, EvaluationRule("2d", (1,)))
 
 

@@ -1,4 +1,4 @@
-"""The U-Net: weights from a dict, what is frozen and what moves, random weights, refusals."""
+"""The U-Net: its weights, frozen and trained layers, random weights, and refusals."""
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -19,7 +19,7 @@ def opened(model: torch.nn.Module) -> set[str]:
 
 
 def one_step(model: torch.nn.Module) -> set[str]:
-    """Train a step and tell which parts of the encoder have changed, statistics included."""
+    """Train one step, and return which parts of the encoder have changed, including statistics."""
     before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     model.train()
@@ -90,7 +90,7 @@ def test_random_weights_are_opened_whole_and_depend_on_the_seed_alone():
     first = build_unet("resnet18", 1, None, "none", seed=7)
     following = torch.rand(1)
     torch.manual_seed(1)
-    assert torch.equal(torch.rand(1), following)  # the process's generator did not move
+    assert torch.equal(torch.rand(1), following)  # the process's random generator has not changed
     again, other = build_unet("resnet18", 1, None, seed=7), build_unet("resnet18", 1, None, seed=8)
     assert first.finetune_layer == "all"
     assert len(opened(first)) == 6

@@ -1,4 +1,4 @@
-"""Parameters of a segmentation benchmark: what the published ones say, and refusals that name everything."""
+"""Parameters of a segmentation benchmark: the rules of published ones, and refusals that list all problems."""
 
 import pytest
 from pydantic import ValidationError

@@ -1,4 +1,4 @@
-"""Error pictures: colours by definition, size by limit."""
+"""Pictures of errors: their colours and their size."""
 
 import io
 
@@ -24,7 +24,7 @@ def test_each_kind_of_pixel_has_its_colour():
     colours = [(100, 100, 100), TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, TRUE_POSITIVE, WRONG_CLASS]
     assert [tuple(pixel) for pixel in marked[0].tolist()] == colours
     half = mark_errors(image, prediction, labels)[0, 1]
-    assert half.tolist() == [50, 129, 108]  # the mean of gray and colour, half to even
+    assert half.tolist() == [50, 129, 108]  # the mean of gray and colour, rounded half to even
 
 
 @pytest.mark.parametrize(("size", "side_px", "expected"), [((40, 60), 512, (60, 40)), ((300, 900), 300, (300, 100))])

@@ -1,7 +1,7 @@
-"""Segmentation of real electron microscopy on a CPU: training lifts IoU well above the untrained network's.
+"""Segmentation of real electron microscopy on a CPU: training raises the IoU well above that of the untrained network.
 
-A ResNet18 U-Net from random weights, a few dozen steps on small crops. Each set is cut into parts that train and parts
-that test; the margins stand in the tests and are far below what was measured, so that another torch build passes too.
+A ResNet18 U-Net with random weights is trained for a few dozen steps on small crops. Each data set is split into images for
+training and for testing. The margins in the tests are far below the measured gains, so that other torch builds pass too.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from cem_assets.benchmarks.segmentation.augmentation import CropSampler, Item
+from cem_assets.benchmarks.segmentation.augmentation import CropSampler, ImageAndMask
 from cem_assets.benchmarks.segmentation.inference import LabelledImage, Predictor, SegmentationScore, score_images
 from cem_assets.benchmarks.segmentation.metrics import count_by_rule, match_instances
 from cem_assets.benchmarks.segmentation.model import build_unet
@@ -25,12 +25,12 @@ from cem_assets.benchmarks.segmentation.training import train_segmentation
 
 CPU = torch.device("cpu")
 SMALL = {"batch_size": 4, "crop_px": 64, "iters": 40, "lr": 0.006, "crop_scale": (0.03, 0.12), "seed": 0}
-"""Crops of 44 to 89 px of images of 256 px, so that things have about the size they have in the test."""
+"""Crops show 44 to 89 px of images of 256 px, so that objects have about the same size as in the test."""
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Small nets are slower on several threads, and sums then do not depend on the machine's cores."""
+    """Small networks are slower on several threads, and with one thread sums do not depend on the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -42,15 +42,15 @@ def read(path: Path) -> np.ndarray:
 
 
 def shrunken(image: np.ndarray, factor: int) -> np.ndarray:
-    """Means of squares of pixels."""
+    """Shrink an image by averaging squares of pixels."""
     height, width = image.shape
     return image.reshape(height // factor, factor, width // factor, factor).mean(axis=(1, 3)).round().astype(np.uint8)
 
 
 def train_and_score(
-    train: list[Item], test: list[LabelledImage], **fields: object
+    train: list[ImageAndMask], test: list[LabelledImage], **fields: object
 ) -> tuple[SegmentationScore, SegmentationScore, Predictor]:
-    """Score before and after training."""
+    """Return the scores before and after training, and the predictor."""
     pixels = np.concatenate([image.ravel() for image, _ in train]) / 255
     params = SegmentationParams(**(SMALL | {"mean": pixels.mean(), "std": pixels.std()} | fields))
     model = build_unet("resnet18", params.num_classes, None, "all", seed=params.seed)
@@ -64,8 +64,8 @@ def train_and_score(
 def test_mitochondria_of_the_fly_nerve_cord_in_2d_and_as_instances(test_data):
     folder = test_data / "em3d_labelled/vnc_sstem_stack1"
 
-    def section(number: int) -> Item:
-        # Masks of 256 gray levels, drawn with soft edges: half and above is mitochondrion.
+    def section(number: int) -> ImageAndMask:
+        # The masks have 256 gray levels with soft edges; a level of at least half is mitochondrion.
         mask = shrunken(read(folder / f"mitochondria/{number:02d}.png"), 4) >= 128
         return shrunken(tifffile.imread(folder / f"raw/{number:02d}.tif"), 4), mask.astype(np.uint8)
 
@@ -74,7 +74,7 @@ def test_mitochondria_of_the_fly_nerve_cord_in_2d_and_as_instances(test_data):
         [section(number) for number in (0, 4, 8, 12)], test, num_classes=2, class_weights=(0.3, 1.0), foreground_share=0.8
     )
     assert trained.mean_iou > untrained.mean_iou + 0.1
-    # Of the labels only some instances are kept: the others must not count as wrong.
+    # Only some instances stay labelled, and the others must not count as wrong.
     image, labels = section(16)
     components, num = ndimage.label(labels, np.ones((3, 3)))
     some = np.where(components <= num // 2, labels, 0).astype(np.uint8)
@@ -90,7 +90,7 @@ def test_mitochondria_of_the_fly_nerve_cord_in_2d_and_as_instances(test_data):
 def test_membranes_of_isbi_2012(test_data):
     folder = test_data / "em2d_labelled/isbi2012_membrane"
 
-    def section(number: int) -> Item:
+    def section(number: int) -> ImageAndMask:
         membrane = shrunken(read(folder / f"label/{number}.png"), 2) < 128
         return shrunken(read(folder / f"image/{number}.png"), 2), membrane.astype(np.uint8)
 
@@ -102,7 +102,7 @@ def test_membranes_of_isbi_2012(test_data):
 
 
 def test_membranes_of_gala_fibsem_as_stack_and_orthoplane(test_data):
-    """Cell borders, from the labels of bodies: a voxel is border where another body is next to it."""
+    """The labels are of cell bodies; a voxel is membrane if another body is next to it."""
 
     def volume(part: str) -> tuple[np.ndarray, np.ndarray]:
         with h5py.File(test_data / f"em3d_labelled/gala_fibsem/{part}-image.h5") as handle:
@@ -123,10 +123,10 @@ def test_membranes_of_gala_fibsem_as_stack_and_orthoplane(test_data):
 
 
 def test_axons_and_myelin_of_axondeepseg_with_masked_scores(test_data):
-    """Two classes and background from masks of 256 levels: 0, 128 and 255 are meant, edges lie between."""
+    """The masks have 256 levels, of which 0, 128 and 255 are background and the two classes; edges are in between."""
     folder = test_data / "em2d_labelled/axondeepseg"
 
-    def picture(part: str, number: int) -> Item:
+    def picture(part: str, number: int) -> ImageAndMask:
         levels = read(folder / f"{part}/mask_{number}.png")
         return read(folder / f"{part}/image_{number}.png"), np.digitize(levels, (64, 192)).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""The loop: learning, losses, the schedule beside torch's, resuming bit by bit, stopping, bad losses, foreign checkpoints."""
+"""The training loop: learning, losses, the schedule of torch, resuming bit by bit, stopping, bad losses, bad checkpoints."""
 
 import io
 import math
@@ -20,13 +20,14 @@ from cem_assets.benchmarks.segmentation.training import (
     train_segmentation,
 )
 from cem_assets.encoders import build_encoder
+from cem_assets.errors import DataError
 from cem_assets_tests.benchmarks.segmentation.models import TinyNet, tiny_params
 
 CPU = torch.device("cpu")
 
 
 class Memory:
-    """A checkpoint store that remembers every state."""
+    """A checkpoint store in memory that keeps every state."""
 
     def __init__(self, data: bytes | None = None) -> None:
         self.kept = [] if data is None else [data]
@@ -39,7 +40,7 @@ class Memory:
 
 
 def discs(num: int = 6, side: int = 48) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Bright discs on a dark noisy ground."""
+    """Make images of a bright disc on a dark noisy background."""
     generator, found = np.random.default_rng(0), []
     y, x = np.mgrid[:side, :side]
     for _ in range(num):
@@ -129,13 +130,13 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(kind, stop_after)
 
     def should_stop() -> bool:
         calls.append(None)
-        torch.rand(len(calls))  # others may draw from the process's generator
+        torch.rand(len(calls))  # other code may draw from the process's random generator
         return len(calls) == stop_after
 
     begun = run(first, params, evaluate_every=3, checkpoint=store, should_stop=should_stop)
     resumed = network()
     with torch.no_grad():
-        resumed.get_parameter(next(iter(dict(resumed.named_parameters())))).zero_()  # what the checkpoint brings back
+        resumed.get_parameter(next(iter(dict(resumed.named_parameters())))).zero_()  # the checkpoint restores it
     ended = run(resumed, params, evaluate_every=3, checkpoint=store)
     assert begun + ended == expected
     assert ended
@@ -175,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(iters):
 
     results = train_segmentation(TinyNet(), bad, params, CPU, store, evaluate_every=iters)
     with pytest.raises(
-        RuntimeError, match=r"loss of step 8 is not finite.*" + ("step 4 was kept" if iters == 4 else "no checkpoint")
+        DataError, match=r"loss of step 8 is not finite.*" + ("step 4 was kept" if iters == 4 else "no checkpoint")
     ):
         list(results)
     assert len(store.kept) == (1 if iters == 4 else 0)
@@ -190,7 +191,7 @@ def test_weights_that_are_not_finite_are_never_kept():
         model.last.bias.data.fill_(math.inf)
         return {1: 0.0}
 
-    with pytest.raises(ValueError, match="weights are not finite after step 2"):
+    with pytest.raises(DataError, match="weights are not finite after step 2"):
         run(model, params, evaluate=evaluate, checkpoint=store)
     assert store.kept == []
 
@@ -213,7 +214,7 @@ def checkpoint(**changes: object) -> bytes:
     ],
 )
 def test_a_checkpoint_that_is_damaged_or_of_another_run_is_refused(data, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DataError, match=message):
         run(TinyNet(), tiny_params(), checkpoint=Memory(data()))
 
 
@@ -225,7 +226,7 @@ def _saved(value: object) -> bytes:
 
 def test_a_checkpoint_of_another_network_is_refused():
     data = checkpoint()
-    with pytest.raises(ValueError, match="size mismatch for last.weight"):
+    with pytest.raises(DataError, match="size mismatch for last.weight"):
         restore_model(TinyNet(num_classes=2), data, tiny_params())
 
 

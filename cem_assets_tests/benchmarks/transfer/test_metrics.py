@@ -1,4 +1,4 @@
-"""Accuracies by nearest neighbours, against slow definitions in exact fractions."""
+"""Accuracies by nearest neighbours are compared with slow definitions in exact fractions."""
 
 from fractions import Fraction
 
@@ -11,21 +11,26 @@ from hypothesis import strategies as st
 from cem_assets.benchmarks.transfer import metrics
 from cem_assets.benchmarks.transfer.metrics import (
     confidence_interval,
-    knn_accuracy,
     knn_predictions,
-    leave_one_out_knn_accuracy,
     leave_one_out_knn_predictions,
-    not_same_compound_accuracy,
-    not_same_compound_or_batch_accuracy,
     not_same_compound_predictions,
 )
 from cem_assets.benchmarks.transfer.neighbours import nearest_rows
+
+
+def not_same_compound_accuracy(features, moa, compound, metric="cosine") -> float:
+    return not_same_compound_predictions(features, moa, compound, metric).accuracy()
+
+
+def not_same_compound_or_batch_accuracy(features, moa, compound, batch, metric="cosine", unanswerable="leave_out") -> float:
+    return not_same_compound_predictions(features, moa, compound, metric, batch, unanswerable).accuracy()
+
 
 METRICS = ("cosine", "correlation", "euclidean")
 
 
 def slow_farness(a, b, metric: str) -> Fraction:
-    """A number that grows with the distance, in exact arithmetic: no rounding, no shared code."""
+    """Return a number that grows with the distance, in exact arithmetic and without code of the package."""
     a, b = [Fraction(float(x)) for x in a], [Fraction(float(x)) for x in b]
     if metric == "euclidean":
         return sum(((x - y) ** 2 for x, y in zip(a, b, strict=True)), Fraction(0))
@@ -35,7 +40,7 @@ def slow_farness(a, b, metric: str) -> Fraction:
     lengths = sum(x * x for x in a) * sum(x * x for x in b)
     if not lengths:
         return Fraction(0)
-    return -(dot * abs(dot)) / lengths  # orders as minus the cosine does
+    return -(dot * abs(dot)) / lengths  # has the same order as minus the cosine
 
 
 def slow_nearest(query, rows, metric, k, allowed):
@@ -122,7 +127,7 @@ def test_large_tables_agree_with_plain_float64_distances(metric, shift):
     bank = (generator.normal(size=(900, 70)) + shift).astype(np.float32).astype(float)
     bank[50] *= 1e3  # one very long row must not blur the rest
     queries = (generator.normal(size=(80, 70)) + shift).astype(np.float32).astype(float)
-    if metric == "cosine":  # 1 - cosine would cancel
+    if metric == "cosine":  # 1 - cosine would lose digits by cancellation
         units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, bank)]
         distances = cdist(*units, "euclidean")
     else:
@@ -153,17 +158,17 @@ def test_collapsed_features_tie_and_the_earliest_row_wins():
     [
         ([1, 2, 3, 4], "abba", 1, "a"),
         ([1, 2, 3, 4], "abba", 3, "b"),
-        ([1, 2, 3, 4], "abba", 4, "a"),  # two votes each: the nearest of all decides
-        ([1, 2, 3, 4, 5], "cbbaa", 5, "b"),  # c is nearest but not among the tied
-        ([1, 2], "xy", 20, "x"),  # fewer than k are known
-        ([1, 1], "qp", 1, "q"),  # equally near: the earlier row
+        ([1, 2, 3, 4], "abba", 4, "a"),  # two votes each, so the nearest of all decides
+        ([1, 2, 3, 4, 5], "cbbaa", 5, "b"),  # c is nearest, but not among the tied labels
+        ([1, 2], "xy", 20, "x"),  # there are fewer than k
+        ([1, 1], "qp", 1, "q"),  # equally near, so the earlier row decides
         ([2, -2, 1], "zyx", 2, "x"),
     ],
 )
 def test_votes_and_ties(places, labels, k, expected):
     train = np.array(places, dtype=float)[:, None]
     assert knn_predictions(train, list(labels), [[0.0]], [expected], k).predicted.tolist() == [expected]
-    assert knn_accuracy(train, list(labels), [[0.0]], [expected], k) == 1.0
+    assert knn_predictions(train, list(labels), [[0.0]], [expected], k).accuracy() == 1.0
 
 
 def test_the_compounds_own_treatments_are_no_neighbours():
@@ -238,10 +243,10 @@ def test_parallel_rows_tie_under_cosine_whatever_their_length():
         (lambda: not_same_compound_or_batch_accuracy([[1], [2]], "ab", "pq", [set(), 1]), "row 0 is in no batch"),
         (lambda: not_same_compound_or_batch_accuracy([[1], [2]], "ab", "pq", [1, 1]), "differ in compound or batch"),
         (lambda: not_same_compound_or_batch_accuracy([[1], [2]], "ab", "pq", [1, 2]), "no sample is counted"),
-        (lambda: knn_accuracy([[1, 2]], "a", [[1]], "a"), "1 features are compared with 2"),
-        (lambda: knn_accuracy(np.empty((0, 2)), [], [[1, 2]], "a"), "0 training and 1 test"),
-        (lambda: knn_accuracy([[1]], "a", [[1]], "a", k=0), "k is 0"),
-        (lambda: leave_one_out_knn_accuracy([[1]], "a"), "1 samples"),
+        (lambda: knn_predictions([[1, 2]], "a", [[1]], "a"), "1 features are compared with 2"),
+        (lambda: knn_predictions(np.empty((0, 2)), [], [[1, 2]], "a"), "0 training and 1 test"),
+        (lambda: knn_predictions([[1]], "a", [[1]], "a", k=0), "k is 0"),
+        (lambda: leave_one_out_knn_predictions([[1]], "a"), "1 samples"),
     ],
 )
 def test_what_cannot_be_scored_is_told(call, message):

@@ -1,4 +1,4 @@
-"""Label events: written once, folded into what holds now, into agreement, and into the table training reads."""
+"""Label events are written once, and give the current labels, the agreement, and the table that training reads."""
 
 import itertools
 import logging
@@ -82,7 +82,7 @@ def test_folding_is_a_stack_for_each_annotator_and_patch_in_whatever_order_event
 def test_kappa_of_two_annotators_is_cohens(pairs):
     words = [tuple("good" if value else "bad" for value in pair) for pair in pairs]
     labels = {(who, f"p{n:02}"): pair[column] for n, pair in enumerate(words) for column, who in enumerate("ab")}
-    labels[("a", "alone")] = "good"  # a patch that one of them saw says nothing
+    labels[("a", "alone")] = "good"  # a patch that only one of them saw does not count
     labels[("b", "skipped")] = "skip"
     found = agreement(labels)
     assert found.num_shared == len(words)

@@ -1,11 +1,11 @@
-"""Mistakes and flipped decisions, against what their definitions say patch by patch."""
+"""Mistakes and flipped decisions, compared with their definitions patch by patch."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cem_assets.cem.classifier.comparison import closest_calls, find_flips, find_mistakes
+from cem_assets.cem.classifier.decisions import closest_calls, find_flips, find_mistakes
 
 PATCHES = st.lists(st.tuples(st.booleans(), *[st.floats(0, 1, width=32)] * 2), max_size=40)
 

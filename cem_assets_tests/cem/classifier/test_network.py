@@ -1,4 +1,4 @@
-"""The patch classifier: its weights, its inference, its training, its measures."""
+"""The patch classifier: weights, inference, training and evaluation."""
 
 import numpy as np
 import pytest
@@ -6,30 +6,21 @@ import torch
 import torchvision
 
 from cem_assets.cem.classifier.network import build_classifier, environment, score_batches
+from cem_assets.cem.classifier.params import ClassifierParams, Finetune, Precision, ScoreParams, probability, to_hash_side
 from cem_assets.cem.classifier.scoring_network import to_network
 from cem_assets.cem.classifier.training import (
     augment,
-    check_labels,
     evaluate,
     freeze,
     settle_statistics,
     split_labelled,
     train_classifier,
 )
-from cem_assets.cem.filter.params import (
-    ClassifierParams,
-    FilterParams,
-    Finetune,
-    Precision,
-    ScoreParams,
-    is_informative,
-    probability,
-    to_hash_side,
-)
+from cem_assets.cem.filter.params import FilterParams, is_informative
 
 
 def stripes_and_blanks(num: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Patches that anybody can tell apart: half with stripes, half with noise alone."""
+    """Patches that are easy to classify: one half has stripes, the other half only noise."""
     generator = np.random.default_rng(seed)
     images = generator.integers(150, 180, (num, 224, 224))
     is_good = np.arange(num) % 2 == 0
@@ -121,7 +112,7 @@ def test_training_learns_and_is_repeatable():
 
 def test_settled_statistics_are_those_of_all_patches_in_whatever_order_they_come():
     images, is_good = stripes_and_blanks(24)
-    images = images[np.argsort(is_good)]  # neighbours alike, as in a table sorted by name
+    images = images[np.argsort(is_good)]  # neighbours look alike, as in a table sorted by name
     torch.manual_seed(0)
     model = build_classifier()
     settle_statistics(model, images, ClassifierParams(batch_size=8, device="cpu"))
@@ -181,21 +172,3 @@ def test_measures_of_known_decisions():
     assert measured.confusion.tolist() == [[1, 1], [1, 2]]
     assert measured.accuracy == pytest.approx(3 / 5)
     assert measured.auc == pytest.approx(0.5 * (2 / 3) + 0.5 * 0.5)  # counted by hand over the six pairs
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (["good"] * 40 + ["bad"] * 23, "40 good and 23 bad patches; expected at least 64"),
-        (["good"] * 64, "64 good and 0 bad patches; expected at least 2 of each"),
-        (["good", "bad", "maybe"] * 40, "labels \\['maybe'\\] are not known"),
-    ],
-)
-def test_label_tables_that_cannot_train(labels, message):
-    with pytest.raises(ValueError, match=message):
-        check_labels(labels, [str(n) for n in range(len(labels))])
-
-
-def test_a_patch_labelled_twice_is_refused():
-    with pytest.raises(ValueError, match="1 patches are listed more than once"):
-        check_labels(["good", "bad"] * 40, ["a", "a", *[str(n) for n in range(78)]])

@@ -1,4 +1,4 @@
-"""The forward pass that scores: folded, fused where the kernels are right, plain where not."""
+"""The fast forward pass: folded, fused if the kernels are right, and plain otherwise."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,15 @@ from torch import nn
 
 from cem_assets.cem.classifier import scoring_network as module
 from cem_assets.cem.classifier.network import build_classifier
+from cem_assets.cem.classifier.params import ClassifierParams, Precision
 from cem_assets.cem.classifier.scoring_network import FusedNetwork, folded, scoring_forward, to_network
 from cem_assets.cem.classifier.training import settle_statistics
-from cem_assets.cem.filter.params import ClassifierParams, Precision
 
 CPU = torch.device("cpu")
 
 
 def patches(num: int, seed: int = 0) -> np.ndarray:
-    """Stripes of many widths and contrasts over noise."""
+    """Stripes of many widths and contrasts on noise."""
     generator = np.random.default_rng(seed)
     wave = np.sin(np.arange(224) / generator.uniform(2, 9, (num, 1, 1)))
     noise = generator.integers(100, 150, (num, 224, 224))
@@ -59,7 +59,9 @@ def test_the_network_sees_three_equal_channels_before_normalising():
 @torch.inference_mode()
 def test_logits_are_those_of_the_network(model, precision):
     forward = scoring_forward(model, CPU, precision)
-    images = torch.from_numpy(patches(11, seed=1))  # more than go through a CPU together, and not a multiple
+    images = torch.from_numpy(
+        patches(11, seed=1)
+    )  # more images than go through a CPU together, and not a multiple of that number
     found, expected = forward(images), by_definition(model, images)
     assert found.dtype == torch.float32 and found.shape == (11,)
     tolerance = 1e-4 if precision == Precision.float32 else 0.1
@@ -82,7 +84,7 @@ def test_float32_is_fused_only_where_every_bit_stays(model):
 def test_kernels_that_give_something_else_are_not_used(model, precision, monkeypatch, caplog):
     try:
         FusedNetwork(folded(model), precision)(torch.from_numpy(patches(1)))
-    except RuntimeError as error:  # such as bfloat16 without AVX-512
+    except RuntimeError as error:  # for example bfloat16 without AVX-512
         pytest.skip(f"this processor has no such kernels: {error}")
     right = FusedNetwork._pooled
     monkeypatch.setattr(FusedNetwork, "_pooled", lambda network, images: 1.5 * right(network, images) + 0.5)

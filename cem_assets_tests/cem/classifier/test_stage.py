@@ -1,4 +1,4 @@
-"""Where the patch classifier comes from: files, addresses, labels; and that hostile weights do nothing."""
+"""The sources of the patch classifier: files, URLs and labels; and that hostile weights do no harm."""
 
 import http.server
 import io
@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cem_assets import readers
+from cem_assets import environment, readers
 from cem_assets.cem.classifier.labels import label_tables
 from cem_assets.cem.classifier.network import build_classifier
+from cem_assets.cem.classifier.params import ClassifierParams
 from cem_assets.cem.classifier.scoring_network import to_network
-from cem_assets.cem.classifier.stage import ClassifierSource, Origin, load_classifier, make_classifier, read_weights
-from cem_assets.cem.classifier.stored import choose_classifier, read_classifier
-from cem_assets.cem.filter.params import ClassifierParams
+from cem_assets.cem.classifier.stage import ClassifierSource, Origin, make_classifier, read_weights
+from cem_assets.cem.classifier.stored import WEIGHTS, choose_classifier, load_classifier, read_classifier
 from cem_assets.cem.reconciliation import classifier_digest
 from cem_assets.operations.maintenance import sweep
 from cem_assets.store.local import file_sha256
@@ -118,8 +118,9 @@ def test_the_environment_may_name_the_file(local_store: Store, weights, monkeypa
 
 
 @pytest.fixture
-def server(weights: Path):
-    """A web server on loopback with the weights."""
+def server(weights: Path, monkeypatch: pytest.MonkeyPatch):
+    """A web server on the loopback interface that serves the weights."""
+    monkeypatch.setenv(environment.ALLOW_PRIVATE_SOURCES.name, "yes")
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -138,7 +139,7 @@ def test_published_weights_are_fetched_and_checked(local_store: Store, weights, 
     url = f"{server}/{weights.name}"
     good = ClassifierSource(source=Origin.published, url=url, sha256=file_sha256(weights))
     assert make_classifier(local_store, good, PARAMS).stage.manifest.details["provenance"]["origin"] == url
-    with pytest.raises(ValueError, match="SHA256 hash|hash of downloaded file"):
+    with pytest.raises(ValueError, match="it has sha256 .*, expected 1111"):
         make_classifier(local_store, good.model_copy(update={"sha256": "1" * 64}), PARAMS)
     with pytest.raises(ValueError, match="needs the sha256 of its contents"):
         make_classifier(local_store, good.model_copy(update={"sha256": ""}), PARAMS)
@@ -152,7 +153,7 @@ def test_published_weights_are_fetched_and_checked(local_store: Store, weights, 
 
 
 def labelled_dataset(store: Store) -> pd.DataFrame:
-    """A volume whose left half is structure and whose right half is noise, labelled by that; too thin to be cut but in xy."""
+    """A volume with structure in its left half and noise in its right half, and their labels. It is thin, so only xy is cut."""
     noise = np.random.default_rng(1).integers(170, 190, (40, 70, 448), dtype=np.uint8)
     voxels = noise.copy()
     voxels[:, :, :224] = cells((40, 70, 224))
@@ -214,11 +215,11 @@ def test_a_new_classifier_is_compared_and_changes_no_score_until_it_is_chosen(lo
     assert classifier_digest(local_store) == used.digest, "so reconciliation finds no score stale"
     assert run_stage(local_store, "d", "scores").manifest == scored
 
-    # What the two say of the held-out patches, one by one, without the code that compares
+    # The probabilities of both classifiers for the held-out patches, computed one by one without the code that compares
     told = pd.read_parquet(io.BytesIO(local_store.read(f"{made.folder}/labelled_patches.parquet")))
     held = told[told["is_validation"]]
-    images = {
-        name: np.array(Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR))  # as every patch is scored
+    images = {  # every patch is scored at this size
+        name: np.array(Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR))
         for name, image in readers.iter_images("d", "raw", local_store.url)
     }
     keeps, scores = {}, {}
@@ -248,16 +249,47 @@ def test_a_new_classifier_is_compared_and_changes_no_score_until_it_is_chosen(lo
         (OUTPUT / f"classifier_{name}").write_bytes(data)
     (OUTPUT / "classifier_mistakes.jpg").write_bytes(local_store.read(f"{made.folder}/mistakes.jpg"))
 
-    with monkeypatch.context() as patched:  # kept for good: nothing is computed again
-        patched.setattr("cem_assets.cem.classifier.comparison_stage._evaluate", None)
+    with monkeypatch.context() as patched:  # the comparison is stored, so nothing is computed again
+        patched.setattr("cem_assets.cem.classifier.comparison.stage._evaluate", None)
         again = make_classifier(local_store, source.model_copy(update={"use_for_scores": True}), PARAMS)
     assert not again.stage.is_new and again.comparison == result.comparison and again.in_use == made
     assert load_classifier(local_store)[1] == made and classifier_digest(local_store) == made.digest
     new = run_stage(local_store, "d", "scores").manifest
     assert new.inputs.upstream["cem/patch_classifier"] == made.digest and new.digest != scored.digest
-    sweep(local_store, min_age_hours=0)  # what was ever chosen stays
+    sweep(local_store, min_age_hours=0)  # classifiers that were ever chosen are kept
     choose_classifier(local_store, used.digest, "ann", "back")
     assert run_stage(local_store, "d", "scores").manifest.digest == scored.digest, "the way back gives the scores of before"
+
+
+def test_damaged_weights_in_use_are_a_remark_but_a_bug_in_the_comparison_is_not(local_store: Store, weights, monkeypatch):
+    put_labels(local_store, labelled_dataset(local_store))
+    used = import_classifier(local_store, weights).manifest
+    local_store.put(f"{used.folder}/{WEIGHTS}", b"garbage")
+    source = ClassifierSource(source=Origin.labels, init=str(weights))
+    result = make_classifier(local_store, source, PARAMS)
+    assert result.comparison is None and f"{used.folder}/{WEIGHTS} is not a safetensors file" in result.remark
+
+    def fails(*_):
+        raise ValueError("wrong shape")
+
+    monkeypatch.setattr("cem_assets.cem.classifier.stage.compare_with", fails)
+    with pytest.raises(ValueError, match="wrong shape"):
+        make_classifier(local_store, source, PARAMS)
+
+
+def test_a_lack_of_memory_is_not_the_fault_of_the_weights(tmp_path, weights, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        read_weights(weights)
+
+
+def test_training_from_a_file_that_is_not_there_says_so(local_store: Store):
+    put_labels(local_store, labelled_dataset(local_store))
+    with pytest.raises(FileNotFoundError, match='init = .*nowhere.pth.* is no file; expected "random", "imagenet" or the path'):
+        make_classifier(local_store, ClassifierSource(source=Origin.labels, init="~/nowhere.pth"), PARAMS)
 
 
 def test_the_patches_that_the_one_in_use_was_trained_on_are_counted(local_store: Store, weights):

@@ -1,4 +1,4 @@
-"""Which classifier is in use: only a choice changes it, choices stay, old and broken records are survived."""
+"""Which classifier is in use: only a choice changes it, choices are kept, and old and damaged records do no harm."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +50,7 @@ def test_only_a_choice_changes_what_is_in_use(store: Store):
         (second.digest, "ann", "better"),
         (first.digest, "zoe", "back"),
     ]
-    keep_in_use(store, second)  # a choice was made: this is no other one
+    keep_in_use(store, second)  # there is a choice already, so this records none
     assert in_use(store) == first.digest
     assert [(item.manifest.digest, item.is_in_use, item.is_there) for item in known_classifiers(store)] == [
         (second.digest, False, True),
@@ -89,7 +89,7 @@ def test_what_cannot_be_chosen_is_said(local_store: Store):
 def test_a_broken_choice_is_told_and_a_new_one_mends_it(local_store: Store, text, caplog):
     made = commit(local_store, "first")
     local_store.put(f"{CHOICES}/1.json", text)
-    with pytest.raises(ValueError, match=r"_choices/1.json .*expected a choice|_choices/1.json is no choice"):
+    with pytest.raises(ValueError, match=r"_choices/1.json .*expected a choice|_choices/1.json is not a choice"):
         classifier_in_use(local_store)
     choose_classifier(local_store, made.digest, "ann")
     assert in_use(local_store) == made.digest

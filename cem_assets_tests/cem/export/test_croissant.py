@@ -1,4 +1,4 @@
-"""Croissant 1.0: the fields its specification requires, references that resolve, and honesty about what is not known.
+"""Croissant 1.0: the fields that its specification requires, references that resolve, and unknown creators.
 
 The format's own validator is not among the dependencies; its documented rules stand here as tables.
 """
@@ -23,7 +23,7 @@ REQUIRED = {
     "cr:RecordSet": ("@id", "name", "field"),
     "cr:Field": ("@id", "name", "dataType", "source"),
 }  # fmt: skip
-"""What the specification requires of each class, and what it recommends for archives that carry checksums."""
+"""What the specification requires for each class, and what it recommends for archives that have checksums."""
 DATA_TYPES = {"sc:Text", "sc:Integer", "sc:Float", "sc:Boolean", "sc:Date", "sc:URL", "sc:ImageObject"}
 FILE_PROPERTIES = {"fullpath", "filename", "content", "lines", "lineNumbers"}
 
@@ -46,7 +46,7 @@ def files_of(form: str) -> list[ExportedFile]:
 
 
 def objects(value: Any) -> list[dict[str, Any]]:
-    """Every JSON object below a value, the context aside."""
+    """Yield every JSON object below a value, except for the context."""
     if isinstance(value, list):
         return [found for item in value for found in objects(item)]
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Exports of a release of patches: read back by others' tools, resumed, refused, described by Croissant and RO-Crate."""
+"""Exports of a release of patches: read by other tools, continued, refused, described by Croissant and RO-Crate."""
 
 import csv
 import hashlib
@@ -21,6 +21,7 @@ from cem_assets.cem.patches.tables import FILTERED_SCHEMA
 from cem_assets.cem.releases import stage as cem_releases
 from cem_assets.cem.releases.stage import make_release
 from cem_assets.cli.main import main
+from cem_assets.errors import DataError
 from cem_assets.readers import read_patches, read_release
 from cem_assets.store.assets import CODE_VERSIONS, FILTERED
 from cem_assets.store.commits import Commit
@@ -38,7 +39,7 @@ ODD = [
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store with one release of three datasets; to be read only."""
+    """A store with one release of three datasets. Tests must not change it."""
     store = open_store(str(tmp_path_factory.mktemp("released") / "store"))
     texture_release(store, SIZES)
     return store
@@ -46,7 +47,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def exports(released: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The release in every form; to be read only."""
+    """The release in every form. Tests must not change it."""
     folder = tmp_path_factory.mktemp("exports")
     for form in FORMS:
         export_cem(released, str(folder / form), form=form)
@@ -67,7 +68,7 @@ def images_of(store: Store) -> dict[str, np.ndarray]:
 
 
 def samples(path: Path) -> Iterator[dict[str, bytes]]:
-    """Group a tar's members as WebDataset does: neighbours that share what stands before the first dot of the base name."""
+    """Group the members of a tar as WebDataset does: neighbours whose base names are equal up to the first dot."""
     last, sample = "", {}
     with tarfile.open(path) as tar:
         for member in tar:
@@ -81,7 +82,7 @@ def samples(path: Path) -> Iterator[dict[str, bytes]]:
         yield sample
 
 
-# The three forms, read by others' tools
+# The three forms, read by other tools
 
 
 def test_a_tree_has_a_folder_for_each_dataset_and_single_channel_tiff(released: Store, exports):
@@ -154,7 +155,7 @@ def test_hf_datasets_reads_the_tars_and_the_parquet_offline(released: Store, exp
     assert len(part) == SIZES["fine"] and set(part["dataset"]) == {"fine"}
 
 
-# What describes an export
+# Files that describe an export
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -218,7 +219,7 @@ def test_the_card_and_the_table_of_datasets_go_along(released: Store, exports, f
     }
 
 
-# Going on, and refusing
+# Continuing and refusing
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -237,7 +238,7 @@ def test_an_export_that_was_stopped_goes_on_and_ends_with_the_same_bytes(release
     assert not (folder / "SHA256SUMS").exists(), "an export with checksums is complete"
     first, second = (folder / key for key in written)
     data = second.read_bytes()
-    second.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # the same size, other bytes
+    second.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # the same size, but other bytes
     before = first.stat().st_mtime_ns
     progress = []
     done = export_cem(released, str(folder), form=form, progress=lambda n, total: progress.append((n, total)))
@@ -252,7 +253,7 @@ def test_an_export_that_was_stopped_goes_on_and_ends_with_the_same_bytes(release
 
 def test_a_folder_that_holds_something_else_is_left_alone(released: Store, exports, tmp_path):
     whole = contents(exports["hf"])
-    with pytest.raises(FileExistsError, match=r'holds another export \(.*"format": "hf".*\); export to an empty folder'):
+    with pytest.raises(FileExistsError, match=r'holds another export \(.*"format": "hf".*\)\. Export to an empty folder'):
         export_cem(released, str(exports["hf"]), form="tiff-tree")
     assert contents(exports["hf"]) == whole
     (tmp_path / "full").mkdir()
@@ -289,23 +290,33 @@ def test_a_damaged_shard_is_not_exported(local_store: Store, tmp_path, form):
     data = bytearray(local_store.read(key))
     data[200] ^= 1
     local_store.put(key, bytes(data))
-    with pytest.raises(ValueError, match="part-00000.parquet has sha256 .*; materialize the dataset 'coarse' again"):
+    with pytest.raises(ValueError, match=r"part-00000.parquet has sha256 .*\. Materialize the dataset 'coarse' again"):
         export_cem(local_store, str(tmp_path / "out"), form=form)
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["release.json"]
+
+
+@pytest.mark.parametrize("form", ["tiff-tree", "webdataset"])
+def test_a_shard_that_is_no_parquet_any_more_is_named(local_store: Store, tmp_path, form):
+    manifest = texture_release(local_store, {"coarse": 2})
+    (part,) = manifest.details["contents"]
+    key = f"{part['folder']}/part-00000.parquet"
+    local_store.put(key, local_store.read(key)[:-4] + b"XXXX")
+    with pytest.raises(DataError, match=f"{key} cannot be read as Parquet: .* Materialize the dataset 'coarse' again"):
+        export_cem(local_store, str(tmp_path / "out"), form=form)
 
 
 def test_a_changed_card_is_not_exported(local_store: Store, tmp_path):
     manifest = texture_release(local_store, {"coarse": 2})
     local_store.put(f"{manifest.folder}/README.md", b"# Free for all")
-    with pytest.raises(ValueError, match="README.md is not what the release v1 was made with"):
+    with pytest.raises(ValueError, match="README.md is not the file that the release v1 was made with"):
         export_cem(local_store, str(tmp_path / "out"), form="hf")
 
 
-# Odd names, odd releases, odd places
+# Unusual names, releases and targets
 
 
 def put_named(store: Store, dataset: str, names: list[str]) -> None:
-    """Commit a partition of `cem/filtered_patches` whose patches are named so."""
+    """Commit a partition of `cem/filtered_patches` whose patches have these names."""
     made = put_filtered(store, dataset, textures(40.0, len(names), 0))
     table = pq.read_table(io.BytesIO(store.read(f"{made.folder}/part-00000.parquet")))
     table = table.set_column(table.schema.get_field_index("name"), FILTERED_SCHEMA.field("name"), pa.array(names, pa.string()))
@@ -316,7 +327,7 @@ def put_named(store: Store, dataset: str, names: list[str]) -> None:
 
 @pytest.mark.parametrize("form", ["tiff-tree", "webdataset"])
 def test_patches_of_any_name_stay_inside_and_keep_their_names_in_the_table(local_store: Store, tmp_path, form):
-    put_named(local_store, "metadata.csv", ODD)  # a name that a dataset may have, and that the export wants itself
+    put_named(local_store, "metadata.csv", ODD)  # a dataset may have this name, but the export needs it for a file
     make_release(local_store)
     folder = tmp_path / "deep" / "out"
     export_cem(local_store, str(folder), form=form)
@@ -346,7 +357,7 @@ def test_patches_of_any_name_stay_inside_and_keep_their_names_in_the_table(local
 def test_a_name_that_comes_twice_is_refused(local_store: Store, tmp_path):
     put_named(local_store, "twins", ["a", "b", "a"])
     make_release(local_store)
-    with pytest.raises(ValueError, match="1 of 3 names come twice"):
+    with pytest.raises(ValueError, match="1 of 3 names of patches occur twice"):
         export_cem(local_store, str(tmp_path / "out"))
 
 

@@ -1,4 +1,4 @@
-"""Licences as SPDX names them, and media types."""
+"""SPDX pages of licences, and media types."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Names of patches as names of files: safe, told apart, plain ones unchanged."""
+"""Names of files for patches are safe and different from each other, and plain names stay as they are."""
 
 import re
 
@@ -62,5 +62,5 @@ def test_names_that_differ_in_case_alone_clash(names):
 
 
 def test_a_name_that_comes_twice_is_told():
-    with pytest.raises(ValueError, match="2 of 5 names come twice"):
+    with pytest.raises(ValueError, match="2 of 5 names of patches occur twice"):
         clashing_names(["a", "b", "a", "A", "b"])

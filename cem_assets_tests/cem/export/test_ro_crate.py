@@ -1,4 +1,4 @@
-"""RO-Crate 1.1: the descriptor, the root and the flat graph its specification asks for.
+"""RO-Crate 1.1: the descriptor, the root and the flat graph that its specification requires.
 
 The format's own validator is not among the dependencies; its documented rules stand here.
 """
@@ -15,7 +15,7 @@ REQUIRED = {
     "ro-crate-metadata.json": {"@type": "CreativeWork", "about": {"@id": "./"}, "conformsTo": {"@id": "https://w3id.org/ro/crate/1.1"}},
     "./": {"@type": "Dataset", "name": str, "description": str, "datePublished": str, "license": list, "hasPart": list},
 }  # fmt: skip
-"""Of the descriptor these values; of the root these properties, of these kinds."""
+"""The values that the descriptor must have, and the properties of the root with their kinds."""
 
 
 def graph_of(data: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Scores and filtered patches: kept, dropped with their reason, resumable, readable by others."""
+"""Scores and filtered patches: kept or dropped with a reason, continued after a kill, and readable by other tools."""
 
 import io
 
@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from cem_assets import readers
+from cem_assets.cem.classifier.params import ScoreParams
 from cem_assets.cem.filter import stage as cem_filter
-from cem_assets.cem.filter.params import FilterParams, ScoreParams
+from cem_assets.cem.filter.params import FilterParams
 from cem_assets.cem.filter.stage import keep_informative, score_patches
-from cem_assets.cem.patches import tables
 from cem_assets.cem.volumes.stage import standardize_dataset
+from cem_assets.store import parquet
 from cem_assets.store.store import Store
 from cem_assets_tests.cem.chain import SCORING, import_classifier, run_chain
 from cem_assets_tests.datasets import image_dataset, volume_dataset
@@ -20,7 +21,7 @@ from cem_assets_tests.datasets import image_dataset, volume_dataset
 
 @pytest.fixture
 def scored(curated_local: Store) -> tuple[Store, float]:
-    """A dataset scored by fixed random weights, and the median of its scores."""
+    """A dataset that was scored with fixed random weights, and the median of its scores."""
     curated_local.delete([item.key for item in curated_local.walk("cem/filtered_patches/cells")])
     scores = readers.read_patches("cells", "scores", curated_local.url)["informative"]
     return curated_local, float(scores.median())
@@ -55,6 +56,18 @@ def test_a_killed_scoring_is_taken_up_after_its_last_whole_part(scored, monkeypa
     again = score_patches(store, "cells", SCORING, progress=lambda count, total: done.append(count)).manifest
     assert again.digest == reference.digest
     assert min(done) > 16 * (len(reference.objects) - 2), "earlier parts were not scored again"
+
+
+def test_scores_that_are_up_to_date_need_neither_weights_nor_volumes(scored, monkeypatch):
+    store, _ = scored
+
+    def fails(*_):
+        raise AssertionError("nothing heavy is read before the stage knows whether there is work")
+
+    for name in ("read_classifier", "pixels_behind"):
+        monkeypatch.setattr(cem_filter, name, fails)
+    result = score_patches(store, "cells", SCORING)
+    assert not result.is_new and len(readers.read_patches("cells", "scores", store.url)) == result.manifest.counts["patches"]
 
 
 def test_the_threshold_divides_kept_from_dropped_without_a_second_inference(scored):
@@ -93,7 +106,7 @@ def test_pandas_reads_the_documented_path_and_nothing_else(scored):
 def test_shards_are_cut_at_a_fixed_number_of_patches_and_taken_up_after_a_kill(scored, monkeypatch):
     store, _ = scored
     monkeypatch.setattr(cem_filter, "PATCHES_PER_SHARD", 7)
-    monkeypatch.setattr(tables, "IMAGE_ROW_GROUP", 3)
+    monkeypatch.setattr(parquet, "IMAGE_ROW_GROUP", 3)
     reference = keep_informative(store, "cells", FilterParams(threshold=0)).manifest
     shards = reference.find(".parquet")
     assert len(shards) == reference.counts["shards"] > 1

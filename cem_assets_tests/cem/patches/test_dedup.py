@@ -1,4 +1,4 @@
-"""Greedy deduplication: the definition, and independence of everything but names, hashes and seed."""
+"""Greedy deduplication follows its definition, and depends on nothing but names, hashes and seed."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""The stages `cem/raw_patches` and `cem/deduplicated_patches`, and reading what they wrote."""
+"""The stages `cem/raw_patches` and `cem/deduplicated_patches`, and reading their results."""
 
 import imagehash
 import numpy as np
@@ -191,5 +191,5 @@ def test_other_stages_and_datasets_are_told_in_words(local_store: Store):
         readers.read_patches("d", "raws", local_store.url)
     with pytest.raises(FileNotFoundError, match="materialize it first"):
         readers.read_patches("d", "raw", local_store.url)
-    with pytest.raises(ValueError, match="holds no patches"):
+    with pytest.raises(ValueError, match="has no patches"):
         readers.read_patches("d", "volumes", local_store.url)

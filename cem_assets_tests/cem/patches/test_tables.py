@@ -1,4 +1,4 @@
-"""Tables that others read: HF datasets, pandas and DuckDB, with nothing of this package."""
+"""HF datasets, pandas and DuckDB read the tables without this package."""
 
 import io
 
@@ -64,7 +64,7 @@ def test_an_empty_table_keeps_its_columns():
 
 @pytest.fixture
 def shard(tmp_path):
-    """A file with pixels, as cem/filtered_patches writes them."""
+    """A file with pixels, as `cem/filtered_patches` writes it."""
     table = rows(20)
     images = [np.full((224, 100 + n), n, np.uint8) for n in range(20)]
     for name, kind, value in (

@@ -1,4 +1,4 @@
-"""The dataset card, pooled norms and versions of a release."""
+"""The dataset card, the pixel norms over all datasets, and the versions of a release."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cem_assets.catalog.description import DatasetDescription
-from cem_assets.cem.releases.card import CrossDatasetDuplicates, PixelSums, ReleasedDataset, dataset_card, licences
+from cem_assets.cem.pixel_sums import PixelSums
+from cem_assets.cem.releases.card import CrossDatasetDuplicates, ReleasedDataset, dataset_card, licences
 from cem_assets.store.versions import check_version, next_version
 
 

@@ -1,4 +1,4 @@
-"""What changed between two releases, and why."""
+"""The differences between two releases, and their reasons."""
 
 from cem_assets.cem.filter.params import FilterParams
 from cem_assets.cem.filter.stage import keep_informative

@@ -1,10 +1,10 @@
-"""Shards written again without some rows."""
+"""Copies of shards without some of their rows."""
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cem_assets.cem.releases.card import PixelSums
+from cem_assets.cem.pixel_sums import PixelSums
 from cem_assets.cem.releases.reduced_shards import patch_hashes, write_without
 from cem_assets.store.assets import FILTERED
 from cem_assets.store.commits import Commit
@@ -78,5 +78,5 @@ def test_a_damaged_shard_is_not_copied(local_store: Store, three_shards):
     with local_store.open(key) as handle:
         table = pq.ParquetFile(handle).read()
     local_store.put(key, parquet_bytes([table.slice(1)], table.schema))
-    with pytest.raises(ValueError, match="its manifest says .*; materialize cem/filtered_patches, partition 'waves', again"):
+    with pytest.raises(ValueError, match=r"its manifest says .*\. Materialize cem/filtered_patches, partition 'waves', again"):
         write_without(local_store, target(local_store), manifest, "patches/waves", {names[0]})

@@ -1,4 +1,4 @@
-"""Releases: numbered, complete, unchangeable."""
+"""Releases are numbered and complete, and never change."""
 
 import numpy as np
 import pandas as pd

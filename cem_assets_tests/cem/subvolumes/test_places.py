@@ -1,4 +1,4 @@
-"""Where subvolumes lie: centred on patches, whole, seeded, overlapping no more than asked; against a slow oracle."""
+"""Places of subvolumes: centred on patches, complete, seeded, with limited overlap, and the same as those of a slow oracle."""
 
 import hashlib
 
@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cem_assets.cem.patches.patchify import PatchPlace, parse_patch_name, patch_name
+from cem_assets.cem.patch_grid import PatchPlace, parse_patch_name, patch_name
 from cem_assets.cem.subvolumes.places import Placement, Skipped, SubvolumeParams, place_subvolumes, shared_voxels
 
 SHAPES = {"a": (40, 62, 70), "b-LOC-b": (26, 26, 26)}
-"""Small, so that an oracle can fill them; their patches are of 24 px instead of 224."""
+"""Small shapes, so that an oracle can fill whole volumes. Their patches have 24 px instead of 224 px."""
 LOOSE = {"limit": 10_000, "max_overlap": 1.0}
 
 
@@ -21,7 +21,7 @@ def small_spans(side: int) -> list[tuple[int, int]]:
 
 
 def patches_of(shapes, spacing: int = 4) -> list[str]:
-    """Name patches on every plane, at every so many slices."""
+    """Name patches on every plane, with the given spacing of slices."""
     return [
         patch_name(PatchPlace(volume, axis, index, *rows, *columns), shape[axis])
         for volume, shape in shapes.items()
@@ -39,7 +39,7 @@ def covered(low, high, shape) -> np.ndarray:
 
 
 def oracle(patches: list[str], shapes, params: SubvolumeParams, is_whole=None) -> tuple[list[str], dict[str, Skipped]]:
-    """From the definition: voxel masks, every pair, one patch after the other in the order of a keyed hash."""
+    """Choose by the definition: voxel masks of every pair, one patch after the other in the order of a keyed hash."""
     key = params.seed.to_bytes(8, "big")
     order = sorted(patches, key=lambda name: hashlib.blake2b(name.encode(), key=key, digest_size=16).digest())
     kept: list[tuple[str, str, np.ndarray]] = []
@@ -213,5 +213,5 @@ def test_parameters_that_make_no_sense_are_refused(values, message):
 
 
 def test_a_patch_of_an_unknown_volume_is_an_error_that_names_those_there_are():
-    with pytest.raises(KeyError, match="of volume 'w', which the dataset does not have; it has 'v'"):
+    with pytest.raises(KeyError, match="belongs to volume 'w', which the dataset does not have; it has 'v'"):
         place_subvolumes(["w-LOC-0_50_0-224_0-224"], {"v": (100, 300, 300)}, SubvolumeParams(**LOOSE))

@@ -1,4 +1,4 @@
-"""Subvolumes as they are stored: the voxels of the volume, opened by others, taken up after a kill, told where absent."""
+"""Stored subvolumes have the voxels of the volume, open in other tools, are continued after a kill, and errors name files."""
 
 import io
 import json
@@ -16,6 +16,7 @@ from cem_assets.cem.subvolumes.files import lacks_voxels
 from cem_assets.cem.subvolumes.places import Skipped, SubvolumeParams
 from cem_assets.cem.subvolumes.stage import cut_subvolumes, read_subvolume
 from cem_assets.cem.volumes.ome_zarr import open_volume_array
+from cem_assets.errors import DataError
 from cem_assets.execution.local import LocalEngine
 from cem_assets.imaging.gallery import MAX_BYTES, flipbook_webp
 from cem_assets.store.store import Store
@@ -106,7 +107,7 @@ def test_a_killed_run_is_taken_up_and_equal_runs_give_equal_bytes(curated_local:
     whole = first.manifest
     subvolumes = [item for item in whole.objects if not item.name.endswith(".parquet")]
     per_file = len(subvolumes) // 6
-    lost = subvolumes[per_file - 1 :: 2 * per_file]  # the last object of every second one
+    lost = subvolumes[per_file - 1 :: 2 * per_file]  # the last object of every second subvolume
     curated_local.delete([whole.key, *(f"{whole.folder}/{item.name}" for item in lost)])
     done = []
     again = cut_subvolumes(curated_local, "cells", params, progress=lambda *count: done.append(count)).manifest
@@ -169,8 +170,20 @@ def test_a_chunk_that_was_lost_is_an_error_not_zeros(curated_local: Store):
 
 def test_an_unknown_file_is_told(curated_local: Store):
     manifest = cut_subvolumes(curated_local, "cells", FLIPBOOKS).manifest
-    with pytest.raises(KeyError, match="its index .* lists those it has"):
+    with pytest.raises(KeyError, match="its index .* lists those that it has"):
         read_subvolume(curated_local, manifest, "../cells")
+
+
+@pytest.mark.parametrize("form", ["ome-zarr", "tiff"])
+def test_a_damaged_file_is_named(curated_local: Store, form):
+    manifest = cut_subvolumes(curated_local, "cells", FLIPBOOKS.model_copy(update={"form": form})).manifest
+    file = index_of(curated_local, manifest).iloc[0]["file"]
+    item = max((item for item in manifest.objects if item.name.startswith(file)), key=lambda item: item.num_bytes)
+    data = bytearray(curated_local.read(f"{manifest.folder}/{item.name}"))
+    data[len(data) // 2] ^= 1
+    curated_local.put(f"{manifest.folder}/{item.name}", bytes(data))
+    with pytest.raises(DataError, match=f"{item.name} is damaged: its sha256 .* Materialize cem/subvolumes again"):
+        read_subvolume(curated_local, manifest, file)
 
 
 def test_boxes_that_touch_missing_voxels_are_found_across_bricks(local_store: Store):

@@ -1,4 +1,4 @@
-"""Bricks give exactly the patches of the definition: whole volume, slice by slice, patch by patch."""
+"""Bricks give exactly the patches of the definition, which cuts the whole volume slice by slice and patch by patch."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cem_assets.cem.patches.patchify import cell_spans, parse_patch_name
+from cem_assets.cem.patch_grid import cell_spans, parse_patch_name
 from cem_assets.cem.volumes.bricks import (
     ALL_PLANES,
     XY_ONLY,
@@ -26,7 +26,7 @@ from cem_assets.imaging.dhash import imagehash_dhash
 
 
 class InMemory:
-    """A volume as this room sees it."""
+    """A `Readable` volume in memory."""
 
     def __init__(self, voxels, planes, mask=None, name="v"):
         self.voxels, self.planes, self.mask, self.name, self.shape = voxels, planes, mask, name, voxels.shape
@@ -41,7 +41,7 @@ class InMemory:
 
 
 def by_definition(voxels, planes, spacing=1, name="v"):
-    """Cut the whole volume as the published scripts do, the last slice too."""
+    """Cut the whole volume as the published scripts do, including the last slice."""
     found = {}
     for axis in planes:
         sides = voxels.shape[:axis] + voxels.shape[axis + 1 :]
@@ -154,6 +154,6 @@ def test_groups_hold_every_brick_once_and_only_neighbours(data, shape, most):
     for group in groups:
         assert 1 <= len(group.boxes) <= most and len({(str(box[0]), str(box[1])) for box in group.boxes}) == 1
         assert all(left[2].stop == right[2].start for left, right in zip(group.boxes, group.boxes[1:], strict=False))
-    for left, right in itertools.pairwise(groups):  # none is smaller than it has to be
+    for left, right in itertools.pairwise(groups):  # no group is smaller than it has to be
         is_end = left.boxes[-1][2].stop == shape[2] or left.is_written != right.is_written
         assert len(left.boxes) == most or is_end

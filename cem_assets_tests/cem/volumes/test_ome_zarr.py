@@ -1,4 +1,4 @@
-"""Standardized volumes: OME-Zarr that others open, and absent chunks that are never zeros."""
+"""Standardized volumes: other tools open their OME-Zarr, and absent chunks are never read as zeros."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_blank_chunks_are_kept_so_that_absence_means_loss(local_store: Store):
     local_store.delete([lost])
     box = brick_boxes(voxels.shape, ALL_PLANES)[-1]
     with pytest.raises(
-        FileNotFoundError, match=r"lacks its brick at \(z, y, x\) = \(224, 224, 224\).*materialize cem/volumes again"
+        FileNotFoundError, match=r"lacks its brick at \(z, y, x\) = \(224, 224, 224\).*Materialize cem/volumes again"
     ):
         volume.read(box)
     array = open_volume_array(volume)

@@ -1,4 +1,4 @@
-"""The stage `cem/volumes`: what is standardized, what is refused and why, and that the rest goes on."""
+"""The stage `cem/volumes`: what is standardized, what is refused and why, and that the other files are still used."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,11 @@ import zarr
 from cem_assets import readers
 from cem_assets.cem.patches.pixels import open_pixels
 from cem_assets.cem.patches.stage import PatchifyParams, cut_and_hash
-from cem_assets.cem.patches.tables import REJECTED_SCHEMA
 from cem_assets.cem.volumes import standardize
 from cem_assets.cem.volumes.bricks import ALL_PLANES, XY_ONLY
 from cem_assets.cem.volumes.stage import standardize_dataset
+from cem_assets.cem.volumes.tables import REJECTED_SCHEMA
+from cem_assets.errors import DataError
 from cem_assets.execution.local import LocalEngine, ThreadEngine
 from cem_assets.store.manifests import manifest_numbers
 from cem_assets.store.parquet import read_side_table
@@ -80,7 +81,7 @@ def test_bricks_read_together_and_bricks_left_by_a_killed_run_change_no_byte(tmp
             array[:, :, :350], array[:, :, 500:] = data[:, :, :350], data[:, :, 500:]
         monkeypatch.setattr(standardize, "_most_at_once", lambda source, count, most=most: most)
         manifest = standardize_dataset(store, "d").manifest
-        # As if a run had been killed with some bricks written: no manifest, and holes between what is there.
+        # The state after a run was killed: no manifest, and some of the bricks are missing.
         bricks = [item.name for item in manifest.objects if "/0/c/" in item.name]
         store.delete([f"{manifest.folder}/{name}" for name in bricks[1::3]])
         store.delete(item.key for item in store.walk(f"{manifest.inputs.folder}/_manifests"))
@@ -166,7 +167,7 @@ def test_images_become_a_table_with_their_own_mapping_each(store: Store, tmp_pat
 
 
 def bad_files(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
-    """Files that cannot be used, each with words its reason must have."""
+    """Files that cannot be used, each with words that the reason must contain."""
     nan = cells((6, 70, 80)).astype(np.float32)
     nan[3, 4, 5] = np.nan
     infinite = nan.copy()
@@ -194,7 +195,7 @@ def test_each_bad_file_is_refused_with_its_reason_and_the_rest_goes_on(store: St
     files = {name: data for name, (data, _) in bad.items()}
     data = cells((66, 70, 80))
     put_in_inbox(store, "d", {**files, "good.nrrd": nrrd_bytes(data)})
-    # Single images among volumes are refused as such; with kind "images" the good volume would be.
+    # Single images among volumes are refused for being that; with kind "images", the good volume would be refused.
     result = standardize_dataset(store, "d")
     found = refusals(store, result)
     singles = {"empty.tif", "text.tif", "png.tif", "channels.tif"}
@@ -265,7 +266,11 @@ def test_bad_images_are_refused_and_the_rest_goes_on(store: Store, tmp_path):
     result = standardize_dataset(store, "d")
     found = refusals(store, result)
     assert result.manifest.counts["images"] == 1
-    assert "cannot be decoded" in found["cut.png"] and "constant" in found["blank.png"] and "is empty" in found["zero.jpg"]
+    assert (
+        "cut.png cannot be read as PNG" in found["cut.png"]
+        and "constant" in found["blank.png"]
+        and "is empty" in found["zero.jpg"]
+    )
     assert 'is a stack of 4 slices; expected one 2D image. Use kind = "volume"' in found["stack.tif"]
 
 
@@ -289,8 +294,8 @@ def test_absent_chunks_become_a_mask_and_their_patches_are_rejected_never_zeros(
     assert np.array_equal(out[~mask], data[~mask]) and (out[mask] == 128).all() and record.histogram[0] == 0
     raw = cut_and_hash(store, "d", PatchifyParams())
     rejected = refusals(store, raw)
-    # The hole lies in rows 192..255 and columns 320..383: it touches two of four xy cells in every slice, one xz cell in
-    # 64 slices and two... one yz cell each side of row 224 in 64 slices.
+    # The hole is in rows 192..255 and columns 320..383. It touches two of four xy cells in every slice, one xz cell in 64
+    # slices, and two yz cells, one on either side of row 224, in 64 slices.
     expected = {"0": 2 * 70, "1": 64, "2": 64 * 2}
     counted = {axis: sum(f"-LOC-{axis}_" in name for name in rejected) for axis in "012"}
     assert counted == expected and all("source does not have" in reason for reason in rejected.values())
@@ -376,6 +381,41 @@ def test_a_dataset_with_no_plane_large_enough_says_so(local_store: Store, test_d
     standardize_dataset(local_store, "d")
     with pytest.raises(ValueError, match=r"dataset 'd' gives no patches:\n  - EMD-3197 xy: the xy plane is 20 x 20 px"):
         cut_and_hash(local_store, "d", PatchifyParams())
+
+
+@pytest.mark.parametrize("error", [ValueError("no such axis"), KeyError("x"), MemoryError("cannot allocate 9 GiB")])
+@pytest.mark.parametrize("kind", ["volume", "images"])
+def test_a_bug_or_a_lack_of_memory_stops_the_stage_and_is_not_written_down_as_bad_data(
+    local_store: Store, tmp_path, monkeypatch, kind, error
+):
+    if kind == "volume":
+        put_in_inbox(local_store, "d", {"v.nrrd": nrrd_bytes(cells((66, 70, 80)))})
+        place = "cem_assets.cem.volumes.standardize.hash_voxels"
+    else:
+        put_in_inbox(local_store, "d", {"a.png": png_bytes(tmp_path, cells((100, 100)))}, toml("d", "images"))
+        place = "cem_assets.cem.volumes.standardize_images.binning_notes"
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(place, fails)
+    with pytest.raises(type(error)) as caught:
+        standardize_dataset(local_store, "d", engine=LocalEngine(1))
+    assert not isinstance(caught.value, DataError)
+    assert local_store.children("quarantine") == [] and local_store.children("cem/volumes/d/_manifests") == []
+
+
+def test_a_damaged_brick_that_a_killed_run_left_is_written_again(local_store: Store):
+    volume_dataset(local_store)
+    manifest = standardize_dataset(local_store, "cells").manifest
+    (brick, *_) = (item.name for item in manifest.objects if "/0/c/" in item.name)
+    data = bytearray(local_store.read(f"{manifest.folder}/{brick}"))
+    data[len(data) // 2] ^= 1
+    local_store.put(f"{manifest.folder}/{brick}", bytes(data))
+    local_store.delete(item.key for item in local_store.walk(f"{manifest.inputs.folder}/_manifests"))
+    again = standardize_dataset(local_store, "cells").manifest
+    assert again.digest == manifest.digest and again.counts["rejected"] == 0
+    assert local_store.children("quarantine") == []
 
 
 def test_a_store_in_trouble_is_no_refusal(local_store: Store, tmp_path, monkeypatch):

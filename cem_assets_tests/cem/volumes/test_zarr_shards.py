@@ -1,4 +1,4 @@
-"""Shards beside the zarr library: the same bytes, read both ways, and damage told."""
+"""Shards compared with the zarr library: the same bytes, read by either, and damage is found."""
 
 import itertools
 
@@ -13,9 +13,9 @@ from zarr.storage import MemoryStore
 from cem_assets.cem.volumes.zarr_shards import ZSTD_LEVEL, chunk_order, decode_shard, encode_shard
 
 SHAPES = [
-    # of the array, of a shard, of a chunk
+    # shapes of the array, of a shard, of a chunk
     ((40, 40, 40), (20, 20, 20), (10, 10, 10)),  # whole shards
-    ((33, 27, 41), (20, 20, 20), (10, 10, 10)),  # ragged, with chunks wholly outside
+    ((33, 27, 41), (20, 20, 20), (10, 10, 10)),  # partial shards, with chunks wholly outside of the array
     ((7, 50, 70), (3, 60, 80), (1, 20, 20)),  # flat bricks, three chunks high and four wide
     ((5, 5, 5), (8, 8, 8), (8, 8, 8)),  # one chunk, partial
     ((90, 50, 10), (50, 30, 10), (10, 10, 10)),  # 5 x 3 x 1 chunks
@@ -46,7 +46,7 @@ def boxes(array_shape, shard):
 def micrograph(shape) -> np.ndarray:
     generator = np.random.default_rng(7)
     voxels = np.clip(generator.normal(150, 9, shape), 0, 255).astype(np.uint8)
-    voxels[: shape[0] // 3] = 0  # blank chunks are kept as well
+    voxels[: shape[0] // 3] = 0  # blank chunks are written too
     return voxels
 
 
@@ -94,7 +94,7 @@ def test_every_damaged_byte_is_found():
         with pytest.raises(ValueError, match="checksum|absent"):
             decode_shard(bytes(data), (8, 8, 8), (16, 16, 16), voxels.shape)
     for length in (0, 10, 131, len(whole) - 1):
-        with pytest.raises(ValueError, match=r"bytes; expected at least|checksum"):
+        with pytest.raises(ValueError, match=r"bytes, but its index alone takes|checksum"):
             decode_shard(whole[:length], (8, 8, 8), (16, 16, 16), voxels.shape)
 
 
@@ -102,7 +102,7 @@ def test_every_damaged_byte_is_found():
 def test_chunks_of_another_size_are_refused(num_voxels):
     import google_crc32c
 
-    packed = imagecodecs.zstd_encode(bytes(num_voxels), 1)  # with its checksums right: made to deceive
+    packed = imagecodecs.zstd_encode(bytes(num_voxels), 1)  # its checksums are right, so only its size shows that it is wrong
     checked = packed + google_crc32c.value(packed).to_bytes(4, "little")
     index = np.array([0, len(checked)], "<u8").tobytes()
     data = checked + index + google_crc32c.value(index).to_bytes(4, "little")

@@ -1,4 +1,4 @@
-"""Crops: windows obey the rules, draws depend on seed and identity alone, labels are brought back to their size."""
+"""Windows of crops obey the rules, draws depend only on seed and identity, and labels are reduced to their maximum."""
 
 from collections import Counter
 
@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import chisquare
 
-from cem_assets.cytoimagenet.crops.channels import merge_image
+from cem_assets.cytoimagenet.channels import merge_image
 from cem_assets.cytoimagenet.crops.crops import WHOLE, CropParams, CropWindow, crop_windows, crops_per_image, cut, sample_back
-from cem_assets_tests.cytoimagenet.crops.test_channels import gray_by_definition, real_images
+from cem_assets_tests.cytoimagenet.test_channels import gray_by_definition, real_images
 
 PARAMS = CropParams()
 
 
 def quadrant_box(height, width, quadrant) -> tuple[int, int, int, int]:
-    """y and x bounds of a quadrant: halves are floors, the rest belongs to the bottom and the right."""
+    """Return the y and x bounds of a quadrant; halves are rounded down, and the rest belongs to the bottom and the right."""
     ys = (0, height // 2) if quadrant in (0, 1) else (height // 2, height)
     xs = (0, width // 2) if quadrant in (0, 2) else (width // 2, width)
     return *ys, *xs
@@ -77,7 +77,7 @@ def test_small_images_are_kept_whole_however_many_crops_are_asked_for(height, wi
 
 
 def test_the_draws_stay_what_they_are():
-    """A release must be reproducible: if a new NumPy draws otherwise, this says so."""
+    """A release must be reproducible; this test fails if a new NumPy draws other numbers."""
     found = [
         (w.quadrant, w.scaling, w.y_min, w.y_max, w.x_min, w.x_max)
         for w in crop_windows(1301, 2001, 4, "bbbc013-6", CropParams(seed=3))
@@ -91,7 +91,7 @@ def test_the_draws_stay_what_they_are():
 
 
 def test_draws_of_1000_images_are_uniform():
-    """600 x 600: scales 1/2 (one position), 1/4 (positions 0..150) and 1/8 (0..225)."""
+    """In 600 x 600 px, scale 1/2 has one position, 1/4 has positions 0..150, and 1/8 has positions 0..225."""
     all_windows = [crop_windows(600, 600, 4, f"image-{n}", PARAMS) for n in range(1000)]
     orders = Counter(windows[0].quadrant for windows in all_windows)
     second = Counter((windows[0].quadrant, windows[1].quadrant) for windows in all_windows)
@@ -103,7 +103,7 @@ def test_draws_of_1000_images_are_uniform():
     lefts = [window.x_min - 300 * (window.quadrant % 2) for window in quarter]
     for starts in (tops, lefts):
         assert min(starts) == 0 and max(starts) == 150
-    # Bins 0..30, ..., 120..150 would not be equal: 151 positions; weigh them.
+    # The 151 positions do not fill the bins 0..30, ..., 120..150 equally, so the bins are weighted.
     weights = np.histogram(np.arange(151), bins=5)[0] / 151
     draws = [
         (list(orders.values()), None),
@@ -162,7 +162,7 @@ def test_other_sizes_are_obeyed():
 
 
 def crops_of_a_label(seed=0) -> tuple[list[str], list[int]]:
-    """Images with one to four of the crops 0..3 left."""
+    """Make images of which one to four of the crops 0..3 are left."""
     generator = np.random.default_rng(seed)
     rows = [
         (f"image-{image}", int(number))
@@ -184,7 +184,7 @@ def kept_crops(identities, numbers, params) -> set[tuple[str, int]]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_crops_are_given_up_one_by_one_from_the_images_with_most(seed):
-    """Oracle: every crop given up was of an image with most crops left, and its highest number."""
+    """Check step by step that each dropped crop has the highest number of an image with the most crops left."""
     identities, numbers = crops_of_a_label(seed)
     kept = set(zip(identities, numbers, strict=True))
     for size in range(len(kept) - 1, 0, -1):

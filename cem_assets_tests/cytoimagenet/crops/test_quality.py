@@ -1,4 +1,4 @@
-"""Quality: every reason that pixels show, on real and on deliberately broken images, beside the definition."""
+"""Every fault that pixels show, on real and on deliberately broken images, compared with the definition."""
 
 import hashlib
 from collections import Counter
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from cem_assets.cytoimagenet.crops.channels import merge_channels, merge_image
+from cem_assets.cytoimagenet.channels import merge_channels, merge_image
 from cem_assets.cytoimagenet.crops.crops import CropParams, crop_windows, cut
 from cem_assets.cytoimagenet.crops.quality import EXPLAINED, DropReason, pixel_digest, pixel_fault
-from cem_assets_tests.cytoimagenet.crops.test_channels import real_images
+from cem_assets_tests.cytoimagenet.test_channels import real_images
 
 
 def fault_by_definition(raw_crop, crop) -> str | None:
@@ -33,7 +33,7 @@ def fault_by_definition(raw_crop, crop) -> str | None:
 
 
 def faults_of(image: np.ndarray, identity: str) -> list[DropReason | None]:
-    """Faults of four crops of a gray image, each beside the definition."""
+    """Return the faults of four crops of a gray image, and compare each with the definition."""
     found = []
     for window in crop_windows(*image.shape, 4, identity, CropParams()):
         raw, crop = image[window.slices], cut(image, window)
@@ -43,7 +43,7 @@ def faults_of(image: np.ndarray, identity: str) -> list[DropReason | None]:
 
 
 def levels(*shares: tuple[int, int]) -> np.ndarray:
-    """A crop of 100 x 100 with so many pixels of each level."""
+    """Make a crop of 100 x 100 px with given numbers of pixels of each level."""
     crop = np.repeat([level for level, _ in shares], [num for _, num in shares]).astype(np.uint8)
     return np.random.default_rng(0).permutation(crop).reshape(100, 100)
 
@@ -59,7 +59,7 @@ BROKEN = {
     "nearly all at 0 and 1": ([(0, 6_000), (1, 3_980), (255, 20)], DropReason.dark),
     "nearly all at 254 and 255": ([(0, 20), (254, 3_000), (255, 6_980)], DropReason.bright),
     "three levels, evenly": ([(0, 3_000), (100, 3_000), (255, 4_000)], None),
-    # Several faults: the first in order is given.
+    # If there are several faults, the first in order is returned.
     "two levels and dim": ([(0, 9_000), (255, 1_000)], DropReason.mask),
     "dim and dark": ([(0, 9_900), (1, 80), (255, 20)], DropReason.dim),
 }
@@ -91,7 +91,7 @@ def test_any_crop_is_judged_as_defined(raw, is_normalised):
 
 @pytest.mark.parametrize("mean_times_10000", [9_999, 10_000, 10_001, 2_539_999, 2_540_000, 2_540_001])
 def test_the_bounds_of_the_mean_belong_to_dark_and_bright(mean_times_10000):
-    """Crops of exactly this mean, which are neither masks nor dim."""
+    """Make crops with exactly this mean that are neither masks nor dim."""
     if mean_times_10000 < 20_000:
         crop = levels((0, 6_000), (1, 3_900), (2, 100))
         crop.flat[np.flatnonzero(crop == 2)[:30]] = 190
@@ -100,7 +100,7 @@ def test_the_bounds_of_the_mean_belong_to_dark_and_bright(mean_times_10000):
         crop = levels((255, 5_000), (254, 4_900), (253, 100))
         crop.flat[np.flatnonzero(crop == 253)[:30]] = 60
         reason = DropReason.bright
-    # Single levels are moved among the pixels that lie in the middle of their range, until the sum is right.
+    # Pixels in the middle of their range are changed by single levels until the sum is right.
     missing = mean_times_10000 - int(crop.sum())
     step = int(np.sign(missing))
     movable = np.flatnonzero(

@@ -1,4 +1,4 @@
-"""Crops of real and of broken images: windows, pixels and reasons as a slow recomputation from the original files has them."""
+"""Crops of real and of broken images: windows, pixels and reasons equal those of a slow computation from the original files."""
 
 import hashlib
 import io
@@ -15,20 +15,23 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cem_assets import environment
+from cem_assets import environment, errors
+from cem_assets.cytoimagenet import source_images
 from cem_assets.cytoimagenet.crops import images as cyto_images
 from cem_assets.cytoimagenet.crops import stage as cyto_crops
 from cem_assets.cytoimagenet.crops.crops import CropParams
 from cem_assets.cytoimagenet.crops.images import CropStageParams
+from cem_assets.cytoimagenet.crops.naming import splits
 from cem_assets.cytoimagenet.crops.quality import DropReason
 from cem_assets.cytoimagenet.crops.stage import make_crops
 from cem_assets.cytoimagenet.held_out.stage import fingerprint_test_images
-from cem_assets.cytoimagenet.releases.card import splits
+from cem_assets.cytoimagenet.source_images import planes_of
 from cem_assets.cytoimagenet.sources.stage import file_of, page_of
 from cem_assets.cytoimagenet.tables import CROPS_SCHEMA, read_frame
+from cem_assets.errors import DataError, Fault
 from cem_assets.execution.local import LocalEngine
+from cem_assets.formats.microscopy_images import MicroscopyImage
 from cem_assets.store.assets import CROPS, LABEL_TABLE, SOURCE_METADATA
-from cem_assets.store.commits import ContentFolder
 from cem_assets.store.manifests import committed_partitions, current_manifest, damaged_objects, require_manifest
 from cem_assets.store.store import Store, open_store
 from cem_assets_tests.cytoimagenet.example_sources import (
@@ -39,6 +42,7 @@ from cem_assets_tests.cytoimagenet.example_sources import (
     crop,
     dropped_of,
     images_of,
+    killed_after,
     label,
     plate,
     png,
@@ -56,15 +60,15 @@ organism = { value = "human" }
 """
 FEW = LABELS.model_copy(update={"min_images": 2})
 ONE_LABEL = LABELS.model_copy(update={"min_images": 5})
-"""Four images of a stain are no label then, and stay in that of their organism."""
+"""With these, four images of a stain make no label, and stay in the label of their organism."""
 WELLS = {"A01": "dmso", "A02": "dmso", "A03": "dmso"}
 
 
-# The slow recomputation, from the definitions alone
+# The slow computation, written from the definitions
 
 
 def original(data: bytes, name: str) -> tuple[list[np.ndarray], bool]:
-    """Decode a file with Pillow or, for .C01, by hand: planes, and whether they are a colour picture."""
+    """Decode a file with Pillow, or .C01 by hand, and return its planes and whether they are a colour image."""
     if name.lower().endswith(".c01"):
         plain = zlib.decompress(data[4:])
         width, height, bits = *struct.unpack("<ii", plain[4:12]), struct.unpack("<H", plain[14:16])[0]
@@ -103,7 +107,7 @@ def fault_of(raw: np.ndarray, crop_: np.ndarray) -> DropReason | None:
 
 
 def gray_of_row(store: Store, row: dict) -> np.ndarray:
-    """Read the files of a row from the inbox and merge them."""
+    """Read the files of a row from the inbox, and merge them."""
     planes: list[np.ndarray] = []
     is_colour = False
     for name in row["files"]:
@@ -138,7 +142,7 @@ def quadrant(record: dict, shape: tuple[int, int]) -> tuple[bool, bool]:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory, test_data: Path) -> Store:
-    """Real images of many kinds, all of the label "human", and its crops; to be read only."""
+    """A store with real images of many kinds, all with the label "human", and their crops. Tests must only read it."""
     store = open_store(str(tmp_path_factory.mktemp("real")))
     data = test_data / "fluorescence"
     examples = [
@@ -195,7 +199,7 @@ def test_every_crop_of_every_real_image_is_as_recomputed(real: Store):
 
 def test_real_images_of_every_kind_are_among_them(real: Store):
     names = {Path(row["files"][0]).name: len(row["files"]) for row in label_rows_of(real)}
-    # Pages, channels in files of their own, colour, 16 bits of the big end first, .C01
+    # There are pages, channels in separate files, colour, big-endian 16 bits, and .C01.
     for name in ("5channel.tif", "img3d.tif", "1832-48hours-gal-1.JPG", "NikonTIF.tif", "iamac01file.c01", "01_POS002_D.TIF"):
         assert name in names, name
     assert names["01_POS002_D.TIF"] == 3 and names["AS_09125_050116030001_D03f00d0.tif"] == 3
@@ -259,7 +263,7 @@ def test_two_workers_give_the_same_digest(real: Store, tmp_path):
 
 
 def levels(shares: dict[int, float], side: int = 120) -> np.ndarray:
-    """Draw an image with given shares of gray levels, scattered."""
+    """Draw an image with given shares of gray levels at random places."""
     counts = [round(share * side * side) for share in shares.values()]
     values = np.repeat(np.array(list(shares), np.uint8), counts)
     values = np.concatenate([values, np.full(side * side - len(values), next(iter(shares)), np.uint8)])
@@ -281,7 +285,7 @@ BROKEN = {
 
 
 def broken_store(store: Store, **sound: bytes) -> None:
-    """Put a source of broken images and some sound ones through to the label table."""
+    """Make a source of broken images and some good ones, and its label table."""
     files = {name: data for name, (data, _) in BROKEN.items()}
     whole = {f"sound {n}.png": png(cells((120, 120), 100 + n)) for n in range(6)}
     extra = {name.replace("_", "."): data for name, data in sound.items()}
@@ -291,7 +295,7 @@ def broken_store(store: Store, **sound: bytes) -> None:
 
 
 def reasons_of(store: Store, manifest) -> dict[str, str]:
-    """Read why files were left out, by name."""
+    """Return the reasons why files were left out, by name."""
     names = {row["idx"]: row["filename"] for row in label_rows_of(store)}
     return {names[idx]: reason for idx, reason in dropped_of(store, manifest)[["idx", "reason"]].itertuples(index=False)}
 
@@ -331,7 +335,7 @@ def test_every_reason_to_drop_an_image_is_given_by_a_broken_one(local_store: Sto
 
 
 def test_the_cause_of_an_unreadable_file_is_told_and_the_rest_goes_on(local_store: Store, test_data):
-    """Real files of every format, cut off in the middle."""
+    """Real files of every format that are cut off in the middle are unreadable."""
     data = test_data / "fluorescence"
     files = {
         "a.tif": data / "stardist/img2d.tif",
@@ -468,13 +472,13 @@ def test_a_page_that_is_not_there_is_told(local_store: Store):
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter:
-    read, names = cyto_images.read_microscopy_image, Counter()
+    read, names = source_images.read_microscopy_image, Counter()
 
     def counting(path: Path):
         names[path.name] += 1
         return read(path)
 
-    monkeypatch.setattr(cyto_images, "read_microscopy_image", counting)
+    monkeypatch.setattr(source_images, "read_microscopy_image", counting)
     return names
 
 
@@ -545,7 +549,7 @@ def test_large_labels_are_several_shards_with_the_same_rows(local_store: Store, 
 
 
 def test_an_image_has_the_same_crops_whatever_else_its_label_has(local_store: Store):
-    """Windows are drawn by identity: only images whose idx changes are cut anew."""
+    """Windows depend on identities, so only images whose idx changes get other crops."""
     plate(local_store, "own", WELLS, shape=(300, 300))
     take_in(local_store, "own")
     label(local_store)
@@ -562,6 +566,27 @@ def test_an_image_has_the_same_crops_whatever_else_its_label_has(local_store: St
     assert len(after) > len(before)
 
 
+def test_a_bug_of_ours_is_not_recorded_as_an_unreadable_image(local_store: Store, monkeypatch):
+    def merge(planes, is_colour):
+        raise ValueError("operands could not be broadcast together")
+
+    plate(local_store, "own", WELLS)
+    take_in(local_store, "own")
+    label(local_store)
+    monkeypatch.setattr(cyto_images, "merge_image", merge)
+    with pytest.raises(ValueError, match="operands") as found:
+        crop(local_store)
+    assert errors.fault_of(found.value) == Fault.bug and committed_partitions(local_store, CROPS) == []
+
+
+def test_pages_that_a_file_does_not_have_are_refused():
+    pages = {"a.tif": MicroscopyImage((np.zeros((2, 2)), np.ones((2, 2))), False, ())}
+    assert planes_of(["a.tif#2"], pages).planes[0].all()
+    for name in ("a.tif#0", "a.tif#3"):
+        with pytest.raises(DataError, match=f"{name}: the file has 2 page"):
+            planes_of([name], pages)
+
+
 @pytest.mark.parametrize("moment", range(3))
 def test_a_killed_run_leaves_nothing_visible_and_is_taken_up(local_store: Store, tmp_path, monkeypatch, moment):
     undisturbed = open_store(str(tmp_path / "undisturbed"))
@@ -569,20 +594,7 @@ def test_a_killed_run_leaves_nothing_visible_and_is_taken_up(local_store: Store,
         plate(store, "own", WELLS)
         take_in(store, "own")
         label(store)
-    write, create, calls = ContentFolder.write, Store.create, []
-
-    def dies(real):
-        def step(self, *args):
-            calls.append(args[0])
-            if len(calls) > moment:
-                raise KeyboardInterrupt
-            return real(self, *args)
-
-        return step
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(ContentFolder, "write", dies(write))
-        patched.setattr(Store, "create", dies(create))
+    with killed_after(moment, monkeypatch):
         crop(local_store)
     assert committed_partitions(local_store, CROPS) == []
     manifest = crop(local_store)["human"]

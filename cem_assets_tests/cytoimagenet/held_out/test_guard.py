@@ -1,4 +1,4 @@
-"""Test images are recognised by name and by content; their look-alikes are let through."""
+"""Test images are recognised by name and by content; images that only look like them are not held back."""
 
 import csv
 import gzip
@@ -29,6 +29,7 @@ from cem_assets.cytoimagenet.held_out.guard import (
     parse_rules,
     turned,
 )
+from cem_assets.errors import DataError
 from cem_assets.imaging.dhash import imagehash_dhash
 
 # By name
@@ -134,10 +135,14 @@ def test_wrong_rules_are_all_named():
     pattern = "x*"
     why = "because"
     """
-    with pytest.raises(ValueError, match=r"rule 1 \(a\).*rule 2: pattern, why missing.*rule 3 \(c\).*matches every text"):
+    with pytest.raises(DataError, match=r"rule 1 \(a\).*rule 2: pattern, why missing.*rule 3 \(c\).*matches every text"):
         parse_rules(text)
-    with pytest.raises(ValueError, match="nothing would be guarded"):
+    with pytest.raises(DataError, match="nothing would be guarded"):
         parse_rules("")
+    with pytest.raises(DataError, match="are not valid TOML"):
+        parse_rules("[[rule]")
+    with pytest.raises(DataError, match=r"expected a list of tables, each headed \[\[rule\]\]"):
+        parse_rules("rule = ['bbbc021']")
 
 
 # By content
@@ -166,7 +171,7 @@ def resized(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def read_gray(path: Path) -> dict[str, np.ndarray]:
-    """Read a picture of any kind; planes of a stack one by one."""
+    """Read a picture of any kind, and return the planes of a stack one by one."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         with Image.open(path) as picture:
             return {"": np.asarray(picture if picture.mode.startswith("I") else picture.convert("L"))}
@@ -178,7 +183,7 @@ def read_gray(path: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def pictures(test_data) -> dict[str, np.ndarray]:
-    """Real pictures in their own bit depth. One test image of CellProfiler is noise around 235 and left out."""
+    """Return real pictures in their own bit depth. One image of CellProfiler is left out, because it is noise around 235."""
     folder = test_data / "fluorescence"
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -196,7 +201,7 @@ def index(pictures) -> FingerprintIndex:
 
 
 def scene(name: str) -> str:
-    """Which pictures show the same place: stains of a field, frames of a film, planes of a stack."""
+    """Tell which pictures show the same place: stains of a field, frames of a film, planes of a stack."""
     if "TrackObjects" in name or "img3d" in name or "ExampleFly" in name or "ExampleHuman" in name:
         return re.sub(r"_000\d\.tif|#\d|_[DFR]\.TIF|d\d\.tif", "", name)
     return re.sub(r"Channel ?[12]|_w[12]_.*", "", name)
@@ -238,14 +243,14 @@ def test_unrelated_real_images_are_no_copies_by_a_margin(pictures, index):
     closest = 0.0
     for asked in np.unique(scenes):
         others = scenes != asked
-        rest = FingerprintIndex.from_arrays(
+        rest = FingerprintIndex(
             [n for n, other in zip(names, others, strict=True) if other], *(a[others] for a in (hashes, thumbnails))
         )
         own = [each for each, other in zip(prints, others, strict=True) if not other]
         assert rest.find_all(own) == [None] * len(own)
         near = rest.find_all(own, GuardParams(max_distance=64, min_correlation=0.01, min_detail=-1))
         closest = max([closest, *(match.correlation for match in near if match)])
-    assert 0.68 < closest < 0.69  # the figure the module's docstring gives
+    assert 0.68 < closest < 0.69  # the module's docstring gives this figure
 
 
 def test_neighbouring_wells_and_other_stains_are_no_copies(pictures, index):
@@ -277,7 +282,7 @@ def test_any_orientation_and_linear_change_of_contrast_is_found(seed, orientatio
 
 
 def by_definition(index: FingerprintIndex, image: np.ndarray, params: GuardParams) -> tuple | None:
-    """The slow oracle: every stored hash, every correlation, one by one."""
+    """Compare with every stored hash and compute every correlation one by one, which is slow."""
     names, hashes, thumbnails = index.to_arrays()
     asked = fingerprint(image)
     found = []
@@ -360,7 +365,7 @@ def test_an_index_survives_its_arrays():
     index = FingerprintIndex.from_images((f"{n}", blobs(n)) for n in range(5))
     names, hashes, thumbnails = index.to_arrays()
     assert (hashes.dtype, hashes.shape, thumbnails.dtype, thumbnails.shape) == (np.uint64, (5, 8), np.uint8, (5, 32, 32))
-    again = FingerprintIndex.from_arrays(names, hashes, thumbnails)
+    again = FingerprintIndex(names, hashes, thumbnails)
     asked = turned(blobs(4), 3)
     assert len(again) == 5 and again.find(asked) == index.find(asked) and again.find(asked) is not None
 
@@ -374,7 +379,7 @@ def test_arrays_that_are_no_index_are_refused_with_all_reasons():
     with pytest.raises(
         ValueError, match=r"dhashes is int64 \(2, 8\), expected uint64 \(2, 8\); thumbnails is uint8 \(1, 32, 32\)"
     ):
-        FingerprintIndex.from_arrays(["a", "b"], np.zeros((2, 8), np.int64), np.zeros((1, 32, 32), np.uint8))
+        FingerprintIndex(["a", "b"], np.zeros((2, 8), np.int64), np.zeros((1, 32, 32), np.uint8))
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint16), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4), np.uint8)])

@@ -1,4 +1,4 @@
-"""Benchmark images never become training images: recognised by their files and by what they show, however they were copied."""
+"""Benchmark images never become training images: their files and their content are recognised, however they were copied."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cem_assets.cytoimagenet.crops.channels import merge_channels
+from cem_assets.cytoimagenet.channels import merge_channels
 from cem_assets.cytoimagenet.crops.images import CropStageParams
 from cem_assets.cytoimagenet.crops.stage import make_crops
 from cem_assets.cytoimagenet.held_out import stage as cyto_test_images
@@ -59,7 +59,7 @@ COPIES = {
 
 
 def real_pictures(data: Path) -> dict[str, np.ndarray]:
-    """Read ten real pictures, each to gray of 8 bits."""
+    """Read ten real pictures and convert each to gray of 8 bits."""
     folder = data / "fluorescence"
     paths = [
         *sorted((folder / "bbbc013_sbs").glob("Channel2-*.tif")),
@@ -74,7 +74,7 @@ def suffix_of(data: bytes) -> str:
 
 
 def test_copies_of_real_test_images_are_kept_out_and_others_stay(local_store: Store, test_data):
-    """One picture is the benchmark's; its copies are planted among all the others."""
+    """One picture belongs to the benchmark, and its copies are among all other pictures."""
     pictures = real_pictures(test_data)
     names = sorted(pictures)
     assert len(names) > 10
@@ -104,7 +104,7 @@ def test_copies_of_real_test_images_are_kept_out_and_others_stay(local_store: St
 
 
 def test_one_channel_of_a_test_image_is_recognised_in_a_merged_one_and_the_reverse(local_store: Store):
-    """Benchmarks come merged or channel by channel; so do copies."""
+    """Benchmarks are published merged or channel by channel, and copies are too."""
     plate(local_store, "benchmark", {"A01": "dmso"}, sites=2, channels=2, role="test")
     first, second = (cells((150, 160), 110 + channel) for channel in (1, 2))  # as `plate` draws them
     files = {
@@ -130,7 +130,7 @@ def test_one_channel_of_a_test_image_is_recognised_in_a_merged_one_and_the_rever
 
 
 def test_a_single_file_of_a_test_image_keeps_its_whole_field_out(local_store: Store):
-    """Exactly the same file, though what is merged looks like nothing of the benchmark."""
+    """The file is exactly the same, but the merged image looks like nothing in the benchmark."""
     plate(local_store, "benchmark", {"A01": "dmso"}, sites=1, role="test")
     planted = {"images/B01_s1_w2.png": local_store.read("inbox/benchmark/images/A01_s1_w1.png")}
     plate(local_store, "own", {"B01": "dmso", "B02": "dmso"}, channels=2, seed=3, more=planted)
@@ -150,7 +150,7 @@ def test_crops_are_stale_when_a_test_source_is_added_and_then_clean(local_store:
     before = crop(local_store, FEW)["human"]
     assert before.counts["images"] == 16 and TEST_IMAGES not in before.inputs.upstream
     make_cyto_release(local_store)
-    plate(local_store, "benchmark", {"A01": "dmso"}, role="test")  # the very same pictures of A01
+    plate(local_store, "benchmark", {"A01": "dmso"}, role="test")  # the same pictures of A01
     take_in(local_store, "benchmark")
     label(local_store)
     tests = fingerprint_test_images(local_store).manifest
@@ -213,7 +213,7 @@ def test_two_workers_give_the_same_fingerprints(tmp_path):
 
 
 def test_tables_of_benchmarks_put_no_image_of_theirs_into_a_release(local_store: Store):
-    """A source with role "test", one called like a benchmark, and its plates; and no release before all is fingerprinted."""
+    """Sources with role "test" or a benchmark's name are left out, and nothing is released before all are fingerprinted."""
     wells = {"A01": "dmso", "A02": "dmso"}
     plate(local_store, "own", wells)
     plate(local_store, "bbbc021", wells, seed=1)
@@ -225,7 +225,7 @@ def test_tables_of_benchmarks_put_no_image_of_theirs_into_a_release(local_store:
     take_in(local_store, "own", "bbbc021", "held_out", "mixed")
     label(local_store)
     crop(local_store)
-    with pytest.raises(ValueError, match="a test set was taken in or changed .*; materialize cytoimagenet/test_images"):
+    with pytest.raises(ValueError, match="a test set was added or changed .*; materialize cytoimagenet/test_images"):
         make_cyto_release(local_store)
     fingerprint_test_images(local_store)
     crop(local_store)
@@ -235,7 +235,7 @@ def test_tables_of_benchmarks_put_no_image_of_theirs_into_a_release(local_store:
 
 
 def test_crops_made_by_an_older_list_of_test_sets_are_refused(local_store: Store, monkeypatch):
-    """A release looks at the names once more."""
+    """A release checks the names once more."""
     from cem_assets.cytoimagenet.held_out.guard import GuardRule
     from cem_assets.cytoimagenet.releases import stage as cyto_releases
 

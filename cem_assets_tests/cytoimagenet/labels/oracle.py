@@ -1,7 +1,4 @@
-"""Weak label assignment written from the definition, one row at a time: slow, and as plain as can be.
-
-Also the definition-level version that `make bench` measures ours against.
-"""
+"""Weak label assignment written from the definition, one row at a time: slow, and as simple as possible."""
 
 import hashlib
 from collections import defaultdict

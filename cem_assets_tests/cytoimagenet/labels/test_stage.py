@@ -1,4 +1,4 @@
-"""The label table over several sources: by the rules, without benchmarks and repeated files, whatever the order of work."""
+"""The label table over several sources obeys the rules and has no benchmarks or repeated files, whatever the order of work."""
 
 import hashlib
 from pathlib import Path
@@ -58,7 +58,7 @@ def put_real_tables(store: Store, data: Path) -> None:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory, test_data: Path) -> Store:
-    """Real tables of four screens and of the reference, and their label table; to be read only."""
+    """A store with real tables of four screens and of the reference, and their label table. Tests must only read it."""
     store = open_store(str(tmp_path_factory.mktemp("real")))
     put_real_tables(store, test_data)
     take_in(store, *SOURCES)
@@ -190,7 +190,7 @@ def test_images_of_test_sets_are_recognised_by_every_name_they_have(local_store:
     names = ("plain", "benchmark", "titled", "linked", "idr0035", "mixed", "treated")
     files = {f"{folder}/B0{n}.png": png(cells((40, 40), n)) for folder in ("Week1_22123", "ours") for n in range(4)}
     put_source(local_store, "mixed", {**files, "ours/COOS-7_x.png": png(cells((40, 40), 9))}, EVERY_IMAGE)
-    plate(local_store, "treated", dict.fromkeys(wells, "coos7"), seed=6)  # a compound may be called like a test set
+    plate(local_store, "treated", dict.fromkeys(wells, "coos7"), seed=6)  # a compound may have the name of a test set
     take_in(local_store, *names)
     label(local_store)
     excluded = excluded_of(local_store)
@@ -220,7 +220,7 @@ def test_images_without_files_count_only_where_wanted(local_store: Store):
 
 
 def test_one_row_of_those_with_the_same_files_is_kept(local_store: Store):
-    """Two archives hold one image; pages of one file are images of their own."""
+    """Two archives may have the same image; pages of one file are different images."""
     wells = {"A01": "dmso", "A02": "dmso", "A03": "taxol", "A04": "taxol"}
     plate(local_store, "first", wells)
     plate(local_store, "mirror", wells, more={"images/A02_s1_w1.png": png(cells((150, 160), 7777))})
@@ -249,7 +249,7 @@ def test_a_small_table_is_that_of_the_slow_assignment_after_exclusion(local_stor
     chosen = chosen_of(local_store)
     assert {str(n): (g["category"].iloc[0], set(g["idx"])) for n, g in chosen.groupby("label")} == expected
     assert set(entries) == set(expected)
-    # "one" and "again" hold the same files: of each pair the first by idx stays.
+    # "one" and "again" have the same files; of each pair the first by idx stays.
     assert set(rows["source"]) == {"again", "two"}
 
 
@@ -280,7 +280,7 @@ def test_nothing_is_done_twice_and_a_new_source_is_a_new_table(local_store: Stor
 
 
 def test_labels_that_do_not_change_keep_their_digest_when_sources_come(local_store: Store):
-    """Else adding a source would mean to cut every crop again."""
+    """Otherwise every crop would have to be cut again when a source is added."""
     plate(local_store, "one", WELLS)
     take_in(local_store, "one")
     before = label(local_store)
@@ -302,7 +302,7 @@ def test_nothing_to_label_is_told(local_store: Store):
     plate(local_store, "own", {"A01": "dmso", "A02": "taxol"})
     take_in(local_store, "own")
     with pytest.raises(
-        ValueError, match=r"no label has 287 images among 4 rows of 1 source\(s\); .* Take in more sources, or lower min_images"
+        ValueError, match=r"no label has 287 images among 4 rows of 1 source\(s\); .* Add more sources, or lower min_images"
     ):
         make_label_table(local_store)
     assert current_manifest(local_store, LABEL_TABLE) is None

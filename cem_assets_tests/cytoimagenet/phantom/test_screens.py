@@ -1,4 +1,4 @@
-"""The fluorescence phantom: seeded, told by its tables, and with classes that differ."""
+"""The fluorescence phantom depends only on its seed, its tables describe it, and its classes differ."""
 
 import csv
 import io
@@ -84,7 +84,7 @@ def test_sizes_channels_and_bits(drawn, name, channels, shape, dtype):
         for image in images.values():
             assert image.shape == shape == field.shape_px and image.dtype == dtype == np.dtype(field.dtype)
             assert image.max() <= 4095
-    # Real 12-bit data do not look like 8-bit ones: they use most of the range, in steps of one.
+    # Real 12-bit data differ from 8-bit data: they use most of the range in steps of one.
     if dtype == np.uint16:
         values = np.unique(np.concatenate([images["dna"].ravel() for field, images in drawn[name] if not field.fault]))
         assert values.max() > 2000 and len(values) > 1500
@@ -155,7 +155,7 @@ def test_each_source_has_one_field_that_is_out_of_order(drawn):
 
 
 def statistics(images: dict[str, np.ndarray]) -> list[float]:
-    """Number and size of nuclei, their solidity and brightness, and the mean of every channel."""
+    """Measure number, size, solidity and brightness of nuclei, and the mean of every channel."""
     dna = ndimage.gaussian_filter(images["dna"].astype(np.float64), 1)
     top = np.percentile(dna, 1) + 0.25 * (np.percentile(dna, 99.7) - np.percentile(dna, 1))
     labels, num = ndimage.label(dna > top)
@@ -176,7 +176,7 @@ def test_classes_are_told_apart_by_simple_statistics(drawn, name, key, least):
     labels, values = np.array([label for label, _ in pairs]), np.array([value for _, value in pairs])
     values = (values - values.mean(axis=0)) / values.std(axis=0)
     num_right = 0
-    for row, label in enumerate(labels):  # nearest mean, without the field itself
+    for row, label in enumerate(labels):  # the nearest mean, computed without the field itself
         others = np.arange(len(labels)) != row
         means = {each: values[others & (labels == each)].mean(axis=0) for each in np.unique(labels)}
         num_right += min(means, key=lambda each: float(np.linalg.norm(values[row] - means[each]))) == label

@@ -1,4 +1,4 @@
-"""Releases of CytoImageNet: numbered, complete, unchangeable, read by others' tools; and their export as folders of PNG."""
+"""Releases of CytoImageNet are numbered and complete, never change, and are read by other tools; export writes PNG files."""
 
 import io
 import json
@@ -14,12 +14,12 @@ from cem_assets.cli.demo.cytoimagenet import write_phantom_source
 from cem_assets.cytoimagenet.checks import cyto_release_is_complete
 from cem_assets.cytoimagenet.columns import RELEASE_COLUMNS
 from cem_assets.cytoimagenet.crops.images import CropStageParams
+from cem_assets.cytoimagenet.crops.naming import image_name, label_folder, splits
 from cem_assets.cytoimagenet.crops.stage import make_crops
 from cem_assets.cytoimagenet.labels.stage import LabelTableParams, label_entries
 from cem_assets.cytoimagenet.phantom.screens import phantom_sources
 from cem_assets.cytoimagenet.releases import export as cyto_export
 from cem_assets.cytoimagenet.releases import stage as cyto_releases
-from cem_assets.cytoimagenet.releases.card import image_name, label_folder, splits
 from cem_assets.cytoimagenet.releases.export import export_cytoimagenet
 from cem_assets.cytoimagenet.releases.stage import (
     CARD,
@@ -35,18 +35,17 @@ from cem_assets.cytoimagenet.sources.inbox import register_source
 from cem_assets.cytoimagenet.tables import read_frame
 from cem_assets.operations.maintenance import sweep
 from cem_assets.store.assets import CROPS, CYTO_RELEASES, LABEL_TABLE, SOURCE_METADATA, TEST_IMAGES
-from cem_assets.store.commits import ContentFolder
 from cem_assets.store.manifests import Manifest, committed_partitions, damaged_objects, require_manifest
-from cem_assets.store.store import Store, open_store
+from cem_assets.store.store import Store
 from cem_assets_tests.cytoimagenet.example_sources import (
     CROPPING,
     PLATE,
     WELLS,
     chain,
-    copy_of,
     crop,
     crops_of,
     images_of,
+    killed_after,
     label,
     plate,
     png,
@@ -55,19 +54,6 @@ from cem_assets_tests.cytoimagenet.example_sources import (
     tiff,
 )
 from cem_assets_tests.datasets import cells
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store with one release; to be copied, or read only."""
-    store = open_store(str(tmp_path_factory.mktemp("done")))
-    chain(store)
-    return store
-
-
-@pytest.fixture
-def released(done: Store, local_store: Store) -> Store:
-    return copy_of(done, local_store)
 
 
 def listing_of(store: Store, manifest: Manifest) -> dict:
@@ -177,48 +163,48 @@ def test_pictures_lie_beside_it(done: Store):
 # Versions
 
 
-def test_releases_are_numbered_and_never_change(released: Store):
-    first = require_cyto_release(released)
-    before = {item.key: released.read(item.key) for item in released.walk(first.folder)}
-    shards = {key: released.sha256(key) for key in shards_of(released, first)}
-    assert not is_cyto_release_due(released)
-    again = make_cyto_release(released)
+def test_releases_are_numbered_and_never_change(settled: Store):
+    first = require_cyto_release(settled)
+    before = {item.key: settled.read(item.key) for item in settled.walk(first.folder)}
+    shards = {key: settled.sha256(key) for key in shards_of(settled, first)}
+    assert not is_cyto_release_due(settled)
+    again = make_cyto_release(settled)
     assert not again.is_new and again.manifest.digest == first.digest
-    plate(released, "three", {"A01": "dmso", "A02": "dmso"}, seed=2)
-    take_in(released, "three")
-    label(released)
-    crop(released)
-    assert is_cyto_release_due(released)
-    second = make_cyto_release(released)
+    plate(settled, "three", {"A01": "dmso", "A02": "dmso"}, seed=2)
+    take_in(settled, "three")
+    label(settled)
+    crop(settled)
+    assert is_cyto_release_due(settled)
+    second = make_cyto_release(settled)
     assert second.is_new and second.manifest.inputs.partition == "v2" and second.manifest.number == 1
-    assert [release.inputs.partition for release in list_cyto_releases(released)] == ["v1", "v2"]
-    assert {item.key: released.read(item.key) for item in released.walk(first.folder)} == before
-    assert sweep(released, min_age_hours=0).folders, "the label table and metadata of before"
-    assert {key: released.sha256(key) for key in shards} == shards, "what a release names is never swept"
-    assert require_cyto_release(released).digest == second.manifest.digest
-    assert require_cyto_release(released, "v1").digest == first.digest
+    assert [release.inputs.partition for release in list_cyto_releases(settled)] == ["v1", "v2"]
+    assert {item.key: settled.read(item.key) for item in settled.walk(first.folder)} == before
+    assert sweep(settled, min_age_hours=0).folders, "the label table and metadata of before"
+    assert {key: settled.sha256(key) for key in shards} == shards, "what a release names is never swept"
+    assert require_cyto_release(settled).digest == second.manifest.digest
+    assert require_cyto_release(settled, "v1").digest == first.digest
 
 
-def test_a_chosen_name_is_taken_once(released: Store):
-    manifest = make_cyto_release(released, "cyto-2026.1").manifest
+def test_a_chosen_name_is_taken_once(settled: Store):
+    manifest = make_cyto_release(settled, "cyto-2026.1").manifest
     assert manifest.inputs.partition == "cyto-2026.1" and manifest.details["sequence"] == 2
-    assert not make_cyto_release(released, "cyto-2026.1").is_new
-    plate(released, "three", {"A01": "dmso", "A02": "dmso"}, seed=2)
-    take_in(released, "three")
-    label(released)
-    crop(released)
+    assert not make_cyto_release(settled, "cyto-2026.1").is_new
+    plate(settled, "three", {"A01": "dmso", "A02": "dmso"}, seed=2)
+    take_in(settled, "three")
+    label(settled)
+    crop(settled)
     with pytest.raises(FileExistsError, match="release 'cyto-2026.1' exists with other contents, and releases never change"):
-        make_cyto_release(released, "cyto-2026.1")
+        make_cyto_release(settled, "cyto-2026.1")
     with pytest.raises(ValueError, match="release version 'A B' is not allowed"):
-        make_cyto_release(released, "A B")
+        make_cyto_release(settled, "A B")
 
 
-def test_a_version_taken_by_another_run_meanwhile_is_passed_over(released: Store, monkeypatch):
+def test_a_version_taken_by_another_run_meanwhile_is_passed_over(settled: Store, monkeypatch):
     real = cyto_releases._commit
-    plate(released, "three", {"A01": "dmso", "A02": "dmso"}, seed=2)
-    take_in(released, "three")
-    label(released)
-    crop(released)
+    plate(settled, "three", {"A01": "dmso", "A02": "dmso"}, seed=2)
+    take_in(settled, "three")
+    label(settled)
+    crop(settled)
 
     def race(store, version, found, *rest):
         monkeypatch.setattr(cyto_releases, "_commit", real)
@@ -229,12 +215,12 @@ def test_a_version_taken_by_another_run_meanwhile_is_passed_over(released: Store
         return real(store, version, found, *rest)
 
     monkeypatch.setattr(cyto_releases, "_commit", race)
-    mine = make_cyto_release(released).manifest
-    assert mine.inputs.partition == "v3" and [m.details["sequence"] for m in list_cyto_releases(released)] == [1, 2, 3]
+    mine = make_cyto_release(settled).manifest
+    assert mine.inputs.partition == "v3" and [m.details["sequence"] for m in list_cyto_releases(settled)] == [1, 2, 3]
 
 
-def test_two_runs_of_the_same_contents_make_one_release(released: Store, monkeypatch):
-    released.delete([item.key for item in released.walk(CYTO_RELEASES)])
+def test_two_runs_of_the_same_contents_make_one_release(settled: Store, monkeypatch):
+    settled.delete([item.key for item in settled.walk(CYTO_RELEASES)])
     real = cyto_releases._commit
 
     def race(*arguments):
@@ -242,36 +228,36 @@ def test_two_runs_of_the_same_contents_make_one_release(released: Store, monkeyp
         return real(*arguments)
 
     monkeypatch.setattr(cyto_releases, "_commit", race)
-    result = make_cyto_release(released)
-    assert not result.is_new and result.manifest.inputs.partition == "v1" and len(list_cyto_releases(released)) == 1
+    result = make_cyto_release(settled)
+    assert not result.is_new and result.manifest.inputs.partition == "v1" and len(list_cyto_releases(settled)) == 1
 
 
-def test_labels_whose_crops_are_missing_or_stale_wait(released: Store):
-    before = label(released)
-    plate(released, "three", {f"A{n:02d}": "colchicine" for n in range(1, 4)}, seed=4)
-    plate(released, "four", {"A01": "dmso", "A02": "dmso"}, seed=5)
-    take_in(released, "three", "four")
-    entries = label(released)
+def test_labels_whose_crops_are_missing_or_stale_wait(settled: Store):
+    before = label(settled)
+    plate(settled, "three", {f"A{n:02d}": "colchicine" for n in range(1, 4)}, seed=4)
+    plate(settled, "four", {"A01": "dmso", "A02": "dmso"}, seed=5)
+    take_in(settled, "three", "four")
+    entries = label(settled)
     changed = [entry for name, entry in entries.items() if name not in before or before[name].digest != entry.digest]
     assert 1 < len(changed) < len(entries) and "colchicine" not in before
     done_now = entries["colchicine"]
-    make_crops(released, done_now.key, CROPPING)
-    manifest = make_cyto_release(released).manifest
+    make_crops(settled, done_now.key, CROPPING)
+    manifest = make_cyto_release(settled).manifest
     waiting = {entry.label for entry in changed} - {done_now.label}
     assert manifest.counts["labels_waiting"] == len(waiting)
-    assert set(metadata_of(released, manifest)["label"]) == set(entries) - waiting
+    assert set(metadata_of(settled, manifest)["label"]) == set(entries) - waiting
     told = f"- {len(waiting)} label(s) of the label table had no crops yet"
-    assert told in released.read(f"{manifest.folder}/{CARD}").decode()
-    crop(released)
-    whole = make_cyto_release(released).manifest
-    assert whole.counts["labels_waiting"] == 0 and set(metadata_of(released, whole)["label"]) == set(entries)
+    assert told in settled.read(f"{manifest.folder}/{CARD}").decode()
+    crop(settled)
+    whole = make_cyto_release(settled).manifest
+    assert whole.counts["labels_waiting"] == 0 and set(metadata_of(settled, whole)["label"]) == set(entries)
 
 
-def test_empty_labels_are_left_out(released: Store):
-    entries = label(released)
-    make_crops(released, entries["dmso"].key, CropStageParams(min_images=1000))
-    manifest = make_cyto_release(released).manifest
-    assert set(metadata_of(released, manifest)["label"]) == set(entries) - {"dmso"}
+def test_empty_labels_are_left_out(settled: Store):
+    entries = label(settled)
+    make_crops(settled, entries["dmso"].key, CropStageParams(min_images=1000))
+    manifest = make_cyto_release(settled).manifest
+    assert set(metadata_of(settled, manifest)["label"]) == set(entries) - {"dmso"}
     assert manifest.counts["labels"] == len(entries) - 1 and manifest.counts["labels_waiting"] == 0
 
 
@@ -289,33 +275,20 @@ def test_nothing_to_release_is_told(local_store: Store):
 
 
 @pytest.mark.parametrize("moment", [0, 3, 6])
-def test_a_killed_run_leaves_no_release(released: Store, monkeypatch, moment):
-    expected = require_cyto_release(released).digest
-    released.delete([item.key for item in released.walk(CYTO_RELEASES)])
-    write, create, calls = ContentFolder.write, Store.create, []
-
-    def dies(real):
-        def step(self, *args):
-            calls.append(args[0])
-            if len(calls) > moment:
-                raise KeyboardInterrupt
-            return real(self, *args)
-
-        return step
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(ContentFolder, "write", dies(write))
-        patched.setattr(Store, "create", dies(create))
-        make_cyto_release(released)
-    assert list_cyto_releases(released) == [] and is_cyto_release_due(released)
-    assert make_cyto_release(released).manifest.digest == expected
+def test_a_killed_run_leaves_no_release(settled: Store, monkeypatch, moment):
+    expected = require_cyto_release(settled).digest
+    settled.delete([item.key for item in settled.walk(CYTO_RELEASES)])
+    with killed_after(moment, monkeypatch):
+        make_cyto_release(settled)
+    assert list_cyto_releases(settled) == [] and is_cyto_release_due(settled)
+    assert make_cyto_release(settled).manifest.digest == expected
 
 
 # Exact copies
 
 
 def with_copies(store: Store, num_copies: int, num_own: int, least: int = 4) -> None:
-    """Make two labels; the second has files whose pixels are those of the first's."""
+    """Make two labels; files of the second one have the same pixels as files of the first one."""
     first = {f"images/A{n:02d}_s1_w1.png": png(cells((120, 120), n)) for n in range(1, 9)}
     table = "Well,Cell,Drug\n" + "".join(f"A{n:02d},u2os,first\n" for n in range(1, 9))
     put_source(store, "first", {"wells.csv": table.encode(), **first}, PLATE)
@@ -382,7 +355,7 @@ def test_adding_data_never_moves_an_image_between_training_and_validation(local_
     label(local_store)
     crop(local_store, params)
     before = metadata_of(local_store, make_cyto_release(local_store).manifest)
-    # Wells between and before those there are, which moves every idx; another label, which takes images; another source.
+    # New wells before and between the others change every idx, a new label takes images, and there is a new source.
     more = {f"{row}{column:02d}": "taxol" if row == "C" else "dmso" for row in "ABCDE" for column in range(1, 10)}
     plate(local_store, "one", {**more, **wells}, shape=(40, 40))
     plate(local_store, "a_first", {"A01": "dmso", "A02": "dmso"}, seed=1, shape=(40, 40))
@@ -434,20 +407,20 @@ def test_hostile_text_of_a_source_stays_text(local_store: Store):
     assert card.startswith("---\n") and card.count("\n---\n") == 1
 
 
-def test_a_corrected_citation_is_in_the_next_release_without_cutting_again(released: Store):
-    before = crop(released)
-    text = released.read("inbox/two/source.toml").replace(b"Others 2025", b"Others et al., J. Cells 2025")
-    released.put("inbox/two/source.toml", text)
-    take_in(released, "two")
-    label(released)
-    assert {name: found.digest for name, found in crop(released).items()} == {
+def test_a_corrected_citation_is_in_the_next_release_without_cutting_again(settled: Store):
+    before = crop(settled)
+    text = settled.read("inbox/two/source.toml").replace(b"Others 2025", b"Others et al., J. Cells 2025")
+    settled.put("inbox/two/source.toml", text)
+    take_in(settled, "two")
+    label(settled)
+    assert {name: found.digest for name, found in crop(settled).items()} == {
         name: found.digest for name, found in before.items()
     }
-    assert is_cyto_release_due(released)
-    manifest = make_cyto_release(released).manifest
+    assert is_cyto_release_due(settled)
+    manifest = make_cyto_release(settled).manifest
     assert manifest.inputs.partition == "v2"
-    assert "Others et al., J. Cells 2025" in released.read(f"{manifest.folder}/{CARD}").decode()
-    assert not is_cyto_release_due(released)
+    assert "Others et al., J. Cells 2025" in settled.read(f"{manifest.folder}/{CARD}").decode()
+    assert not is_cyto_release_due(settled)
 
 
 # Export
@@ -509,25 +482,25 @@ def test_an_export_that_was_stopped_goes_on_where_it_was(done: Store, tmp_path, 
     assert oct(images[0].stat().st_mode)[-3:] == "644"
 
 
-def test_a_folder_that_holds_something_else_is_refused(released: Store, tmp_path):
+def test_a_folder_that_holds_something_else_is_refused(settled: Store, tmp_path):
     folder = tmp_path / "out"
-    export_cytoimagenet(released, folder)
-    plate(released, "three", {"A01": "dmso", "A02": "dmso"}, seed=2)
-    take_in(released, "three")
-    label(released)
-    crop(released)
-    make_cyto_release(released)
+    export_cytoimagenet(settled, folder)
+    plate(settled, "three", {"A01": "dmso", "A02": "dmso"}, seed=2)
+    take_in(settled, "three")
+    label(settled)
+    crop(settled)
+    make_cyto_release(settled)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with pytest.raises(FileExistsError, match=r"holds another release \(.*v1.*\); export to an empty folder"):
-        export_cytoimagenet(released, folder)
+        export_cytoimagenet(settled, folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    export_cytoimagenet(released, folder, "v1")
+    export_cytoimagenet(settled, folder, "v1")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
     with pytest.raises(FileExistsError, match="is not empty; export to a new folder"):
-        export_cytoimagenet(released, tmp_path / "full")
+        export_cytoimagenet(settled, tmp_path / "full")
     with pytest.raises(FileNotFoundError, match="partition 'v9' has nothing committed"):
-        export_cytoimagenet(released, tmp_path / "new", "v9")
+        export_cytoimagenet(settled, tmp_path / "new", "v9")
     assert not (tmp_path / "new").exists()
 
 
@@ -579,7 +552,7 @@ def test_folders_of_labels_are_plain_names(name):
     [("/c/..", "a.png"), ("/c/", "a.png"), ("/c/.", "a.png"), ("/c/dmso", "../a.png"), ("/c/dmso", ""), ("/c/dmso", "..")],
 )
 def test_a_release_that_was_tampered_with_writes_nothing_outside(tmp_path, path, filename):
-    with pytest.raises(ValueError, match="which is no plain name. It was tampered with"):
+    with pytest.raises(ValueError, match="which is not a plain name. The release was altered"):
         cyto_export._place(tmp_path, path, filename)
 
 
@@ -587,7 +560,7 @@ def test_a_release_that_was_tampered_with_writes_nothing_outside(tmp_path, path,
 
 
 def test_the_phantom_goes_through_the_whole_chain(local_store: Store, tmp_path):
-    """Three tables' shapes, joined, with pages and channels, one black, one saturated and one uniform field."""
+    """The phantom has three kinds of tables, joins, pages and channels, and a black, a saturated and a uniform field."""
     (source,) = [source for source in phantom_sources(7) if source.name == "phantom_lineup"]
     write_phantom_source(source, tmp_path / source.name)
     register_source(local_store, tmp_path / source.name)

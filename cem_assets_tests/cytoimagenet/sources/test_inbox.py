@@ -1,4 +1,4 @@
-"""Microscopy sources in the inbox: descriptions, shipped recipes, digests, and tables read as the recipe says."""
+"""Microscopy sources in the inbox: descriptions, shipped recipes, digests, and the tables that a recipe names."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,7 @@ from cem_assets.cytoimagenet.sources.inbox import (
     register_source,
 )
 from cem_assets.cytoimagenet.sources.recipe import MAX_TOML_BYTES
+from cem_assets.errors import DataError, Fault, fault_of
 from cem_assets.inbox.datasets import arrival_of
 from cem_assets.store.store import Store
 from cem_assets_tests.cytoimagenet.example_sources import PLATE, facts_of, plate, put_source
@@ -70,19 +71,20 @@ def test_what_the_catalogue_knows_may_be_written_over():
         (facts_of("../up") + PLATE, "name: String should match"),
         (facts_of("a" * 65) + PLATE, "name: String should match"),
         (facts_of("own", role="benchmark") + PLATE, "role: Input should be 'training' or 'test'"),
-        (HEAD + 'recipe = "idr9999"\n', "recipe = 'idr9999'; expected one of bbbc005, .*idr0036.* Or write its sections"),
-        (HEAD + 'recipe = "idr0036"\n' + PLATE, "recipe = 'idr0036' and sections channels, columns, images, tables"),
+        (HEAD + 'recipe = "idr9999"\n', "recipe = 'idr9999'; expected one of bbbc005, .*idr0036.*, or sections in its place"),
+        (HEAD + 'recipe = "idr0036"\n' + PLATE, "recipe = 'idr0036' and also the sections channels, columns, images, tables"),
         (HEAD + PLATE + "[colums]\n", "colums: Extra inputs"),
         (HEAD + PLATE.partition("[columns]")[0], "columns: Field required"),
         (HEAD + PLATE.replace('files = ["wells.csv"]', 'files = ["wells.csv"]\nreader = "pickle"'), "names reader.s. pickle"),
-        (HEAD + PLATE.replace("'images/", "'(images/"), "is no regular expression"),
+        (HEAD + PLATE.replace("'images/", "'(images/"), "is not a valid regular expression"),
+        (HEAD + PLATE.replace("'images/", "'x{99999999999999999999}images/"), "is not a valid regular expression"),
         (HEAD + 'recipe = ["idr0036"]\n', r"recipe = \['idr0036'\]; expected one of bbbc005"),
         (HEAD + "missing = " + "[" * 20_000, "is not valid TOML in UTF-8"),
         (HEAD, "columns: Field required"),
     ],
 )  # fmt: skip
 def test_descriptions_that_break_rules_say_which(text, message):
-    with pytest.raises(ValueError, match=message) as found:
+    with pytest.raises(DataError, match=message) as found:
         parse_source(text if isinstance(text, bytes) else text.encode(), "inbox/own/source.toml")
     assert "inbox/own/source.toml" in str(found.value)
 
@@ -91,7 +93,7 @@ def test_all_that_is_wrong_is_told_at_once():
     text = HEAD + PLATE.replace("organism", "organisms").replace('cell_visible = "actin"', "is_used = 7").replace(
         "files", "fils"
     )
-    with pytest.raises(ValueError) as found:
+    with pytest.raises(DataError) as found:
         parse_source(text.encode(), "x")
     for part in ("organisms", "is_used", "fils"):
         assert part in str(found.value), part
@@ -220,7 +222,7 @@ def test_every_table_that_is_missing_or_unreadable_is_told(local_store: Store):
     with pytest.raises(ValueError) as found:
         tables_of(local_store, {"wells.csv": b"\x00\x01\x02binary", "other.csv": b"a,b\n1,2\n"})
     text = str(found.value)
-    assert "no file matches drugs.tsv or drugs.txt of table 'drugs'; there are other.csv, wells.csv" in text
+    assert "no file matches drugs.tsv or drugs.txt of table 'drugs'; the files are other.csv, wells.csv" in text
     assert "source 'own': " in text and "wells.csv" in text.partition("no file matches")[0]
 
 
@@ -240,8 +242,20 @@ phenotype = { column = "categories" }
     tables, notes, _ = tables_of(local_store, {"training.json": json.dumps(images).encode()}, sections)
     assert tables["images"]["categories"].tolist() == ["red blood cell|trophozoite", ""]
     assert notes == {"training.json": ["read as bbbc041_json"]}
-    with pytest.raises(ValueError, match=r"source 'own': .*is not valid JSON"):
+    with pytest.raises(DataError, match=r"source 'own': .*is not valid JSON"):
         tables_of(local_store, {"training.json": b"[{"}, sections)
+    with pytest.raises(DataError, match="its image.pathname is .* expected text in valid Unicode"):  # half a character
+        tables_of(local_store, {"training.json": rb'[{"image": {"pathname": "/images/\ud800.png"}}]'}, sections)
+
+
+def test_a_bug_in_reading_a_table_is_not_reported_as_a_bad_table(local_store: Store, monkeypatch):
+    def read(path: Path, options: object) -> None:
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr("cem_assets.cytoimagenet.sources.inbox.read_metadata_table", read)
+    with pytest.raises(ValueError, match="^operands could not be broadcast together$") as found:
+        tables_of(local_store, {"wells.csv": b"Well,Drug\nA01,x\n", "drugs.tsv": b"id\tname\nx\tDMSO\n"})
+    assert fault_of(found.value) == Fault.bug
 
 
 # Registering a folder
@@ -273,6 +287,14 @@ def test_a_name_given_wins_and_comments_stay(local_store: Store, folder):
     assert read_source_description(local_store, "other").facts.name == "other"
     with pytest.raises(ValueError, match="name: String should match"):
         register_source(local_store, folder, "../x")
+
+
+@pytest.mark.parametrize("text", [b'name = "mine', b"\xff\xfe", b"#" * (MAX_TOML_BYTES + 1)])
+def test_a_name_cannot_be_given_to_what_is_no_toml(local_store: Store, folder, text):
+    (folder / "source.toml").write_bytes(text)
+    with pytest.raises(DataError, match=r"mine/source.toml (is not valid TOML|has .* expected at most)"):
+        register_source(local_store, folder, "other")
+    assert list(local_store.walk("inbox")) == []
 
 
 def test_another_source_of_the_same_name_needs_a_word(local_store: Store, folder):

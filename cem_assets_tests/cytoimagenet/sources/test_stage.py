@@ -1,4 +1,4 @@
-"""Sources become standard rows: real tables by recipes alone, and what is refused is told, repaired and forgotten."""
+"""Sources become standard rows: real tables need only a recipe, and what is refused is reported until it is repaired."""
 
 import csv
 import gzip
@@ -13,14 +13,15 @@ from cem_assets.catalog.microscopy import terms
 from cem_assets.cytoimagenet.columns import LABEL_COLUMNS, split_values
 from cem_assets.cytoimagenet.sources.stage import REPORT, file_of, page_of, standardize_source
 from cem_assets.cytoimagenet.tables import METADATA_SCHEMA, read_frame
+from cem_assets.errors import Fault, fault_of
 from cem_assets.store.assets import SOURCE_METADATA
-from cem_assets.store.commits import ContentFolder
 from cem_assets.store.manifests import committed_partitions, current_manifest, damaged_objects, manifest_numbers
 from cem_assets.store.store import Store, open_store
 from cem_assets_tests.cytoimagenet.example_sources import (
     EVERY_IMAGE,
     PLATE,
     facts_of,
+    killed_after,
     plate,
     png,
     put_shipped,
@@ -34,19 +35,19 @@ from cem_assets_tests.datasets import cells
 IDR0036 = "metadata/idr0036-gustafsdottir-cellpainting/idr0036-screenA-library.txt"
 IDR0035 = "metadata/idr0035-caie-drugresponse/idr0035-screenA-annotation.csv"
 IDR0013 = ("idr0013-screenB-library.txt", "idr0013-screenB-processed.txt")
-HISTORY = Path(__file__).parents[1] / "cytoimagenet" / "recipes" / "history.toml"
+HISTORY = Path(__file__).parents[1] / "recipes" / "history.toml"
 TINY = png(cells((40, 40)))
 
 
 def lines_of(path: Path, separator: str = ",") -> list[dict[str, str]]:
-    """Read a table as plainly as can be."""
+    """Read a table in the simplest way."""
     data = path.read_bytes()
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
 
 
 def term(column: str, value: str) -> str:
-    """Write a value as rows have it."""
+    """Write a value in the form that rows have."""
     plain = " ".join(value.split()).lower()
     return terms().get(column, {}).get(plain, plain)
 
@@ -127,11 +128,13 @@ def test_mitosis_screen_keeps_wells_that_passed_with_their_phenotypes(local_stor
 def test_jump_wells_are_joined_with_orfs_and_crispr_guides(local_store: Store, test_data):
     folder = test_data / "metadata/jump_cp"
     with gzip.open(folder / "well.csv.gz", "rt") as file:
-        lines = [line for number, line in enumerate(file) if number % 60 == 0]  # 12,000 of 740,000, the header first
+        lines = [
+            line for number, line in enumerate(file) if number % 60 == 0
+        ]  # 12,000 of 740,000 lines, beginning with the header
     guides = lines_of(folder / "crispr.csv.gz")
     crispr_plate = next(line for line in lines_of(folder / "plate.csv.gz") if line["Metadata_PlateType"] == "CRISPR")
     place = f"{crispr_plate['Metadata_Source']},{crispr_plate['Metadata_Plate']}"
-    # The wells at hand end before the CRISPR plates: some of their guides are put into wells here.
+    # The wells of the test data end before the CRISPR plates, so some of their guides are put into wells here.
     lines += [
         f"{place},{chr(65 + n % 16)}{n // 16 + 1:02d},{guide['Metadata_JCP2022']}\n" for n, guide in enumerate(guides[:300])
     ]
@@ -230,7 +233,7 @@ def test_a_page_is_told_from_its_file(name, file, page):
 
 
 def test_rows_for_one_image_are_merged_and_images_of_one_name_are_not_lost(local_store: Store):
-    """Two treatments of a well are one row; two fields that a template gives one name are two images, one of them told."""
+    """Two treatments of a well are one row. Of two fields with the same name from a template, one is left out with a reason."""
     plate(
         local_store, "merged", {"A01": "dmso"}, sites=1, more={"wells.csv": b"Well,Cell,Drug\nA01,u2os,taxol\nA01,u2os,dmso\n"}
     )
@@ -284,7 +287,7 @@ compound = { column = "Drug" }
 
 
 def test_images_that_a_table_lists_keep_their_names_when_lines_are_added(local_store: Store):
-    """Training and validation are told apart by an image's place and name: neither may hang on the line of a table."""
+    """The split into training and validation depends on path and name, so neither may depend on the order of lines."""
     files = {f"{n}_{c}.png": png(cells((40, 40), 10 * n + k)) for n in range(1, 5) for k, c in enumerate(("dna", "actin"))}
     lines = [f"{n}_dna.png,{n}_actin.png,drug {n}" for n in range(1, 5)]
     for source, chosen in (("few", lines[1:3]), ("all", lines), ("turned", lines[::-1])):
@@ -338,20 +341,7 @@ def test_a_killed_run_leaves_nothing_visible_and_is_taken_up(local_store: Store,
     undisturbed = open_store(str(tmp_path / "undisturbed"))
     for store in (local_store, undisturbed):
         plate(store, "own", {"A01": "dmso"})
-    write, create, calls = ContentFolder.write, Store.create, []
-
-    def dies(real):
-        def step(self, *args):
-            calls.append(args[0])
-            if len(calls) > moment:
-                raise KeyboardInterrupt
-            return real(self, *args)
-
-        return step
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(ContentFolder, "write", dies(write))
-        patched.setattr(Store, "create", dies(create))
+    with killed_after(moment, monkeypatch):
         standardize_source(local_store, "own")
     assert current_manifest(local_store, SOURCE_METADATA, "own") is None
     assert committed_partitions(local_store, SOURCE_METADATA) == []
@@ -389,8 +379,8 @@ REFUSALS = {
     "another name": "says name = 'theirs', but its folder is 'own'",
     "unknown recipe": "recipe = 'idr9999'; expected one of",
     "unknown reader": "names reader.s. exec; expected one of bbbc041_json",
-    "no such table": "no file matches plates.csv of table 'wells'; there are images/A01_s1_w1.png",
-    "no such column": "compound comes from 'Medicine', which neither the tables nor the images' pattern have",
+    "no such table": "no file matches plates.csv of table 'wells'; the files are images/A01_s1_w1.png",
+    "no such column": "compound comes from 'Medicine', which is in neither the tables nor the images' pattern",
     "no such group": "'plate'",
     "no row left": "no image belongs to it",
     "no files": "has no files beside its source.toml",
@@ -425,6 +415,18 @@ def test_a_source_that_is_not_there_is_told(local_store: Store):
     with pytest.raises(FileNotFoundError, match="inbox/own/source.toml is missing"):
         standardize_source(local_store, "own")
     assert quarantined(local_store, "own")["is_refused"]
+
+
+def test_a_bug_of_ours_is_not_reported_as_bad_data(local_store: Store, monkeypatch):
+    def check(rows: pd.DataFrame, source: str) -> None:
+        raise ValueError("operands could not be broadcast together")
+
+    plate(local_store, "own", {"A01": "dmso"})
+    monkeypatch.setattr("cem_assets.cytoimagenet.sources.stage.check_metadata", check)
+    with pytest.raises(ValueError, match="operands") as found:
+        standardize_source(local_store, "own")
+    assert fault_of(found.value) == Fault.bug and quarantined(local_store, "own") is None
+    assert current_manifest(local_store, SOURCE_METADATA, "own") is None
 
 
 @pytest.mark.parametrize("name", ["..", "../own", "", "a//b"])

@@ -1,4 +1,4 @@
-"""Recipes applied to small tables and paths: one row per image, and a reason for all that is left out."""
+"""Recipes on small tables and paths give one row per image, and a reason for everything that is left out."""
 
 import pandas as pd
 import pytest
@@ -7,6 +7,8 @@ from cem_assets.cytoimagenet.columns import STANDARD_COLUMNS
 from cem_assets.cytoimagenet.sources.recipe import SourceFacts, parse_recipe, parse_toml
 from cem_assets.cytoimagenet.sources.schema import check_metadata
 from cem_assets.cytoimagenet.sources.standardize import Standardized, standardize
+from cem_assets.cytoimagenet.sources.values import fill
+from cem_assets.errors import DataError
 
 FACTS = SourceFacts(name="plates", database="own", title="Plates of ours", dir_name="our", licence="CC0 1.0")
 WELLS = pd.DataFrame(
@@ -195,7 +197,7 @@ def test_tables_may_name_the_files_themselves():
     found = standardize(recipe, FACTS, {"wells": table}, ["data/W1/a.tif", "data/w1/b.tif", "x/w1/b.tif"], {})
     assert found.rows["files"].tolist() == [("data/W1/a.tif",)]
     assert found.rows["cell_type"].tolist() == ["red blood cell|white blood cell"]
-    assert found.dropped["what"].tolist() == ["wells row 2", "wells row 3"]  # one ambiguous, one absent
+    assert found.dropped["what"].tolist() == ["wells row 2", "wells row 3"]  # one is ambiguous, the other is missing
 
 
 PAGES = r"""
@@ -226,6 +228,22 @@ def test_channels_may_be_pages_of_one_file():
     assert rows["files"].tolist() == [("A1.tif#1", "A1.tif#3"), ("x/A2.tif#1", "x/A2.tif#3")]
     assert rows["phenotype"].tolist() == ["wildtype", "mutant"]
     assert rows["channels"].tolist() == ["f_nucleus|f_actin"] * 2
+
+
+@pytest.mark.parametrize(("key", "shown"), [("0", "'0', '3'"), ("", "'', '3'"), ("first", "'first', '3'")])
+def test_pages_have_numbers_from_one(key, shown):
+    text = PAGES.replace('key = "1"', f'key = "{key}"')
+    with pytest.raises(DataError, match=f"needs a page number as its key, counted from 1; found {shown}"):
+        parse_recipe(parse_toml(text.encode(), "t"), "t")
+
+
+def test_numbers_too_long_to_rewrite_stay_and_templates_cannot_ask_for_them():
+    cells = ["007", "1" * 5000]
+    frame = pd.DataFrame({"n": cells}, dtype="str")
+    assert fill("{n:d}", frame, "a name") == ["7", "1" * 5000]
+    for how in ("099999999999d", "1001d"):
+        with pytest.raises(DataError, match="asks for numbers of more than 1000 digits"):
+            fill(f"{{n:{how}}}", frame, "a name")
 
 
 def test_numbers_in_templates_can_be_padded():
@@ -293,7 +311,7 @@ def test_values_may_depend_on_a_condition_and_come_from_several_columns():
         (('column = "name"', 'column = "nam"'), "compound comes from 'nam'"),
         (('table = "drugs"', 'table = "drogs"'), "'drogs' names no table"),
         (("(?P<channel>", "(?P<chanel>"), "need a group"),
-        (('pattern = \'images', "pattern = '(images"), "no regular expression"),
+        (('pattern = \'images', "pattern = '(images"), "not a valid regular expression"),
         (('cell_type = { value = "U2OS" }', 'cell_type = { value = "a", column = "b" }'), "found value, column"),
         (('cell_type = { value = "U2OS" }', 'cell_line = { value = "a" }'), "cell_line"),
     ],

@@ -1,4 +1,4 @@
-"""Metadata tables keep every cell as it was published, whatever the dialect, and tell what they lost."""
+"""Metadata tables of every dialect keep each cell as it was published, and say which rows were dropped."""
 
 import codecs
 import csv
@@ -36,7 +36,7 @@ def read(folder: Path, content: bytes | str, name: str = "t.csv", **options) -> 
 
 
 def cells(table: TableRead) -> list[list[str]]:
-    """The header and the rows of a table."""
+    """Return the header and the rows of a table."""
     assert all(dtype == "str" for dtype in table.frame.dtypes), table.frame.dtypes
     assert not table.frame.isna().any().any()
     assert table.frame.index.tolist() == list(range(len(table.frame)))
@@ -154,7 +154,7 @@ def test_what_a_csv_writer_writes_comes_back(data):
     line_end = data.draw(st.sampled_from(["\n", "\r", "\r\n"]))
     quoting = data.draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
     if any("\n" in cell for row in rows for cell in row):
-        quoting = csv.QUOTE_ALL  # older csv writers leave LF bare where lines end in CR
+        quoting = csv.QUOTE_ALL  # older csv writers do not quote LF where lines end in CR
     encoding = data.draw(st.sampled_from(ENCODINGS))
     name = data.draw(st.sampled_from(["t.csv", "t.TSV", "t.txt.gz"]))
     has_header = data.draw(st.booleans())
@@ -173,7 +173,7 @@ def test_what_a_csv_writer_writes_comes_back(data):
 
 
 def slow_records(text: str, separator: str, quote: str) -> list[tuple[int, list[str]]]:
-    """Records by the definition, one character after the other."""
+    """Parse records by the definition, one character after the other."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     while text.endswith("\n"):
         text = text[:-1]
@@ -218,7 +218,7 @@ def slow_records(text: str, separator: str, quote: str) -> list[tuple[int, list[
 
 
 def slow_table(text: str, separator: str, quote: str) -> tuple[list[list[str]], int, list[int]]:
-    """(header and rows, rows read, lines dropped) by the definition; header cells here are never empty or equal."""
+    """Return (header and rows, rows read, lines dropped) by the definition, for headers without empty and equal cells."""
     header, rows, dropped = None, [], []
     for line, row in slow_records(text, separator, quote):
         if not any(row):
@@ -456,7 +456,7 @@ def xlsx(**sheets: list[list[object]]) -> bytes:
 
 
 def xls(**sheets: list[list[object]]) -> bytes:
-    """Write a BIFF8 workbook in an OLE container of one FAT sector, as the published layouts have it."""
+    """Return a BIFF8 workbook in an OLE container of one FAT sector, by the published layouts."""
 
     def record(kind: int, body: bytes) -> bytes:
         return struct.pack("<HH", kind, len(body)) + body
@@ -630,7 +630,7 @@ def test_sizes_are_limited_while_unpacking(tmp_path, monkeypatch):
     path.write_bytes(gzip.compress(b"a,b\n" + b"0,0\n" * 8_000_000))
     monkeypatch.setattr(metadata_tables, "EXPANSION_FROM", 1 << 20)
     message = refused(path, "decompression bomb")
-    assert "unpacks to 8388608 bytes" in message  # the first block that is too many, not all 32 MB
+    assert "unpacks to 8388608 bytes" in message  # reading stops at the first block that is too much, not after all 32 MB
     monkeypatch.setattr(metadata_tables, "MAX_TABLE_BYTES", 1 << 20)
     refused(path, "expected at most 1048576")
     refused(written(tmp_path, b"a,b\n" + b"0,0\n" * 300_000), "expected at most 1048576")

@@ -1,10 +1,11 @@
-"""Zarr arrays in a bucket, read the quick way: the voxels of the zarr library, and no stale ones."""
+"""The fast way to read Zarr arrays in a bucket gives the voxels that the zarr library gives, and none that are out of date."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from cachetools import LRUCache
 
 from cem_assets.formats.zarr import bucket as bucket_zarr
 from cem_assets.formats.zarr import stores as zarr_stores
@@ -32,7 +33,7 @@ def everything(data: np.ndarray) -> tuple[slice, ...]:
 
 @pytest.fixture
 def fetched(monkeypatch) -> list[str]:
-    """Keys of the chunks that are asked for."""
+    """The keys of the chunks that are fetched, in order."""
     keys: list[str] = []
     read = Store.read_quickly
 
@@ -80,7 +81,7 @@ def test_a_box_over_many_chunks_is_read_in_parts_and_no_chunk_twice(s3_store, tm
     data = voxels()
     put(s3_store, tmp_path / "a.zarr", data)
     monkeypatch.setattr(bucket_zarr, "_MAX_BOX_BYTES", 8 * 16 * 16 * 2 * num_chunks)
-    monkeypatch.setattr(bucket_zarr, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(bucket_zarr, "_kept", LRUCache(0, getsizeof=len))
     box = (slice(3, 20), slice(1, 30), slice(5, 40))
     assert np.array_equal(read_bucket(s3_store, KEY, box, "first"), data[box])
     assert len(fetched) == len(set(fetched)) == 3 * 2 * 3
@@ -132,13 +133,12 @@ def test_an_array_that_replaces_another_is_never_taken_for_it(store, tmp_path):
 
 
 def test_what_is_kept_stays_within_its_room(s3_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(bucket_zarr, "_kept", bucket_zarr._Kept())
-    monkeypatch.setattr(bucket_zarr, "_KEPT_BYTES", 20_000)
+    kept = LRUCache(20_000, getsizeof=len)
+    monkeypatch.setattr(bucket_zarr, "_kept", kept)
     data = voxels()
     put(s3_store, tmp_path / "a.zarr", data, compressors=None)
     assert np.array_equal(read_bucket(s3_store, KEY, everything(data), "first"), data)
-    kept = bucket_zarr._kept
-    assert kept._num_bytes == sum(map(len, kept._data.values())) <= 20_000 and len(kept._data) == 20_000 // 4096
+    assert kept.currsize == sum(map(len, kept.values())) <= 20_000 and len(kept) == 20_000 // 4096
 
 
 def test_both_ways_give_the_same_voxels(s3_store, tmp_path, monkeypatch):

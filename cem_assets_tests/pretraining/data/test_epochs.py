@@ -1,4 +1,4 @@
-"""The draw of an epoch and its shares: exactly once, resumable, with the weights that were asked for."""
+"""The draw of an epoch and its shares: every row exactly once, resumable, and with the right weights."""
 
 from collections import Counter
 
@@ -25,7 +25,7 @@ def test_seed_and_epoch_decide_the_order():
 
 
 def test_orders_stay_what_they_were():
-    """A checkpoint says where it is in an epoch by a number; another order would show patches twice."""
+    """A checkpoint has its position in an epoch as a number, so another order would show patches twice."""
     assert epoch_order([5, 7], 0, 3, 2).tolist() == [9, 8, 1, 4, 5, 11, 0, 6, 2, 3, 10, 7]
     assert epoch_order([5, 7], 0.5, 3, 2).tolist() == [7, 5, 9, 10, 5, 0, 9, 11, 0, 0, 4, 6]
     streamed = streaming_order(np.arange(12), np.array([0, 4, 8, 12]), 2, 3, 2)
@@ -33,7 +33,7 @@ def test_orders_stay_what_they_were():
 
 
 def by_definition(sizes, gamma):
-    """Probability of every row: its weight over the sum of weights."""
+    """Compute the probability of every row: its weight divided by the sum of weights."""
     weight = np.concatenate([np.full(size, (1 / size) ** gamma) for size in sizes if size])
     return weight / weight.sum()
 

@@ -1,4 +1,4 @@
-"""Subsets of classes depend on names alone, and change little when a release does."""
+"""Subsets of classes: they depend on names alone, and change little when a release changes."""
 
 import hashlib
 import subprocess
@@ -76,8 +76,7 @@ def test_what_makes_no_sense_is_told_at_once(sizes, subset, seed, message):
 
 
 def test_subsets_and_figures_load_without_torch():
-    code = (
-        "import sys, cem_assets.pretraining.data.subsets, cem_assets.pretraining.weights.figures; print('torch' in sys.modules)"
-    )
+    modules = "sys, cem_assets.pretraining.data.subsets, cem_assets.pretraining.training.figures"
+    code = f"import {modules}; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

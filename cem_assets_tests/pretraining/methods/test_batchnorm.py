@@ -1,4 +1,4 @@
-"""BatchNorm in groups: torch's own BatchNorm for each group is the oracle."""
+"""BatchNorm in groups, compared with torch's own BatchNorm of each group."""
 
 import copy
 
@@ -17,7 +17,7 @@ from cem_assets.pretraining.methods.batchnorm import (
 
 
 def pair(num_splits: int) -> tuple[SplitBatchNorm, list[nn.BatchNorm2d]]:
-    """A layer of so many groups, and torch's layer once for each group, all with the same numbers."""
+    """Make a layer with this many groups, and torch's layer once for each group, all with the same parameters."""
     torch.manual_seed(0)
     plain = nn.BatchNorm2d(3)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The ring of newest features against a deque, and its state."""
+"""The ring buffer of the newest features, compared with a deque, and its state."""
 
 from collections import deque
 
@@ -47,7 +47,7 @@ def test_it_keeps_values_and_not_the_tensors_pushed():
 @pytest.mark.parametrize("shape", [(4, 2), (2, 3), (2,), (2, 2, 1)])
 def test_rows_that_do_not_fit_are_refused(shape):
     queue = FeatureQueue(3, 2)
-    with pytest.raises(ValueError, match=r"do not go into a queue of shape \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"do not fit into a queue of shape \(3, 2\)"):
         queue.push(torch.ones(shape))
     assert int(queue.num_filled) == 0
 
@@ -69,5 +69,5 @@ def test_a_loaded_queue_goes_on_where_the_other_was():
 @pytest.mark.parametrize(("name", "value"), [("pointer", 5), ("pointer", -1), ("num_filled", 6)])
 def test_a_damaged_state_is_refused(name, value):
     queue = FeatureQueue(5, 2)
-    with pytest.raises(ValueError, match="damaged or of another run"):
+    with pytest.raises(ValueError, match="damaged or belongs to another run"):
         queue.load_state_dict(queue.state_dict() | {name: torch.tensor(value)})

@@ -1,4 +1,4 @@
-"""LARC: the rule of the paper in plain numbers, over several steps, and its state."""
+"""LARC, compared with the rule of the paper in plain numbers over several steps, and its state."""
 
 import math
 
@@ -34,7 +34,7 @@ def run(optimizer, parameters, gradients, rates):
 
 
 def by_definition(weights, gradients, rates, is_clipped):
-    """Equation 6 of the LARC paper, and SGD with momentum as torch has it."""
+    """Compute equation 6 of the LARC paper, and SGD with momentum as torch defines it."""
     weights = [weight.copy() for weight in weights]
     velocity = [np.zeros(shape) for shape in SHAPES]
     for step, lr in zip(gradients, rates, strict=True):

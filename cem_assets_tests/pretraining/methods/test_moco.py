@@ -1,4 +1,4 @@
-"""MoCo against its definition: loss, keys, queue, momentum, and what must not move."""
+"""MoCo compared with its definition: loss, keys, queue, momentum, and the weights that must not change."""
 
 import copy
 
@@ -22,7 +22,7 @@ def example(num_splits: int = 2, num_samples: int = 100, **more: object) -> MoCo
 
 
 def plain_features(method: MoCo, which: str, images: torch.Tensor) -> np.ndarray:
-    """Unit features of one group of images from a network of torch's own layers, in training mode."""
+    """Compute unit features of one group of images with a network of torch's own layers, in training mode."""
     network = build_encoder("resnet18", in_channels=1)
     network.load_state_dict(getattr(method, f"encoder_{which}").state_dict())
     with torch.no_grad():
@@ -31,7 +31,7 @@ def plain_features(method: MoCo, which: str, images: torch.Tensor) -> np.ndarray
 
 
 def by_definition(method: MoCo, views: list[torch.Tensor], num_splits: int, step: int) -> tuple[float, np.ndarray]:
-    """The loss of the paper, and the keys in the order of the images; each BatchNorm group goes through alone."""
+    """Compute the loss of the paper, and the keys in the order of the images, one BatchNorm group at a time."""
     num = len(views[0])
     groups = np.split(np.arange(num), num_splits)
     queries = np.concatenate([plain_features(method, "q", views[0][group]) for group in groups])

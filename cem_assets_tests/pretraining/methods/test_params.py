@@ -1,4 +1,4 @@
-"""Parameters: presets complete and as published, overrides, refusals, lengths of queues."""
+"""Parameters: complete presets with the published numbers, overrides, refusals, and lengths of queues."""
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ from cem_assets.pretraining.methods.registry import METHODS
 
 ALL = [(method, preset) for method in PRESETS for preset in PRESETS[method]]
 
-# The table of methods: what CEM500K, CEM1.5M and CytoImageNet were trained with.
+# The parameters with which CEM500K, CEM1.5M and CytoImageNet were trained.
 PUBLISHED = {
     "moco": {
         "epochs": 200,
@@ -130,11 +130,11 @@ def test_what_happens_at_an_epoch_moves_with_the_number_of_epochs():
         ("moco", {"milestones": (5, 5)}, "each later than the one before"),
         ("moco", {"num_batch_splits": 3}, "does not split into 3 equal groups"),
         ("moco", {"num_batch_splits": 128}, "groups of 2 or more"),
-        ("moco", {"queue": 100}, "at least a batch"),
+        ("moco", {"queue": 100}, "expected at least batch_size"),
         ("moco", {"crops": (ViewSpec(3, 224, (0.2, 1.0)),)}, "expected two views of one size"),
         ("swav", {"crops": (ViewSpec(1, 224, (0.2, 1.0)),)}, "expected two or more"),
         ("swav", {"final_lr": 1.0}, "at most lr"),
-        ("swav", {"queue": 10}, "expected 0 or at least a batch"),
+        ("swav", {"queue": 10}, "expected 0 or at least batch_size"),
         ("swav", {"epsilon": 0.001}, "epsilon"),
         ("supervised", {"crops": (ViewSpec(2, 224, (1.0, 1.0)),)}, "expected one view"),
         ("supervised", {"crops": ({"num": 1, "size_px": 4, "scale": (1.0, 1.0)},)}, "expected 8 to 1024"),

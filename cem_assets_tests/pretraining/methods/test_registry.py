@@ -1,4 +1,4 @@
-"""All methods: they learn, go on from a state bit by bit, and depend on nothing but their seed."""
+"""All methods: they learn, continue from a saved state bit by bit, and depend on nothing but their seed."""
 
 import io
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Networks this small are slower with more threads."""
+    """Use one thread, because networks this small are slower with more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -47,7 +47,7 @@ def accuracy_from_two_examples(method: Method) -> float:
 @pytest.mark.soak  # stages/test_weights_learning.py shows it on a release; here on easier pictures, to tighter bounds
 @pytest.mark.parametrize("name", METHODS)
 def test_it_learns(name):
-    """Views share nothing but the class, so a loss can only fall by finding it.
+    """Views have nothing but the class in common, so a loss can only fall by finding it.
 
     MoCo's first epoch does not count: its queue then holds random directions, easily told from any key.
     """

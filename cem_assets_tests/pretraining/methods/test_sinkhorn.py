@@ -1,4 +1,4 @@
-"""Assignments: the paper's algorithm in plain numbers, and what optimal transport promises."""
+"""Assignments, compared with the paper's algorithm in plain numbers, and the guarantees of optimal transport."""
 
 import math
 
@@ -12,7 +12,7 @@ from cem_assets.pretraining.methods.sinkhorn import assignments
 
 
 def by_definition(scores, epsilon, num_iterations):
-    """Algorithm 1 of SwAV, number by number: Q is (prototypes, samples)."""
+    """Compute algorithm 1 of SwAV number by number; Q is (prototypes, samples)."""
     num, prototypes = len(scores), len(scores[0])
     q = [[math.exp(scores[b][k] / epsilon) for b in range(num)] for k in range(prototypes)]
     total = sum(map(sum, q))

@@ -1,4 +1,4 @@
-"""Supervised training: its loss, its shares of right answers, what it refuses."""
+"""Supervised training: its loss, its shares of right answers, and the input that it refuses."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""SwAV against its definition: loss, assignments with the queue, prototypes, one forward per resolution."""
+"""SwAV compared with its definition: loss, assignments with the queue, prototypes, one forward pass for each size."""
 
 import copy
 
@@ -23,7 +23,7 @@ def example(num_samples: int = 60, **more: object) -> SwAV:
 
 
 def by_definition(method: SwAV, views: list[torch.Tensor], queue: np.ndarray | None) -> float:
-    """The loss of the paper with torch's own layers; `queue` is (rows, views with assignments, dim)."""
+    """Compute the loss of the paper with torch's own layers; `queue` is (rows, views with assignments, dim)."""
     params, num = method.params, len(views[0])
     network, head = build_encoder("resnet18", in_channels=1), copy.deepcopy(method.projection_head)
     network.load_state_dict(method.backbone.state_dict())

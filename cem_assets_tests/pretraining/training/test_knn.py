@@ -1,4 +1,4 @@
-"""Nearest neighbours and spread of features, against slow references written from the definition."""
+"""Nearest neighbours and the spread of features, compared with slow references written from the definition."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def slow_label(bank: np.ndarray, labels: np.ndarray, query: np.ndarray, k: int) -> int:
-    """One query, one neighbour at a time."""
+    """Compute the labels for one query and one neighbour at a time."""
     similarity = [float(np.dot(row, query) / (np.linalg.norm(row) * np.linalg.norm(query))) for row in bank]
     nearest = sorted(range(len(bank)), key=lambda row: -similarity[row])[:k]
     votes: dict[int, int] = {}

@@ -9,7 +9,7 @@ import torch
 from cem_assets import readers
 from cem_assets.catalog.weights import TrainedWeights
 from cem_assets.pretraining.data.release_data import open_training_data
-from cem_assets.pretraining.training.plan import make_plan
+from cem_assets.pretraining.plan import make_plan
 from cem_assets.pretraining.training.stage import LoopParams, train_weights
 from cem_assets.pretraining.weights.results import finish_weights
 from cem_assets.store.store import Store, open_store
@@ -37,7 +37,7 @@ def test_without_labels_the_loss_falls_and_datasets_are_told_apart(local_store, 
     results = train_weights(local_store, plan, LOOP, CPU).results
     losses = [result.loss for result in results]
     if method == "moco":
-        # The first epochs know few negatives, and their loss is low for that reason alone.
+        # The first epochs have few negatives, and a low loss for that reason alone.
         assert np.mean(losses[-3:]) < np.max(losses) - 0.15, losses
     else:
         assert losses[-1] < losses[0] - 0.4, losses

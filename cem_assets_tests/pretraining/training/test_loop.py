@@ -1,4 +1,4 @@
-"""The loop: learning, resuming bit by bit, stopping, intervals, bad losses; and where state is kept."""
+"""The training loop: learning, resuming bit by bit, stopping, intervals and bad losses; and the storage of its state."""
 
 import io
 import math
@@ -16,8 +16,6 @@ from cem_assets.pretraining.methods.base import Method
 from cem_assets.pretraining.methods.params import MethodParams, MoCoParams, SupervisedParams, ViewSpec, params_for, views
 from cem_assets.pretraining.methods.registry import build_method
 from cem_assets.pretraining.training.checkpoints import (
-    FolderCheckpoints,
-    MemoryCheckpoints,
     decode_state,
     encode_state,
     finished_epochs,
@@ -25,6 +23,7 @@ from cem_assets.pretraining.training.checkpoints import (
 )
 from cem_assets.pretraining.training.loop import EpochResult, LoopSettings, train
 from cem_assets.pretraining.views.augmentations import SUPERVISED, AugmentationParams, BatchAugmentation
+from cem_assets_tests.pretraining.memory_checkpoints import MemoryCheckpoints
 
 CPU = torch.device("cpu")
 SIDE_PX = 32
@@ -32,7 +31,7 @@ EVERY_STEP = LoopSettings(checkpoint_interval_s=0)
 
 
 def textures(num: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Two kinds of pictures: waves of a long and of a short period, in any direction, with noise."""
+    """Draw two kinds of pictures: waves of a long and of a short period, in any direction, with noise."""
     generator = np.random.default_rng(seed)
     kinds = (np.arange(num) % 2).astype(np.int64)
     y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
@@ -44,7 +43,7 @@ def textures(num: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Stream:
-    """A release in memory. It remembers what it was asked for, and can end too early or be killed."""
+    """A release in memory that records the requested epochs, and can end too early or be killed."""
 
     def __init__(self, num: int, params: MethodParams, *, killed_after: int | None = None, missing: int = 0) -> None:
         self.images, self.labels = textures(num)
@@ -74,7 +73,7 @@ class Stream:
 
 
 class Tiny(Method):
-    """A method small enough to run the loop hundreds of times; dropout makes it draw random numbers."""
+    """A method small enough to run the loop hundreds of times, with dropout so that it draws random numbers."""
 
     def __init__(self, params: MethodParams, num_samples: int = 12, *, bad_step: int | None = None) -> None:
         super().__init__(params, "tiny", num_samples)
@@ -157,7 +156,7 @@ METHODS = {
 
 
 class SmallNetwork(nn.Module):
-    """Two convolutions with BatchNorm, of the form `build_encoder` knows."""
+    """Two convolutions with BatchNorm, in the form of the networks of `build_encoder`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +170,7 @@ class SmallNetwork(nn.Module):
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Networks this small only wait for a second thread."""
+    """Use one thread, because networks this small are slower with two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -522,18 +521,7 @@ def test_epochs_may_differ_by_a_batch_and_schedules_keep_to_epochs():
     assert [r.learning_rate for r in results] == pytest.approx([1e-4, 1e-4, 1e-5])
 
 
-# Where state is kept
-
-
-def test_a_folder_holds_one_whole_state(tmp_path):
-    store = FolderCheckpoints(tmp_path / "run")
-    assert store.load() is None
-    store.save(b"one")
-    assert store.load() == b"one"
-    store.path.with_suffix(".part").write_bytes(b"half of a killed")  # what a killed run leaves
-    assert FolderCheckpoints(tmp_path / "run").load() == b"one"
-    store.save(b"two")
-    assert store.load() == b"two" and [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
+# The storage of the state
 
 
 def test_state_is_plain_tensors_and_values():

@@ -1,4 +1,4 @@
-"""Training from a release: plans, resuming and extending, stopping, what is tracked, the weights that come out."""
+"""Training from a release: plans, resuming, extending, stopping, tracking, and the weights that it gives."""
 
 import json
 import os
@@ -17,9 +17,9 @@ from cem_assets.catalog.weights import TrainedWeights
 from cem_assets.operations.maintenance import sweep
 from cem_assets.pretraining.checks import weights_give_features
 from cem_assets.pretraining.data.release_data import open_training_data
+from cem_assets.pretraining.plan import TrainingPlan, find_release, make_plan, read_plan
 from cem_assets.pretraining.training import stage as weights_training
 from cem_assets.pretraining.training.checkpoints import decode_state, finished_epochs
-from cem_assets.pretraining.training.plan import TrainingPlan, find_release, make_plan, read_plan
 from cem_assets.pretraining.training.runs import StoreCheckpoints, read_status, request_stop, stop_watch
 from cem_assets.pretraining.training.stage import LoopParams, train_weights
 from cem_assets.pretraining.weights.results import finish_weights, trained_already
@@ -42,7 +42,7 @@ SUPERVISED = TrainedWeights(
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store with a release of textures; to be copied."""
+    """Make a store with a release of textures, which tests copy."""
     store = open_store(str(tmp_path_factory.mktemp("textures")))
     texture_release(store, {"coarse": 40, "fine": 20, "middle": 12})
     return store
@@ -124,7 +124,7 @@ def test_missing_releases_and_foreign_plans_are_told(textured, local_store, tmp_
         open_training_data(textured, make_plan(textured, TrainedWeights("s", "s", "supervised", "smoke", "resnet18", "cem")))
 
 
-# What is read
+# The data that is read
 
 
 def test_every_patch_is_delivered_once_over_epochs_whatever_the_ranks(textured):
@@ -264,7 +264,7 @@ def test_killed_at_a_random_moment_it_goes_on_and_ends_the_same(textured, uninte
     assert_equal_state(state_of(textured, plan), state_of(uninterrupted, plan))
 
 
-# What comes out
+# The resulting weights
 
 
 def test_weights_load_and_say_where_they_come_from(uninterrupted, local_store):
@@ -272,7 +272,7 @@ def test_weights_load_and_say_where_they_come_from(uninterrupted, local_store):
     plan = make_plan(store, MOCO)
     result = finish_weights(store, plan, "MoCo on textures", "run-1")
     assert result.is_new and not finish_weights(store, plan, "MoCo on textures").is_new
-    assert trained_already(store, plan).digest == result.manifest.digest
+    assert trained_already(store, plan).manifest.digest == result.manifest.digest
     names = {item.name for item in result.manifest.objects}
     assert names == {
         "README.md", "checkpoint.pth", "curves.png", "results.json", "views.png", "weights.json", "weights.safetensors"
@@ -298,10 +298,10 @@ def test_weights_load_and_say_where_they_come_from(uninterrupted, local_store):
 
 
 def test_collapsed_weights_do_not_pass_the_check(uninterrupted, local_store):
+    from cem_assets.execution.stage import begin
     from cem_assets.pretraining.weights.export import EncoderWeights
     from cem_assets.pretraining.weights.files import commit_weights
     from cem_assets.pretraining.weights.stored import load_encoder_weights
-    from cem_assets.store.commits import Commit
     from cem_assets.store.manifests import Inputs
 
     store = copy_of(uninterrupted, local_store)
@@ -311,8 +311,7 @@ def test_collapsed_weights_do_not_pass_the_check(uninterrupted, local_store):
     last += [name for name in weights.state if name.startswith("layer4.0.downsample.1") and name.endswith(("weight", "bias"))]
     flat = {name: torch.zeros_like(value) if name in last else value for name, value in weights.state.items()}
     collapsed = EncoderWeights(weights.arch, flat, weights.norms, 1)
-    commit = Commit(store, Inputs(WEIGHTS, "flat", "1", {}, {}))
-    commit_weights(commit, collapsed, "moco", {}, "card")
+    commit_weights(begin(store, Inputs(WEIGHTS, "flat", "1", {}, {})), collapsed, "moco", {}, "card")
     outcome = weights_give_features(store, "flat")
     assert not outcome.passed and "collapsed" in outcome.description
 

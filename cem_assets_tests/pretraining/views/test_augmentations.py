@@ -1,4 +1,4 @@
-"""Batch augmentation beside slow ones: torchvision and PIL image by image, scipy pixel by pixel."""
+"""Batch augmentation, compared with slow ones: torchvision and PIL image by image, scipy pixel by pixel."""
 
 import math
 from pathlib import Path
@@ -40,7 +40,7 @@ def images(num=8, size=(224, 224)) -> torch.Tensor:
 
 
 def unchanged(num: int, size: tuple[int, int], **changes) -> ViewParameters:
-    """Parameters that do nothing but what is asked for."""
+    """Make parameters that change nothing except for the given ones."""
     zeros, ones, never = torch.zeros(num), torch.ones(num), torch.zeros(num, dtype=torch.bool)
     nothing = {
         "angle_deg": zeros, "is_turned": never, "top": zeros, "left": zeros, "height": ones * size[0], "width": ones * size[1],
@@ -50,11 +50,11 @@ def unchanged(num: int, size: tuple[int, int], **changes) -> ViewParameters:
     return ViewParameters(**{name: torch.as_tensor(value) for name, value in (nothing | changes).items()})
 
 
-# What is drawn
+# The drawn parameters
 
 
 def chance(values: torch.Tensor, share: float) -> bool:
-    """Whether a count is within four deviations of a share."""
+    """Tell whether a count is within four standard deviations of a share."""
     return abs(float(values.double().mean()) - share) < 4 * math.sqrt(share * (1 - share) / len(values))
 
 
@@ -109,11 +109,11 @@ def test_the_whole_image_is_taken_where_the_scale_says_so():
     assert (drawn.height == 224).all() and (drawn.width == 224).all() and (drawn.top == 0).all() and (drawn.left == 0).all()
 
 
-# What is done
+# The operations
 
 
 def resample_by_definition(image: np.ndarray, drawn: ViewParameters, n: int, side: int, is_zero_filled: bool) -> np.ndarray:
-    """Walk back from each pixel of the view: unflip, into the crop, turn back about the centre."""
+    """Find the place in the image of each pixel of the view: undo the flip, the crop and the rotation about the centre."""
     height, width = image.shape
     angle = math.radians(float(drawn.angle_deg[n]))
     out = np.empty((side, side))
@@ -124,7 +124,7 @@ def resample_by_definition(image: np.ndarray, drawn: ViewParameters, n: int, sid
             x = side - 1 - column if drawn.is_flipped_x[n] else column
             y = float(drawn.top[n]) + (y + 0.5) / side * float(drawn.height[n]) - height / 2
             x = float(drawn.left[n]) + (x + 0.5) / side * float(drawn.width[n]) - width / 2
-            # Displayed with y downward, turning counter-clockwise takes the right (x, 0) to the top (0, -x).
+            # As y points down, a counter-clockwise rotation moves the right (x, 0) to the top (0, -x).
             places[0, row, column] = math.sin(angle) * x + math.cos(angle) * y + height / 2
             places[1, row, column] = math.cos(angle) * x - math.sin(angle) * y + width / 2
     out = ndimage.map_coordinates(image.astype(float), places - 0.5, order=1, mode="reflect")
@@ -224,11 +224,11 @@ def test_noise_has_the_variance_drawn_and_leaves_the_others():
     assert bright.max() == 1 and bright.min() < 1
 
 
-# The whole
+# The whole augmentation
 
 
 def reference_view(spec: ViewSpec):
-    """The published recipe, for one PIL image: torchvision's transforms, 8 bits between the steps."""
+    """Apply the published recipe to one PIL image: torchvision's transforms, with 8 bits between the steps."""
 
     def noise(image: torch.Tensor) -> torch.Tensor:
         if torch.rand(1) < 0.5:
@@ -252,7 +252,7 @@ def reference_view(spec: ViewSpec):
 
 
 def statistics(views: torch.Tensor) -> dict[str, np.ndarray]:
-    """Numbers of each view (n, 1, s, s) that its augmentation changes."""
+    """Measure numbers of each view (n, 1, s, s) that its augmentation changes."""
     dark = (views < 0.02).double().mean((1, 2, 3))
     return {
         "mean": views.mean((1, 2, 3)).numpy(),
@@ -274,7 +274,7 @@ def test_views_are_distributed_as_the_published_ones(test_data: Path, spec):
     ours = statistics(BatchAugmentation((spec,), PARAMS, 0.0, 1.0)(batch, 0)[0])
     for name, values in ours.items():
         error = math.sqrt((values.var() + theirs[name].var()) / num)
-        # Views that are shrunk there without smoothing, nearest pixels when turned, are a little sharper.
+        # The published recipe shrinks without smoothing and rotates by nearest pixels, so its views are a little sharper.
         slack = 0.15 * theirs[name].mean() if name == "sharpness" else 0.02 * theirs[name].mean()
         assert abs(values.mean() - theirs[name].mean()) < 4 * error + slack, name
         assert np.isclose(values.std(), theirs[name].std(), rtol=0.25, atol=0.01), name

@@ -1,4 +1,4 @@
-"""The model card: every licence named, safe text, and loading code that runs."""
+"""The model card: it names every licence, its text is safe, and its code for loading runs."""
 
 import re
 import subprocess

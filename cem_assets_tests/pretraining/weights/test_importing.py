@@ -1,4 +1,4 @@
-"""Importing weights: published layouts, torchvision's, random ones; copies, checksums, downloads; and hostile files."""
+"""Importing published, torchvision's and random weights: copies, checksums, downloads, and hostile files."""
 
 import hashlib
 import http.server
@@ -16,15 +16,15 @@ import torch
 
 from cem_assets import environment, readers
 from cem_assets.catalog.weights import ImportedWeights, TrainedWeights, weights_rows
+from cem_assets.execution.stage import begin
+from cem_assets.pretraining.rows import ROWS, known_weights, params_of
 from cem_assets.pretraining.weights import importing as weights_import
 from cem_assets.pretraining.weights.export import read_weights
 from cem_assets.pretraining.weights.files import commit_weights
 from cem_assets.pretraining.weights.importing import availability, import_weights
-from cem_assets.pretraining.weights.rows import known_weights, params_of
-from cem_assets.pretraining.weights.stored import ROWS, WEIGHT_FILES, load_encoder_weights
-from cem_assets.sources.files.weights import download_weights
+from cem_assets.pretraining.weights.stored import WEIGHT_FILES, load_encoder_weights
+from cem_assets.sources.files.download import download_url
 from cem_assets.store.assets import WEIGHTS
-from cem_assets.store.commits import Commit
 from cem_assets.store.manifests import Inputs, committed_partitions, current_manifest
 from cem_assets.store.store import Store
 from cem_assets_tests.pretraining.published_weights import NORMS, features, images, moco, network, row, saved, small, swav
@@ -51,7 +51,7 @@ def is_nothing_committed(store: Store) -> bool:
     return not committed_partitions(store, WEIGHTS) and not list(store.walk(WEIGHTS))
 
 
-# What is imported
+# The imported weights
 
 
 @pytest.mark.parametrize(("method", "build", "norms"), [("moco", moco, NORMS), ("swav", swav, [0.57571, 0.12765])])
@@ -134,7 +134,7 @@ def test_random_weights_with_norms_have_a_checkpoint_too(local_store):
     assert checkpoint["norms"] == [0.5, 0.1] and "module.features.0.0.weight" in checkpoint["state_dict"]
 
 
-# Where files come from
+# The origin of files
 
 
 def test_importing_again_is_up_to_date_and_another_file_is_not(local_store):
@@ -220,7 +220,9 @@ def closed_port() -> int:
         return int(held.getsockname()[1])
 
 
-def test_a_download_that_fails_is_told_and_nothing_is_committed(local_store):
+def test_a_download_that_fails_is_told_and_nothing_is_committed(local_store, monkeypatch):
+    monkeypatch.setenv(environment.ALLOW_PRIVATE_SOURCES.name, "yes")
+    monkeypatch.setattr("cem_assets.sources.files.download.time.sleep", lambda seconds: None)
     asked = row(url=f"http://127.0.0.1:{closed_port()}/published.pth.tar", sha256="0" * 64)
     found = availability(local_store, asked)
     assert (found.is_available, found.is_downloadable) == (False, True) and "not tried" in found.reason
@@ -230,7 +232,8 @@ def test_a_download_that_fails_is_told_and_nothing_is_committed(local_store):
 
 
 @pytest.fixture
-def server(tmp_path) -> Iterator[str]:
+def server(tmp_path, monkeypatch) -> Iterator[str]:
+    monkeypatch.setenv(environment.ALLOW_PRIVATE_SOURCES.name, "yes")
     folder = tmp_path / "served"
     folder.mkdir()
 
@@ -267,7 +270,7 @@ def test_what_is_downloaded_is_checked_and_not_fetched_twice(local_store, server
     ("path", "sha256", "limit", "kind", "told"),
     [
         ("a.pth", "0" * 64, 100, ValueError, "has sha256"),
-        ("a.pth", hashlib.sha256(b"weights").hexdigest(), 6, ValueError, "more than 6 bytes"),
+        ("a.pth", hashlib.sha256(b"weights").hexdigest(), 6, ValueError, "has 7 bytes; expected at most 6"),
         ("b.pth", "0" * 64, 100, ConnectionError, "404"),
         ("a.pth", "0" * 8, 100, ValueError, "cannot download"),
         ("a.pth", "", 100, ValueError, "cannot download"),
@@ -277,9 +280,10 @@ def test_downloads_that_are_refused_leave_no_file(server, tmp_path, path, sha256
     (server.folder / "a.pth").write_bytes(b"weights")
     target = tmp_path / "got"
     with pytest.raises(kind, match=told):
-        download_weights(f"http://127.0.0.1:{server.server_port}/{path}", sha256, target, limit)
+        download_url(f"http://127.0.0.1:{server.server_port}/{path}", sha256, tmp_path, target.name, limit, min_digits=8)
     assert not target.exists()
-    download_weights(f"http://127.0.0.1:{server.server_port}/a.pth", hashlib.sha256(b"weights").hexdigest(), target, 7)
+    whole = hashlib.sha256(b"weights").hexdigest()
+    assert download_url(f"http://127.0.0.1:{server.server_port}/a.pth", whole, tmp_path, target.name, 7) == target
     assert target.read_bytes() == b"weights"
 
 
@@ -333,7 +337,7 @@ def test_a_file_too_large_is_not_read(local_store, monkeypatch):
 
 def test_norms_that_disagree_with_the_row_are_told(local_store):
     put(local_store, small())
-    with pytest.raises(ValueError, match="has pixel norms .0.57287, 0.12741., its row .0.449, 0.226."):
+    with pytest.raises(ValueError, match="has pixel norms .0.57287, 0.12741., but its row in the catalogue has .0.449, 0.226."):
         import_weights(local_store, row(mean=0.449, std=0.226))
     assert import_weights(local_store, row(mean=0.5729, std=0.1274)).manifest.details["norms"]["mean"] == 0.57287, "the file's"
 
@@ -345,10 +349,10 @@ def test_weights_changed_in_the_store_are_not_loaded(local_store):
     data = bytearray(local_store.read(key))
     data[-1] ^= 1
     local_store.put(key, bytes(data))
-    with pytest.raises(ValueError, match="has sha256 .* it was changed"):
+    with pytest.raises(ValueError, match="has sha256 .* It was changed"):
         load_encoder_weights(local_store, "published")
     local_store.put(key, bytes(data[:-4]))
-    with pytest.raises(ValueError, match=r"bytes, expected [\d,]+"):
+    with pytest.raises(ValueError, match=r"bytes; expected [\d,]+"):
         load_encoder_weights(local_store, "published")
 
 
@@ -424,9 +428,9 @@ def test_parameters_are_the_presets_changed_by_the_row_changed_by_the_caller():
 
 def test_extra_files_are_committed_and_may_not_take_the_weights_names(local_store):
     weights = read_weights(small(), "w")
-    commit = Commit(local_store, Inputs(WEIGHTS, "mine", "1"))
+    stage = begin(local_store, Inputs(WEIGHTS, "mine", "1"))
     with pytest.raises(ValueError, match=r"README.md have names"):
-        commit_weights(commit, weights, "supervised", {}, "card", {"README.md": b""})
-    manifest = commit_weights(commit, weights, "supervised", {"kind": "trained"}, "card", {"loss.png": b"png"})
+        commit_weights(stage, weights, "supervised", {}, "card", {"README.md": b""})
+    manifest = commit_weights(stage, weights, "supervised", {"kind": "trained"}, "card", {"loss.png": b"png"}).manifest
     assert "loss.png" in [item.name for item in manifest.objects] and current_manifest(local_store, WEIGHTS, "mine") is not None
     assert "loss.png" in readers.read_weights_info("mine", local_store.url)["files"]

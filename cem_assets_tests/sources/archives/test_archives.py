@@ -1,4 +1,4 @@
-"""Archives asked for their files: answers in their documented forms, served on loopback, and answers that would do harm."""
+"""Archives that list their files: answers in their documented forms, served on loopback, and answers that could do harm."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from cem_assets.sources.archives.github import github_files
 from cem_assets.sources.archives.idr import idr_files
 from cem_assets.sources.archives.plain import plain_files
 from cem_assets.sources.archives.zenodo import zenodo_files
-from cem_assets.sources.files.transfer import fetch
+from cem_assets.sources.files.download import download
 from cem_assets_tests.services.unreliable_http import Answer, UnreliableHttp, serve_unreliably
 
 DATA = random.Random(2).randbytes(5000)
@@ -52,7 +52,7 @@ def test_zenodo_gives_size_md5_and_licence_and_its_links_lead_nowhere_else(serve
     server.files["api/records/4924875/files/raw%20data.tif/content"] = DATA
     (found,) = zenodo_files("10.5281/zenodo.4924875", ["raw data.tif"], server.address)
     assert (found.name, found.num_bytes, found.checksum, found.licence) == ("raw data.tif", 5000, f"md5:{MD5}", "cc-by-4.0")
-    assert fetch(found, [], tmp_path).path.read_bytes() == DATA
+    assert download(found, [], tmp_path).path.read_bytes() == DATA
     assert [file.name for file in zenodo_files("4924875", None, server.address)] == ["b.zip", "raw data.tif"]
     with pytest.raises(FileNotFoundError, match=r"has no c.tif; it has b.zip, raw data.tif"):
         zenodo_files("4924875", ["b.zip", "c.tif"], server.address)
@@ -106,7 +106,7 @@ def test_figshare_gives_size_md5_and_licence_of_a_version(server: UnreliableHttp
     server.files["files/28363077"] = DATA
     (found,) = figshare_files("10.6084/m9.figshare.856713.v1", None, server.address, f"{server.address}/files")
     assert (found.name, found.checksum, found.licence) == ("stack.zip", f"md5:{MD5}", "CC BY 4.0")
-    assert fetch(found, [], tmp_path).path.read_bytes() == DATA
+    assert download(found, [], tmp_path).path.read_bytes() == DATA
 
 
 @pytest.mark.parametrize(
@@ -136,10 +136,10 @@ def test_github_gives_gits_own_digest_at_a_commit(server: UnreliableHttp, tmp_pa
     serve_json(server, path, {"sha": COMMIT, "tree": tree, "truncated": False})
     server.files[f"owner/name/{COMMIT}/stack1/raw/00.tif"] = DATA
     (found,) = github_files(f"owner/name@{COMMIT}", None, server.address, server.address)
-    assert fetch(found, [], tmp_path).path == tmp_path / "stack1/raw/00.tif"
+    assert download(found, [], tmp_path).path == tmp_path / "stack1/raw/00.tif"
     server.files[f"owner/name/{COMMIT}/stack1/raw/00.tif"] = DATA[::-1]
     with pytest.raises(ValueError, match="it has git-sha1"):
-        fetch(found, [], tmp_path / "other")
+        download(found, [], tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="has no link"):
         github_files(f"owner/name@{COMMIT}", ["link"], server.address, server.address)
     serve_json(server, path, {"tree": tree, "truncated": True})
@@ -176,7 +176,7 @@ def test_biostudies_walks_sections_and_file_lists(server: UnreliableHttp, tmp_pa
     assert [(file.name, file.num_bytes, file.licence) for file in found] == [
         ("images/a 1.tif", 5000, "CC0"), ("in/table.csv", 7, "CC0"), ("readme.txt", 12, "CC0"),
     ]  # fmt: skip
-    assert fetch(found[0], [], tmp_path).path.read_bytes() == DATA
+    assert download(found[0], [], tmp_path).path.read_bytes() == DATA
     with pytest.raises(ValueError, match="'plate.zarr' is a folder; expected files"):
         biostudies_files("S-BIAD634", None, server.address)
     study["section"]["attributes"].append({"name": "File List", "value": "../../../secret.json"})
@@ -209,7 +209,7 @@ def test_folders_served_as_html_are_walked(
     server.files[f"{folder}/a%20b.tif"] = DATA
     found = adapter(accession, None, server.address)
     assert [(file.name, file.licence) for file in found] == [("a b.tif", licence), ("deep/z.tif", licence)]
-    assert fetch(found[0], [], tmp_path).path.read_bytes() == DATA
+    assert download(found[0], [], tmp_path).path.read_bytes() == DATA
     asked = len(server.asked)
     (named,) = adapter(accession, ["deep/z.tif"], server.address)
     assert named.url == f"{server.address}/{folder}/deep/z.tif" and len(server.asked) == asked, "names need no listing"

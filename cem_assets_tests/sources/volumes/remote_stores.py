@@ -1,4 +1,4 @@
-"""Volumes with a pyramid, written by tensorstore (not by us) in every format that can be sampled."""
+"""Writes volumes with a pyramid in every format that can be read, with tensorstore."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ FORMATS = (
     "zarr2", "zarr2-blosc-slash", "zarr3", "zarr3-sharded", "zarr3-sharded-start", "ome-zarr", "ome-zarr-v3-5d", "n5",
     "n5-blosc", "precomputed", "precomputed-jpeg", "precomputed-sharded", "precomputed-murmur",
 )  # fmt: skip
-"""What the tests write; the name up to the first dash, but for ome-zarr, is the kind."""
+"""The variants that the tests write. A name begins with the kind."""
 
 VOXEL_NM = (10.0, 4.0, 4.0)
 
@@ -22,7 +22,7 @@ def kind_of_format(name: str) -> str:
 
 
 def textured(shape: tuple[int, int, int], dtype: str = "uint8", seed: int = 0, low: int = 8) -> NDArray[Any]:
-    """Noise that is nowhere 0, so that a zero in a result was made up."""
+    """Noise that is nowhere 0, so that a zero in a result was never stored."""
     high = np.iinfo(dtype).max
     return np.random.default_rng(seed).integers(low, high, shape, dtype=dtype)
 
@@ -32,7 +32,7 @@ def halved(voxels: NDArray[Any]) -> NDArray[Any]:
 
 
 def write_volume(folder: Path, name: str, voxels: NDArray[Any], chunk: int = 32, num_scales: int = 3) -> str:
-    """Write a volume (z, y, x) with scales of half the size each; return its path below the folder."""
+    """Write a volume (z, y, x) and its smaller scales, each of half the size; return its path below the folder."""
     levels = [voxels]
     for _ in range(num_scales - 1):
         levels.append(halved(levels[-1]))

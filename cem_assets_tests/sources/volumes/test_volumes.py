@@ -1,10 +1,16 @@
-"""Remote volumes are read voxel by voxel as they are; what is absent, refused or in trouble is never zero."""
+"""Remote volumes are read exactly, voxel by voxel, and nothing absent, refused or in trouble is ever read as zero."""
 
+import bz2
 import gzip
 import json
+import lzma
 import shutil
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +18,8 @@ import imagecodecs
 import numpy as np
 import pytest
 
-from cem_assets.sources.volumes.inflation import check_inflation, inflate
-from cem_assets.sources.volumes.objects import BudgetSpentError, TransferLimits, check_object_key, http_address
+from cem_assets.sources.volumes.inflation import check_blosc, inflate
+from cem_assets.sources.volumes.objects import BudgetSpentError, RequestLimits, check_object_key, http_address
 from cem_assets.sources.volumes.shards import murmurhash3_x86_128_low64
 from cem_assets.sources.volumes.volumes import RemoteVolume, open_remote_volume
 from cem_assets_tests.conftest import S3
@@ -21,7 +27,7 @@ from cem_assets_tests.services.http_files import HttpFiles, serve_files
 from cem_assets_tests.sources.volumes.remote_stores import FORMATS, VOXEL_NM, halved, kind_of_format, textured, write_volume
 
 SHAPE = (50, 71, 90)
-FAST = TransferLimits(backoff_seconds=0.001, requests_per_second=1e6, num_attempts=4, timeout_seconds=5)
+FAST = RequestLimits(backoff_seconds=0.001, requests_per_second=1e6, num_attempts=4, timeout_seconds=5)
 BOX = (slice(10, 45), slice(0, 71), slice(20, 81))
 WHOLE = tuple(slice(0, size) for size in SHAPE)
 
@@ -49,7 +55,7 @@ def opened(served: HttpFiles, name: str, scale: int = 0, **options: Any) -> Remo
 
 
 def chunks_of(served: HttpFiles, name: str, scale: int = 0) -> list[Path]:
-    """The objects of one scale that hold voxels."""
+    """The files of one scale that hold voxels."""
     folder = served.folder / name
     if name.startswith("precomputed"):
         folder = folder / json.loads((folder / "info").read_text())["scales"][scale]["key"]
@@ -93,7 +99,7 @@ def test_an_absent_object_is_a_mask_exactly_where_it_was(served: HttpFiles, name
         assert found.is_missing is not None and 0 < found.is_missing.mean() < 0.8
         assert getattr(found, field) == found.num_absent + found.num_forbidden > 0
         np.testing.assert_array_equal(found.voxels[~found.is_missing], before.voxels[~found.is_missing])
-        # The oracle: what a decoder makes up differs from the truth, which has no zeros, exactly there.
+        # The truth has no zeros, so the voxels that are 0 must be exactly the missing ones.
         np.testing.assert_array_equal(found.voxels == 0, found.is_missing)
         elsewhere = np.argwhere(~found.is_missing)[0]
         box = tuple(slice(int(i), int(i) + 1) for i in elsewhere)
@@ -173,7 +179,7 @@ def test_trouble_that_stays_is_an_error(served: HttpFiles, name: str):
     volume = opened(served, name)
     with pytest.raises(ConnectionError, match="could not be fetched in 4 tries: status 503"):
         volume.read(WHOLE)
-    # One more where a kept connection had gone stale: that request never counts as a try.
+    # There is one request more where a kept connection was closed by the server; that one does not count as a try.
     assert served.asked[path] - FAST.num_attempts in (0, 1)
     served.reset()
     assert volume.read(BOX).is_missing is None, "the volume is usable again when the server is"
@@ -193,6 +199,30 @@ def test_a_damaged_chunk_is_an_error(served: HttpFiles, name: str, tmp_path: Pat
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     with serve_files(tmp_path) as files, pytest.raises(ValueError, match=r"damaged|unpacked|bytes|status 416"):
         open_remote_volume(f"{files.address}/{name}", kind_of_format(name), 0, FAST).read(WHOLE)
+
+
+@pytest.mark.parametrize(("name", "start"), [("zarr3-sharded", -20), ("zarr3-sharded-start", 0)])
+def test_a_damaged_index_of_a_shard_is_an_error(served: HttpFiles, name: str, start: int, tmp_path: Path):
+    shutil.copytree(served.folder / name, tmp_path / name)
+    path = tmp_path / chunks_of(served, name)[0].relative_to(served.folder)
+    data = bytearray(path.read_bytes())
+    data[start] ^= 1  # the checksum of the index disagrees from now on
+    path.write_bytes(data)
+    with serve_files(tmp_path) as files, pytest.raises(ValueError, match="the index of shard .* is damaged at the source"):
+        open_remote_volume(f"{files.address}/{name}", "zarr3", 0, FAST).read(WHOLE)
+
+
+def test_threads_that_read_the_same_box_get_its_voxels(served: HttpFiles):
+    volume, truth = opened(served, "zarr3-sharded"), textured(SHAPE)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: volume.read(BOX), range(24)):
+            assert found.is_missing is None
+            np.testing.assert_array_equal(found.voxels, truth[BOX])
+
+
+def test_tensorstore_is_not_imported_before_a_volume_is_opened():
+    words = [sys.executable, "-c", "import sys, cem_assets.inbox.remote_cubes; print('tensorstore' in sys.modules)"]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br"])
@@ -244,35 +274,73 @@ def _zarr(**changes: Any) -> dict[str, Any]:
     return {**plain, "fill_value": 0, "filters": None, **changes}
 
 
+BYTES = {"name": "bytes"}
+SHARDING = {
+    "@type": "neuroglancer_uint64_sharded_v1", "preshift_bits": 1, "minishard_bits": 2, "shard_bits": 3, "hash": "identity",
+}  # fmt: skip
+
+
+def _zarr3(codecs: list[dict[str, Any]], chunk: list[int] | None = None, **changes: Any) -> dict[str, Any]:
+    grid = {"name": "regular", "configuration": {"chunk_shape": chunk or [3, 3, 3]}}
+    plain = {"zarr_format": 3, "node_type": "array", "shape": [9, 9, 9], "data_type": "uint8", "chunk_grid": grid}
+    return {**plain, "chunk_key_encoding": {"name": "default"}, "fill_value": 0, "codecs": codecs, **changes}
+
+
+def _shards(chunk: list[int], **changes: Any) -> dict[str, Any]:
+    index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    configuration = {"chunk_shape": chunk, "codecs": [BYTES], "index_codecs": index, **changes}
+    return {"name": "sharding_indexed", "configuration": configuration}
+
+
 @pytest.mark.parametrize(
     ("file", "metadata", "message"),
     [
-        ("attributes.json", _n5(dimensions=[9, 9, -9]), "expected .* whole numbers"),
+        ("attributes.json", _n5(dimensions=[9, 9, -9]), '"dimensions".* Expected integer in the range .* received: -9'),
+        ("attributes.json", _n5(dimensions=[9, 9, 0]), "expected .* whole numbers"),
         ("attributes.json", _n5(dimensions=[9, 9, 2**60]), "expected .* whole numbers"),
-        ("attributes.json", _n5(dimensions=[9, 9, True]), "expected .* whole numbers"),
-        ("attributes.json", _n5(dimensions=[9] * 3, blockSize=[2**20] * 3), "bounded memory"),
-        ("attributes.json", _n5(blockSize=[4, 4]), "expected 3 whole numbers"),
+        ("attributes.json", _n5(dimensions=[9] * 9, blockSize=[1] * 9), "expected at most 8 axes"),
+        ("attributes.json", _n5(dimensions=[9, 9, True]), '"dimensions".* Expected integer in the range .* received: true'),
+        ("attributes.json", _n5(dimensions=[9] * 3, blockSize=[2**20] * 3), '"blockSize" .* exceeds maximum chunk size'),
+        ("attributes.json", _n5(dimensions=[9] * 3, blockSize=[2**10] * 3), "bounded memory"),
+        ("attributes.json", _n5(blockSize=[4, 4]), '"blockSize": Array has length 2 but should have length 3'),
         ("attributes.json", _n5(dataType="float64"), "expected one of uint8"),
-        ("attributes.json", _n5(compression={"type": "lz4"}), "compressed with 'lz4'"),
-        ("attributes.json", _n5(compression=None), "metadata lack or misuse"),
+        ("attributes.json", _n5(compression={"type": "lz4"}), '"compression".* "lz4" is not registered'),
+        ("attributes.json", _n5(compression=None), '"compression": Expected object, but received: null'),
+        ("attributes.json", {"dimensions": [9, 9, 9]}, "metadata lack or misuse 'blockSize'"),
         ("info", _precomputed(key="../../secret"), "is not allowed"),
         ("info", _precomputed(key="/etc"), "is not allowed"),
         ("info", _precomputed(encoding="compressed_segmentation"), "expected raw, jpeg, png"),
         ("info", _precomputed(resolution=[4, 4, 0]), "expected three positive"),
-        ("info", _precomputed(sharding={"@type": "other"}), "is not known"),
+        ("info", _precomputed(sharding={"@type": "other"}), '"@type": Expected "neuroglancer_uint64_sharded_v1"'),
+        ("info", _precomputed(sharding={**SHARDING, "minishard_bits": 21}), "bounded memory"),
+        ("info", _precomputed(sharding={**SHARDING, "shard_bits": 63}), '"shard_bits": Expected integer in the range'),
+        (
+            "info",
+            _precomputed(sharding={**SHARDING, "hash": "md5"}),
+            '"hash": Expected one of "identity", "murmurhash3_x86_128"',
+        ),
         ("info", {"type": "image", "scales": []}, "no list of 1 to"),
         (".zarray", _zarr(filters=[{"id": "pickle"}]), "expected no filters"),
         (".zarray", _zarr(compressor={"id": "pickle"}), "expected no filters"),
-        (".zarray", _zarr(dtype="|O"), "expected one of uint8"),
-        (".zarray", _zarr(shape=[1, 9, 9, 9]), "expected 4 whole numbers"),
-        (".zarray", _zarr(shape=[9, 9, 9, 9]), "only sizes of 1 before them"),
+        (".zarray", _zarr(dtype="|O"), "Unsupported zarr dtype"),
+        (".zarray", _zarr(dtype="<f4"), "expected one of uint8"),
+        (".zarray", _zarr(shape=[1, 9, 9, 9]), '"chunks": Array has length 3 but should have length 4'),
+        (".zarray", _zarr(shape=[9, 9, 9, 9], chunks=[4] * 4), "only sizes of 1 before them"),
+        ("zarr.json", _zarr3([BYTES, {"name": "blosc"}, {"name": "gzip"}]), "then crc32c"),
+        ("zarr.json", _zarr3([BYTES, {"name": "crc32c"}, {"name": "blosc"}]), "then crc32c"),
+        ("zarr.json", _zarr3([BYTES, {"name": "pickle"}]), "expected one of gzip"),
+        ("zarr.json", _zarr3([_shards([2, 2, 2])]), "does not evenly divide"),
+        ("zarr.json", _zarr3([_shards([1, 1, 1]), {"name": "crc32c"}]), "the sharding codec alone"),
+        ("zarr.json", _zarr3([_shards([1, 1, 1], codecs=[_shards([1, 1, 1])])]), "then crc32c"),
+        ("zarr.json", _zarr3([_shards([1, 1, 1])], [999, 99, 99]), "bounded memory"),
+        ("zarr.json", _zarr3([BYTES], storage_transformers=[{"name": "x"}]), "its metadata cannot be used"),
         (".zarray", [1, 2], "expected a JSON object"),
         (".zattrs", {"multiscales": [{"datasets": [{"path": "../up"}]}]}, "is not allowed"),
         (".zattrs", {"other": 1}, "without multiscales"),
     ],
 )
 def test_hostile_metadata_are_refused_in_words(tmp_path: Path, file: str, metadata: Any, message: str):
-    kind = {"attributes.json": "n5", "info": "precomputed"}.get(file, "zarr2")
+    kind = {"attributes.json": "n5", "info": "precomputed", "zarr.json": "zarr3"}.get(file, "zarr2")
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / file).write_text(json.dumps(metadata))
     with serve_files(tmp_path) as files, pytest.raises(ValueError, match=message):
@@ -280,26 +348,98 @@ def test_hostile_metadata_are_refused_in_words(tmp_path: Path, file: str, metada
     assert set(files.asked) <= {f"v/{name}" for name in (file, ".zarray", ".zattrs", "zarr.json")}
 
 
-def test_a_chunk_that_unpacks_to_more_than_its_voxels_is_refused(tmp_path: Path):
-    metadata = _n5(dimensions=[64] * 3, blockSize=[64] * 3, compression={"type": "gzip"})
-    (tmp_path / "v/0/0").mkdir(parents=True)
-    (tmp_path / "v/attributes.json").write_text(json.dumps(metadata))
-    header = b"\0\0\0\3" + 3 * (64).to_bytes(4, "big")
-    (tmp_path / "v/0/0/0").write_bytes(header + gzip.compress(bytes(100 << 20)))
-    with serve_files(tmp_path) as files, pytest.raises(ValueError, match="unpacked within 262144 bytes"):
-        open_remote_volume(f"{files.address}/v", "n5", 0, FAST).read((slice(0, 64),) * 3)
+def _zarr2_compressed(compressor: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
+    return ".zarray", _zarr(shape=[64] * 3, chunks=[64] * 3, compressor=compressor), "0.0.0"
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "zlib", "bzip2", "xz", "zstd", "br"])
+def _zarr3_compressed(codec: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
+    return "zarr.json", _zarr3([BYTES, codec], [64] * 3, shape=[64] * 3), "c/0/0/0"
+
+
+def _n5_compressed(compression: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
+    return "attributes.json", _n5(dimensions=[64] * 3, blockSize=[64] * 3, compression=compression), "0/0/0"
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress, "zlib": zlib.compress, "bz2": bz2.compress, "xz": lzma.compress,
+    "zstd": imagecodecs.zstd_encode, "blosc": imagecodecs.blosc_encode,
+}  # fmt: skip
+COMPRESSED = {
+    "zarr2-zlib": _zarr2_compressed({"id": "zlib", "level": 1}),
+    "zarr2-gzip": _zarr2_compressed({"id": "gzip", "level": 1}),
+    "zarr2-bz2": _zarr2_compressed({"id": "bz2", "level": 1}),
+    "zarr2-zstd": _zarr2_compressed({"id": "zstd", "level": 1}),
+    "zarr2-blosc": _zarr2_compressed({"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 0}),
+    "zarr3-gzip": _zarr3_compressed({"name": "gzip", "configuration": {"level": 1}}),
+    "zarr3-zstd": _zarr3_compressed({"name": "zstd", "configuration": {"level": 1}}),
+    "zarr3-blosc": _zarr3_compressed(
+        {"name": "blosc", "configuration": {"cname": "lz4", "clevel": 5, "shuffle": "noshuffle", "typesize": 1, "blocksize": 0}}
+    ),
+    "n5-gzip": _n5_compressed({"type": "gzip"}),
+    "n5-zlib": _n5_compressed({"type": "gzip", "useZlib": True}),
+    "n5-bz2": _n5_compressed({"type": "bzip2"}),
+    "n5-xz": _n5_compressed({"type": "xz"}),
+    "n5-zstd": _n5_compressed({"type": "zstd"}),
+    "n5-blosc": _n5_compressed({"type": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 0}),
+}
+"""For each format and compression the name of the metadata file, the metadata, and the name of the only chunk."""
+
+READ_A_BOMB = """
+import sys
+from cem_assets.sources.volumes.volumes import open_remote_volume
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+volume = open_remote_volume(sys.argv[1], sys.argv[2])
+before = peak()
+try:
+    error = volume.read((slice(0, 64),) * 3).is_missing
+except ValueError as caught:
+    error = caught
+print(peak() - before, error)
+"""
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_a_chunk_that_unpacks_to_more_than_its_voxels_is_refused(tmp_path: Path, name: str):
+    kind, compression = name.split("-")
+    file, metadata, chunk = COMPRESSED[name]
+    (tmp_path / "v" / chunk).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "v" / file).write_text(json.dumps(metadata))
+    header = b"\0\0\0\3" + 3 * (64).to_bytes(4, "big") if kind == "n5" else b""
+    pack = PACKERS[compression]
+    with serve_files(tmp_path) as files:
+        (tmp_path / "v" / chunk).write_bytes(header + pack(bytes(64**3)))
+        assert not open_remote_volume(f"{files.address}/v", kind, 0, FAST).read((slice(0, 64),) * 3).voxels.any()
+        # A chunk has 256 KiB of voxels. The memory of a new process shows that a bomb of 100 MiB is not unpacked.
+        (tmp_path / "v" / chunk).write_bytes(header + pack(bytes(100 << 20)))
+        words = [sys.executable, "-c", READ_A_BOMB, f"{files.address}/v", kind]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+    grown, _, error = done.stdout.partition(" ")
+    assert int(grown) < 32 << 20
+    assert "is damaged: " in error or "expected at most 262144" in error
+
+
+def test_a_dictionary_that_a_chunk_claims_takes_no_memory(tmp_path: Path):
+    file, metadata, chunk = COMPRESSED["n5-xz"]
+    packed = bytearray(lzma.compress(bytes(64**3)))
+    assert packed[12:17] == b"\x02\0\x21\x01\x16", "the header of the block names LZMA2 and a dictionary of 8 MiB"
+    packed[16] = 40  # 4 GiB
+    packed[20:24] = zlib.crc32(packed[12:20]).to_bytes(4, "little")
+    (tmp_path / "v" / chunk).parent.mkdir(parents=True)
+    (tmp_path / "v" / file).write_text(json.dumps(metadata))
+    (tmp_path / "v" / chunk).write_bytes(b"\0\0\0\3" + 3 * (64).to_bytes(4, "big") + packed)
+    with serve_files(tmp_path) as files:
+        words = [sys.executable, "-c", READ_A_BOMB, f"{files.address}/v", "n5"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+    grown, _, error = done.stdout.strip().partition(" ")
+    assert int(grown) < 32 << 20 and error == "None"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zlib", "zstd", "br"])
 def test_unpacking_ends_at_the_limit(encoding: str):
-    import bz2
-    import lzma
-    import zlib
-
-    pack = {
-        "gzip": gzip.compress, "zlib": zlib.compress, "bzip2": bz2.compress, "xz": lzma.compress,
-        "zstd": imagecodecs.zstd_encode, "br": imagecodecs.brotli_encode,
-    }[encoding]  # fmt: skip
+    pack = {"gzip": gzip.compress, "zlib": zlib.compress, "zstd": imagecodecs.zstd_encode, "br": imagecodecs.brotli_encode}[
+        encoding
+    ]
     data = bytes(range(256)) * 64
     packed = pack(data)
     assert inflate(encoding, packed, len(data), "it") == data
@@ -310,11 +450,11 @@ def test_unpacking_ends_at_the_limit(encoding: str):
 
 def test_a_blosc_header_is_believed_only_up_to_the_limit():
     packed = imagecodecs.blosc_encode(bytes(1000))
-    check_inflation("blosc", packed, 1000, "it")
+    check_blosc(packed, 1000, "it")
     with pytest.raises(ValueError, match="unpacks to 1000 bytes"):
-        check_inflation("blosc", packed, 999, "it")
+        check_blosc(packed, 999, "it")
     with pytest.raises(ValueError, match="header"):
-        check_inflation("blosc", packed[:9], 999, "it")
+        check_blosc(packed[:9], 999, "it")
 
 
 @pytest.mark.parametrize(
@@ -357,7 +497,7 @@ def test_a_number_is_hashed_from_exactly_eight_bytes():
 
 @pytest.fixture
 def remote_bucket(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A volume in a bucket of the real S3 server: OME-Zarr whose objects anyone may read but nobody may list."""
+    """An OME-Zarr volume on the real S3 server. Anyone may read its objects, but nobody may list them."""
     import s3fs
 
     write_volume(tmp_path, "ome-zarr", textured(SHAPE))
@@ -377,7 +517,7 @@ def test_a_volume_on_a_real_s3_server_is_read_without_credentials(remote_bucket:
     fs = s3fs.S3FileSystem(skip_instance_cache=True)
     key = f"{remote_bucket.removeprefix('s3://')}/s0/1/1/1"
     fs.rm(key)
-    # Who may not list a bucket is refused what does not exist: the reason why 403 beside readable chunks is absence.
+    # S3 answers 403 for a missing object to whoever may not list the bucket. This is why 403 counts as absent here.
     found = open_remote_volume(remote_bucket, "ome-zarr", 0, FAST).read(BOX)
     assert (found.num_absent, found.num_forbidden) in ((0, 1), (1, 0)) and found.is_missing is not None
     np.testing.assert_array_equal(found.is_missing, found.voxels == 0)

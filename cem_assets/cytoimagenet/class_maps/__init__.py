@@ -1,1 +1,0 @@
-"""Which views of a release class maps are drawn from."""
