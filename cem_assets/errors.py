@@ -42,6 +42,10 @@ class OutOfMemoryError(MachineError):
     """Memory ran out; the same work with fewer processes may succeed."""
 
 
+class RunFailedError(Exception):
+    """A Dagster run that was started here failed. The text has its steps' messages; the run's tag says whose fault it was."""
+
+
 class Fault(StrEnum):
     """Whose fault an error is."""
 

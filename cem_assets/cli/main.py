@@ -16,7 +16,7 @@ from cem_assets.cli.pages import add_page_commands
 from cem_assets.cli.progress import StageBars
 from cem_assets.cli.releases import add_release_commands
 from cem_assets.cli.training import add_training_commands
-from cem_assets.errors import Fault, fault_of
+from cem_assets.errors import Fault, RunFailedError, fault_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if call.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     try:
         return int(call.run(call))
+    except RunFailedError as error:
+        print(f"cem-assets: {error}", file=sys.stderr)
+        return 1
     except Exception as error:
         fault = fault_of(error)
         if fault == Fault.bug:

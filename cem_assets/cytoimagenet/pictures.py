@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
+from cem_assets.imaging.charts import plain_label, small_figure
 from cem_assets.imaging.gallery import MAX_BYTES, Tile, figure_png, gallery_jpeg
 
 MAX_ENTRIES = 20
@@ -71,14 +71,7 @@ def _short(text: str, num_characters: int) -> str:
 
 
 def _plain(text: str, num_characters: int = _NAME_CHARACTERS) -> str:
-    """Shorten a name, and prevent that matplotlib reads mathematics between dollar signs."""
-    return _short(text, num_characters).replace("$", r"\$")
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=90, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return plain_label(text, num_characters, is_end_kept=True)
 
 
 def _fitting_png(figure: Figure) -> bytes:
@@ -107,7 +100,7 @@ def label_counts_png(counts: Mapping[str, int], sizes: pd.DataFrame, threshold: 
         A PNG of at most `MAX_BYTES`.
     """
     order = sorted(counts, key=lambda category: (-counts[category], category))
-    figure = _figure(7.6, 2.9)
+    figure = small_figure(7.6, 2.9)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     colours = {category: _COLOURS[place % len(_COLOURS)] for place, category in enumerate(order)}
     bars = left.barh(
@@ -164,7 +157,7 @@ def scales_and_sources_png(scaling: Sequence[float], source: Sequence[str]) -> b
     shown = [_plain(name) for name in names] + ([f"other ({num_others:,} sources)"] if num_others else [])
     scales = np.asarray(scaling, dtype=np.float64)
     distinct = np.unique(scales)[::-1]
-    figure = _figure(6.4, 1.3 + 0.24 * max(len(shown), 3))
+    figure = small_figure(6.4, 1.3 + 0.24 * max(len(shown), 3))
     axes = figure.add_subplot()
     start = np.zeros(len(shown))
     shades = colormaps["viridis"](np.linspace(0.12, 0.92, max(len(distinct), 2)))
@@ -203,7 +196,7 @@ def class_map_png(points: NDArray[np.floating], labels: Sequence[str], title: st
     if points.shape != (len(labels), 2):
         raise ValueError(f"points of shape {points.shape} for {len(labels)} labels; expected ({len(labels)}, 2)")
     names, places, num_others = _told_apart(labels)
-    figure = _figure(7.2, 4.4)
+    figure = small_figure(7.2, 4.4)
     axes = figure.add_subplot()
     area = float(np.clip(9000 / max(len(labels), 1), 2.0, 28.0))
     handles = []

@@ -235,7 +235,7 @@ def test_a_half_finished_epoch_of_two_processes_counts_rightly_in_one():
 
 def test_a_bad_loss_on_one_process_stops_both(both):
     for out in both:
-        assert out["bad"].startswith("RuntimeError: the loss of step 4 is not finite. Training stopped")
+        assert out["bad"].startswith("DataError: the loss of step 4 is not finite. Training stopped")
 
 
 def test_one_process_needs_no_group():

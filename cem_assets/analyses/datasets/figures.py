@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from cem_assets.analyses.figures import COLOURS, fitting_png, plain_name, small_figure
+from cem_assets.analyses.figures import COLOURS, fitting_png
+from cem_assets.imaging.charts import plain_label, small_figure
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
@@ -42,14 +43,14 @@ def dataset_maps_png(points: Mapping[str, NDArray[np.floating]], labels: Sequenc
     num_columns = min(_MAX_COLUMNS, len(points))
     num_rows = math.ceil(len(points) / num_columns)
     figure = small_figure(3.4 * num_columns + 0.4, 3.3 * num_rows + 0.9)
-    figure.suptitle(plain_name(title, 90), fontsize=9)
+    figure.suptitle(plain_label(title, 90), fontsize=9)
     panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     area = float(np.clip(6000 / max(len(labels), 1), 3.0, 26.0))
     for axes, (name, found) in zip(panels, points.items(), strict=False):
         for place in range(len(names)):
             chosen = found[of_row == place]
             axes.scatter(chosen[:, 0], chosen[:, 1], s=area, alpha=0.8, linewidths=0, **_look(place))
-        axes.set_title(plain_name(name, 44), fontsize=8)
+        axes.set_title(plain_label(name, 44), fontsize=8)
         axes.set(xticks=[], yticks=[])
         axes.set_xlabel("first coordinate (no unit)", fontsize=7)
         axes.set_ylabel("second coordinate", fontsize=7)
@@ -57,7 +58,7 @@ def dataset_maps_png(points: Mapping[str, NDArray[np.floating]], labels: Sequenc
         axes.set_visible(False)
     shown = names[: len(COLOURS) * 2]
     handles = [Line2D([], [], linestyle="", markersize=5, **_look(place)) for place in range(len(shown))]
-    texts = [plain_name(name, 28) for name in shown]
+    texts = [plain_label(name, 28) for name in shown]
     if len(names) > len(shown):
         texts[-1] = f"and {len(names) - len(shown) + 1} more"
     figure.legend(handles, texts, loc="outside lower center", ncols=min(4, len(shown)), fontsize=7, frameon=False)
@@ -89,7 +90,7 @@ def distance_tables_png(names: Sequence[str], distances: Mapping[str, NDArray[np
     num_columns = min(_MAX_COLUMNS, len(distances))
     num_rows = math.ceil(len(distances) / num_columns)
     figure = small_figure((side + 2.0) * num_columns, (side + 1.5) * num_rows + 0.3)
-    figure.suptitle(plain_name(title, 90), fontsize=9)
+    figure.suptitle(plain_label(title, 90), fontsize=9)
     panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for axes, (weights, table) in zip(panels, distances.items(), strict=False):
         shown = axes.imshow(table, cmap="Blues_r", interpolation="nearest", vmin=0)
@@ -103,10 +104,10 @@ def distance_tables_png(names: Sequence[str], distances: Mapping[str, NDArray[np
                     colour = "white" if value < middle else "black"
                     axes.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=6.5, color=colour)
         if len(names) <= 50:
-            shortened = [plain_name(name, 22) for name in names]
+            shortened = [plain_label(name, 22) for name in names]
             axes.set_xticks(range(len(names)), shortened, rotation=90, fontsize=7)
             axes.set_yticks(range(len(names)), shortened, fontsize=7)
-        axes.set_title(plain_name(weights, 34), fontsize=8)
+        axes.set_title(plain_label(weights, 34), fontsize=8)
     for axes in panels[len(distances) :]:
         axes.set_visible(False)
     return fitting_png(figure)

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cem_assets.analyses.figures import COLOURS, fitting_png, plain_name, small_figure
+from cem_assets.analyses.figures import COLOURS, fitting_png
 from cem_assets.analyses.invariance.rates import FiringRates
 from cem_assets.analyses.invariance.transformations import TRANSFORMATIONS
+from cem_assets.imaging.charts import plain_label, small_figure
 
 
 def firing_rates_png(results: Mapping[str, Mapping[str, FiringRates]], title: str) -> bytes:
@@ -28,7 +29,7 @@ def firing_rates_png(results: Mapping[str, Mapping[str, FiringRates]], title: st
     num_columns = min(3, len(names))
     num_rows = math.ceil(len(names) / num_columns)
     figure = small_figure(2.7 * num_columns, 0.8 + 1.9 * num_rows)
-    figure.suptitle(plain_name(title, 80), fontsize=10)
+    figure.suptitle(plain_label(title, 80), fontsize=10)
     panels = figure.subplots(num_rows, num_columns, squeeze=False, sharey=True).ravel()
     for axes, name in zip(panels, names, strict=False):
         for number, (weights, found) in enumerate(results.items()):
@@ -45,7 +46,7 @@ def firing_rates_png(results: Mapping[str, Mapping[str, FiringRates]], title: st
                 linewidth=1.4,
                 marker="o",
                 markersize=2.5,
-                label=plain_name(weights, 28),
+                label=plain_label(weights, 28),
             )
             if rates.is_firing.any():
                 axes.axhline(float(rates.global_rates[rates.is_firing].mean()), color=colour, linewidth=0.7, linestyle="--")

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cem_assets.analyses.figures import fitting_png, plain_name, show_gray, small_figure
+from cem_assets.analyses.figures import fitting_png, show_gray
 from cem_assets.analyses.occlusion.maps import OcclusionMap
+from cem_assets.imaging.charts import plain_label, small_figure
 
 
 def occlusion_png(
@@ -33,7 +34,7 @@ def occlusion_png(
         raise ValueError(f"these maps cannot be drawn: {'; '.join(problems)}.")
     shown = images[:num]
     figure = small_figure(max(4.0, 1.6 * (1 + len(maps)) + 0.2), 0.6 + 1.75 * len(shown))
-    figure.suptitle(plain_name(title, 80), fontsize=9)
+    figure.suptitle(plain_label(title, 80), fontsize=9)
     panels = figure.subplots(len(shown), 1 + len(maps), squeeze=False)
     for row, image in enumerate(shown):
         show_gray(panels[row, 0], image)
@@ -42,6 +43,6 @@ def occlusion_png(
             drops, axes = found[row].pixel_drops, panels[row, column]
             show_gray(axes, image)
             axes.imshow(drops, cmap="Reds", alpha=0.55, vmin=0, vmax=float(drops.max()) or 1.0, interpolation="nearest")
-            axes.set_title((f"{plain_name(name, 22)}\n" if row == 0 else "") + f"up to {drops.max():.2g}", fontsize=7)
+            axes.set_title((f"{plain_label(name, 22)}\n" if row == 0 else "") + f"up to {drops.max():.2g}", fontsize=7)
     figure.supxlabel("darkest red: the largest drop of each map, told above it; no red: no drop", fontsize=7)
     return fitting_png(figure)

@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from cem_assets.analyses.figures import COLOURS, fitting_png, plain_name, show_gray, small_figure
+from cem_assets.analyses.figures import COLOURS, fitting_png, show_gray
 from cem_assets.analyses.organelles.consensus import Consensus
 from cem_assets.analyses.organelles.correlation import MaskAgreement, enlarged
+from cem_assets.imaging.charts import plain_label, small_figure
 
 
 def agreement_png(
@@ -51,7 +52,7 @@ def agreement_png(
         _told("best channel", f"no. {best}", agreement.best_correlation, agreement.held_out_correlation),
         _told(f"mean of {len(consensus.channels)}", "channels", consensus.correlations.mean(), consensus.held_out.mean()),
     ]
-    figure.suptitle(plain_name(title, 80), fontsize=9)
+    figure.suptitle(plain_label(title, 80), fontsize=9)
     panels = figure.subplots(3, num_shown, squeeze=False)
     for number in range(num_shown):
         show_gray(panels[0, number], images[number])
@@ -100,13 +101,13 @@ def organelles_png(scores: Mapping[str, Mapping[str, tuple[float, float]]], titl
         x = places - 0.4 + (number + 0.5) * width
         values = [found.get(name, (math.nan, math.nan)) for name in organelles]
         colour = COLOURS[number % len(COLOURS)]
-        axes.bar(x, [value for value, _ in values], width * 0.92, color=colour, label=plain_name(weights, 28))
+        axes.bar(x, [value for value, _ in values], width * 0.92, color=colour, label=plain_label(weights, 28))
         axes.scatter(x, [held for _, held in values], s=26, color="white", edgecolors="black", linewidths=0.9, zorder=3)
     axes.axhline(0, color="black", linewidth=0.7)
-    axes.set_xticks(places, [plain_name(name.replace("_", " "), 22) for name in organelles], fontsize=8)
+    axes.set_xticks(places, [plain_label(name.replace("_", " "), 22) for name in organelles], fontsize=8)
     axes.set_ylabel(label, fontsize=8)
     axes.tick_params(axis="y", labelsize=8)
-    axes.set_title(plain_name(title, 90), fontsize=9)
+    axes.set_title(plain_label(title, 90), fontsize=9)
     handles, labels = axes.get_legend_handles_labels()
     dot = Line2D([], [], marker="o", linestyle="", markerfacecolor="white", markeredgecolor="black", markersize=5)
     figure.legend(

@@ -1,6 +1,5 @@
 """The plot of one benchmark's standings: a dot for every entry with its range over seeds, and published values apart."""
 
-import io
 import math
 
 import numpy as np
@@ -9,16 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image
 
 from cem_assets.benchmarks.leaderboard.standings import settings_of
-from cem_assets.imaging.gallery import MAX_BYTES, figure_png
+from cem_assets.imaging.charts import fitting_png, plain_label
+from cem_assets.imaging.gallery import figure_png
 
 MAX_PANELS = 8
 MAX_ENTRIES = 25
 """Largest number of entries in a panel: the published and the random ones, and the best of the others."""
 _BLUE, _GRAY, _RED = "#4c72b0", "#8c8c8c", "#c44e52"
-_SCALES = (1.0, 0.8, 0.6, 0.45, 0.3)
 _NAME_CHARACTERS = 34
 
 
@@ -42,7 +40,7 @@ def standings_png(table: pd.DataFrame, title: str) -> bytes:
     figure = Figure(figsize=(5.2 * num_columns, 0.9 + num_rows * (0.9 + 0.21 * tallest)), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     rest = f"\n{len(panels) - len(shown)} more in the table" if len(panels) > len(shown) else ""
-    figure.suptitle(_plain(title, 90) + rest, fontsize=10)
+    figure.suptitle(plain_label(title, 90) + rest, fontsize=10)
     axes_of = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for axes, (name, rows, column) in zip(axes_of, shown, strict=False):
         _draw(axes, name, rows, column)
@@ -51,7 +49,7 @@ def standings_png(table: pd.DataFrame, title: str) -> bytes:
     if not shown:
         figure.text(0.5, 0.4, "no scores yet", ha="center")
     figure.legend(handles=_legend(table), loc="outside lower center", ncols=3, fontsize=7, frameon=False)
-    return _fitting(figure_png(figure))
+    return fitting_png(figure_png(figure), 32)
 
 
 def _panels(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
@@ -110,7 +108,8 @@ def _draw(axes: Axes, name: str, rows: pd.DataFrame, column: str) -> None:
         else:
             axes.plot(value, place, marker="o", markersize=5, color=colour, linestyle="none")
         axes.annotate(f"{value:.1f}", (value, place), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=6)
-        labels.append(_plain(f"{row['weights']} (published)" if row["is_published"] else str(row["weights"])))
+        name = f"{row['weights']} (published)" if row["is_published"] else str(row["weights"])
+        labels.append(plain_label(name, _NAME_CHARACTERS))
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     axes.set_ylim(len(labels) - 0.4, -0.8)
     axes.margins(x=0.08)
@@ -118,7 +117,7 @@ def _draw(axes: Axes, name: str, rows: pd.DataFrame, column: str) -> None:
     axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel("%", fontsize=7)
-    axes.set_title(_plain(name.strip(), 120), fontsize=8)
+    axes.set_title(plain_label(name.strip(), 120), fontsize=8)
 
 
 def _legend(table: pd.DataFrame) -> list[Line2D]:
@@ -128,27 +127,3 @@ def _legend(table: pd.DataFrame) -> list[Line2D]:
     if table["is_published"].any():
         handles.append(Line2D([], [], color=_RED, marker="D", markersize=4, fillstyle="none", label="published elsewhere"))
     return handles
-
-
-def _fitting(data: bytes) -> bytes:
-    """Reduce a PNG until it fits into `MAX_BYTES`: first its colours, then its size."""
-    if len(data) <= MAX_BYTES:
-        return data
-    with Image.open(io.BytesIO(data)) as picture:
-        whole = picture.convert("RGB")
-    for scale in _SCALES:
-        size = (round(whole.width * scale), round(whole.height * scale))
-        smaller = whole if scale == 1 else whole.resize(size, Image.Resampling.LANCZOS)
-        sink = io.BytesIO()
-        smaller.quantize(32, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(sink, "PNG", optimize=True)
-        data = sink.getvalue()
-        if len(data) <= MAX_BYTES:
-            break
-    return data
-
-
-def _plain(text: str, num_characters: int = _NAME_CHARACTERS) -> str:
-    """Shorten a name, and escape dollar signs so that matplotlib does not read formulas in it."""
-    if len(text) > num_characters:
-        text = f"{text[: num_characters - 2].rstrip()}.."
-    return text.replace("$", r"\$")

@@ -25,7 +25,7 @@ from cem_assets.cli.demo.cytoimagenet import run_cyto_demo
 from cem_assets.cli.demo.weights import run_weights_demo
 from cem_assets.cli.ingest import summary_lines
 from cem_assets.cli.runs import Listener, chain_until, failures, open_instance, run_job
-from cem_assets.errors import DataError
+from cem_assets.errors import DataError, RunFailedError
 from cem_assets.inbox.datasets import register_folder
 from cem_assets.readers import read_patches
 from cem_assets.sources.files.download import download_url
@@ -57,7 +57,7 @@ def run_demo(root: str, listener: Listener) -> Iterator[str]:
         Lines for the person at the terminal.
 
     Raises:
-        RuntimeError: A stage failed; the text says why.
+        RunFailedError: A stage failed; the text says why.
     """
     store = open_store(root)
     yield f"store: {store.url}"
@@ -79,7 +79,7 @@ def run_demo(root: str, listener: Listener) -> Iterator[str]:
         def run(job: str, **more: object) -> None:
             result = run_job(instance, store.url, job, listener=listener, **more)  # type: ignore[arg-type]
             if not result.success:
-                raise RuntimeError("; ".join(failures(result)))
+                raise RunFailedError("; ".join(failures(result)))
 
         for dataset in datasets:
             run("cem_chain", assets=chain_until("deduplicated"), partition=dataset)

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from cem_assets.imaging.charts import fitting_png, plain_label, small_figure
 from cem_assets.imaging.gallery import MAX_BYTES, figure_png
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ _HEAD_PX = 15
 _GAP_PX = 4
 _TILES_PX = (112, 96, 80, 64, 48, 32)
 _GRAY_LEVELS = (64, 32)
-_SCALES = (1.0, 0.8, 0.6, 0.45, 0.3)
 
 
 def curves_png(results: "Sequence[EpochResult]", title: str) -> bytes:
@@ -62,13 +60,13 @@ def curves_png(results: "Sequence[EpochResult]", title: str) -> bytes:
     ]
     num_columns = min(_MAX_COLUMNS, math.ceil(math.sqrt(len(curves))))
     num_rows = math.ceil(len(curves) / num_columns)
-    figure = _figure(2.5 * num_columns, 0.4 + 1.75 * num_rows)
-    figure.suptitle(_plain(title, 80), fontsize=10)
+    figure = small_figure(2.5 * num_columns, 0.4 + 1.75 * num_rows)
+    figure.suptitle(plain_label(title, 80, is_end_kept=True), fontsize=10)
     panels = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True).ravel()
     for axes, (name, points) in zip(panels, curves, strict=False):
         epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
         axes.plot(epochs, values, color=_BLUE, linewidth=1.3, marker="o", markersize=2.5 if len(points) < 40 else 0)
-        axes.set_title(_plain(name), fontsize=9)
+        axes.set_title(plain_label(name, _NAME_CHARACTERS, is_end_kept=True), fontsize=9)
         axes.tick_params(labelsize=7, labelbottom=True)
         axes.grid(color="#e5e5e5", linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -77,7 +75,7 @@ def curves_png(results: "Sequence[EpochResult]", title: str) -> bytes:
     for axes in panels[len(curves) :]:
         axes.set_visible(False)
     figure.supxlabel("epoch", fontsize=8)
-    return _fitting_png(figure)
+    return fitting_png(figure_png(figure), 64)
 
 
 def views_png(images: NDArray[np.uint8], views: "Sequence[Views]", mean: float, std: float, num: int = 6) -> bytes:
@@ -178,7 +176,7 @@ def confusion_png(result: "ClassificationResult", max_classes: int = 50) -> byte
     num_of_row = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, num_of_row, out=np.zeros(matrix.shape), where=num_of_row > 0)
     side = 1.6 + max(1.8, min(0.34 if len(names) <= _MAX_NUMBERED else 0.15, 7 / len(names)) * len(names))
-    figure = _figure(side + 0.7, side)
+    figure = small_figure(side + 0.7, side)
     axes = figure.add_subplot()
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(shown, ax=axes, label="share of the row", shrink=0.8)
@@ -186,12 +184,12 @@ def confusion_png(result: "ClassificationResult", max_classes: int = 50) -> byte
         _write_counts(axes, matrix, shares)
     if len(names) <= _MAX_NAMED:
         font_size = 7.5 if len(names) <= 25 else 6
-        shortened = [_plain(name) for name in names]
+        shortened = [plain_label(name, _NAME_CHARACTERS, is_end_kept=True) for name in names]
         axes.set_xticks(range(len(names)), shortened, rotation=90, fontsize=font_size)
         axes.set_yticks(range(len(names)), shortened, fontsize=font_size)
     axes.set_title(f"{result.num_images:,} images by {what}, top-1 {result.top1:.1%}, top-5 {result.top5:.1%}", fontsize=9)
     axes.set(xlabel=f"predicted {what}", ylabel=f"true {what}")
-    return _fitting_png(figure)
+    return fitting_png(figure_png(figure), 64)
 
 
 def _write_counts(axes: Axes, matrix: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
@@ -199,36 +197,3 @@ def _write_counts(axes: Axes, matrix: NDArray[np.int64], shares: NDArray[np.floa
         if count:
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{count}", ha="center", va="center", fontsize=7, color=colour)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=90, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _fitting_png(figure: Figure) -> bytes:
-    """Render a figure; while it is larger than `MAX_BYTES`, reduce first its colours and then its size."""
-    data = figure_png(figure)
-    if len(data) <= MAX_BYTES:
-        return data
-    # Shrunk as a picture: rendering many axes again and again takes seconds.
-    with Image.open(io.BytesIO(data)) as picture:
-        whole = picture.convert("RGB")
-    for scale in _SCALES:
-        size = (round(whole.width * scale), round(whole.height * scale))
-        smaller = whole if scale == 1 else whole.resize(size, Image.Resampling.LANCZOS)
-        sink = io.BytesIO()
-        smaller.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(sink, "PNG", optimize=True)
-        data = sink.getvalue()
-        if len(data) <= MAX_BYTES:
-            break
-    return data
-
-
-def _plain(text: str, num_characters: int = _NAME_CHARACTERS) -> str:
-    """Shorten a name, and keep matplotlib from reading mathematics between dollar signs."""
-    if len(text) > num_characters:  # the middle goes: names of one origin often begin alike
-        tail = (num_characters - 2) // 3
-        text = f"{text[: num_characters - 2 - tail].rstrip()}..{text[-tail:].lstrip()}"
-    return text.replace("$", r"\$")

@@ -122,7 +122,7 @@ def test_a_dataset_smaller_than_a_batch_is_refused_where_a_queue_depends_on_it(n
     if name == "supervised":
         assert build_method(params_for(name, "smoke"), "resnet18", 1, 4).num_samples == 1
         return
-    with pytest.raises(ValueError, match="the dataset has 31 patches and a batch 32"):
+    with pytest.raises(ValueError, match="the dataset has 31 patches and batch_size is 32"):
         build_method(params_for(name, "smoke"), "resnet18", 31)
 
 
