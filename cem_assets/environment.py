@@ -40,7 +40,7 @@ SCRATCH = Variable("CEM_ASSETS_SCRATCH", "local disk for decoding", default_told
 CACHE = Variable(
     "CEM_ASSETS_CACHE", "local disk for decoded patches while training", default_told="memory, or the temporary folder"
 )
-CACHE_GIB = Variable("CEM_ASSETS_CACHE_GIB", "at most so many GiB of that cache", "64")
+CACHE_GIB = Variable("CEM_ASSETS_CACHE_GIB", "size limit of that cache, in GiB", "64")
 
 CLASSIFIER_WEIGHTS = Variable("CEM_ASSETS_CLASSIFIER_WEIGHTS", "file of the patch classifier for `source: auto`")
 WEIGHTS_FOLDER = Variable("CEM_ASSETS_WEIGHTS_FOLDER", "local copies of published weights")
@@ -78,7 +78,7 @@ SMTP_USER = Variable("CEM_ASSETS_SMTP_USER", "name to log in with", default_told
 SMTP_PASSWORD = Variable("CEM_ASSETS_SMTP_PASSWORD", "password to log in with")
 
 MLFLOW_TRACKING_URI = Variable("MLFLOW_TRACKING_URI", "MLflow", default_told="a SQLite file in `./.cem_assets/mlflow`")
-MLFLOW_UI = Variable("CEM_ASSETS_MLFLOW_UI", "address of MLflow's pages, for links, where the tracking URI is none")
+MLFLOW_UI = Variable("CEM_ASSETS_MLFLOW_UI", "address of MLflow's pages, for links, if the tracking URI is not a web address")
 DAGSTER_HOME = Variable("DAGSTER_HOME", "Dagster's instance", "./.cem_assets/dagster")
 AWS_MAX_ATTEMPTS = Variable("AWS_MAX_ATTEMPTS", "how often a request to S3 is tried", "8")
 AWS_CA_BUNDLE = Variable("AWS_CA_BUNDLE", "certificates that S3 servers are checked with", default_told="the system's")

@@ -51,7 +51,7 @@ class ContaminationConfig(dg.Config):
 
     Attributes:
         dataset: "cem" or "cytoimagenet".
-        version: Of the release; empty takes the newest.
+        version: Version of the release; if empty, the newest.
     """
 
     dataset: str = "cem"

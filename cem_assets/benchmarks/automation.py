@@ -16,7 +16,7 @@ from cem_assets.store.assets import BENCHMARK_SCORES, LEADERBOARD
 @dg.sensor(
     name="benchmarks",
     job=benchmark_leaderboard,
-    minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS),
+    minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS, lowest=0),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Adds a partition for every row of the catalogue of benchmarks, and requests a leaderboard after new scores.",
 )

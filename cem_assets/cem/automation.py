@@ -59,7 +59,7 @@ def run_request(work: Work, settings: Settings, attempt: Attempt) -> dg.RunReque
 @dg.sensor(
     name="inbox",
     job=cem_chain,
-    minimum_interval_seconds=environment.whole_number(environment.INBOX_SECONDS),
+    minimum_interval_seconds=environment.whole_number(environment.INBOX_SECONDS, lowest=0),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Requests the chain for every dataset in inbox/ whose dataset.toml, which is written last, is new or changed.",
 )
@@ -134,7 +134,7 @@ def _refused(store: Store, dataset: str, problem: str) -> dg.AssetObservation:
 @dg.sensor(
     name="reconciliation",
     job=cem_chain,
-    minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS),
+    minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS, lowest=0),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Compares what the store has with what it should have, and requests runs for what is missing or stale.",
 )

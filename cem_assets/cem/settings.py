@@ -27,7 +27,7 @@ PARAMETERS: dict[str, type[BaseModel]] = {
     SCORES: ScoreParams,
     FILTERED: FilterParams,
 }
-"""The parameter model of every asset that has parameters."""
+"""The parameter models of the assets that can have settings."""
 
 _PLACES = {"device"}
 """Parameters that decide where something is computed and not what. They are not recorded in manifests."""
@@ -77,7 +77,7 @@ def read_settings(store: Store) -> Settings:
         data = tomllib.loads(store.read(SETTINGS).decode("utf-8-sig"))
     except FileNotFoundError:
         return Settings()
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise DataError(f"{SETTINGS} is not valid TOML in UTF-8: {error}. An example:\n{_EXAMPLE}") from error
     problems = [f"unknown key {key!r}" for key in data if key not in ("relaunch_gpu", "parameters", "datasets")]
     relaunch_gpu = data.get("relaunch_gpu", False)

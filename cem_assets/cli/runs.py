@@ -13,6 +13,7 @@ import dagster as dg
 from cem_assets import environment
 from cem_assets.definitions import build_definitions
 from cem_assets.errors import DataError
+from cem_assets.platform.launcher import WatchedRunLauncher
 from cem_assets.platform.partitions import benchmark_rows, cyto_labels, em_datasets, microscopy_sources, weights_rows
 from cem_assets.platform.steps import progress_listener
 from cem_assets.store.assets import FILTERED, RELEASES, STAGES, asset_of
@@ -31,6 +32,9 @@ _PARTITIONS = {
 }
 """Partitions of jobs; the others are over EM datasets."""
 
+_LAUNCHER_OF_0_1_0 = b"cem_assets.defs.launcher"
+"""The module of the run launcher that 0.1.0 wrote into dagster.yaml. Dagster does not start with a module that is gone."""
+
 UNTIL = (*STAGES, "releases")
 """Stages at which a chain may end."""
 
@@ -42,6 +46,8 @@ def dagster_home() -> Path:
     settings = home / "dagster.yaml"
     if not settings.exists():
         settings.write_bytes(files("cem_assets").joinpath("dagster.yaml").read_bytes())
+    elif _LAUNCHER_OF_0_1_0 in (text := settings.read_bytes()):
+        settings.write_bytes(text.replace(_LAUNCHER_OF_0_1_0, WatchedRunLauncher.__module__.encode()))
     environment.export(environment.DAGSTER_HOME, str(home))
     return home
 

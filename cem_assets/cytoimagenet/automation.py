@@ -73,7 +73,7 @@ class _Tick:
 @dg.sensor(
     name="cytoimagenet",
     jobs=[cyto_sources, cyto_test_images, cyto_label_table, cyto_crops],
-    minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS),
+    minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS, lowest=0),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Notices microscopy sources in the inbox (inbox/<source>/source.toml), and requests metadata, labels and crops "
     "that are missing or stale.",

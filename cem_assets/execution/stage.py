@@ -62,14 +62,15 @@ class Beginning:
         return StageResult(manifest, True, time.monotonic() - self.started)
 
 
-def begin(store: Store, inputs: Inputs, run_id: str = "") -> Beginning:
+def begin(store: Store, inputs: Inputs, run_id: str = "", started: float | None = None) -> Beginning:
     """Begin a stage, and find out whether its partition is up to date before anything heavy is loaded.
 
     Args:
         inputs: What the content is made from: the asset, the partition, parameters, and the digests of upstream manifests.
         run_id: The id of the Dagster run. The manifest records it outside its digest.
+        started: `time.monotonic()` at the beginning of a stage that had to work before it knew its inputs; None means now.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     return Beginning(Commit(store, inputs, run_id), started)
 
 

@@ -280,7 +280,7 @@ def _nrrd_voxel_size(header: Any) -> tuple[float, float, float] | None:
 
 
 def open_nifti(path: Path) -> Opened:
-    """Open an uncompressed NIfTI-1 or NIfTI-2 file (.nii); compressed files are unpacked before.
+    """Open an uncompressed NIfTI-1 or NIfTI-2 file (.nii); compressed files are unpacked first.
 
     Returns:
         The opened file, with its axes in reversed order of storage, (z, y, x). Slope and intercept are applied, the affine is

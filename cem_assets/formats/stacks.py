@@ -53,12 +53,12 @@ def read_plane(path: Path, scratch: Path, description: DatasetDescription) -> tu
 
 
 def open_stack(paths: Sequence[Path], scratch: Path, description: DatasetDescription, name: str) -> Opened:
-    """Put 2D slices together to one volume.
+    """Combine 2D slices into one volume.
 
     Args:
         paths: Local files, in order of z.
         scratch: Folder for the volume.
-        name: Of the volume, for errors.
+        name: Name of the volume, used in error messages.
 
     Raises:
         DataError: A slice is damaged, or has another size or number type than the first.

@@ -39,6 +39,8 @@ CODECS = frozenset(
 tested."""
 
 _BYTES_BETWEEN_CHECKS = 1 << 28
+_LARGE_BLOCK_BYTES = 1 << 29
+"""More than FFmpeg needs at once for a file within the limits above."""
 _NEUTRAL_CHROMA = 2
 """How far chroma of 8 bits may be from 128 and still count as gray, because encoders round."""
 _ATTACHED_PICTURE = 0x400
@@ -81,11 +83,22 @@ def open_video(path: Path, scratch: Path, description: DatasetDescription, conta
         ):
             return _decode(opened, scratch, what, container)
     except av.FFmpegError as error:
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError) and not _has_memory():
             raise
         raise DataError(
             f"{what} is damaged, or no {container}: {error.strerror or type(error).__name__}. Copy it again from its source."
         ) from error
+
+
+def _has_memory() -> bool:
+    """Tell whether this process still gets a large block of memory.
+
+    FFmpeg also reports a lack of memory where a damaged header makes it ask for a block larger than it ever allocates.
+    """
+    try:
+        return bool(bytearray(_LARGE_BLOCK_BYTES))
+    except MemoryError:
+        return False
 
 
 def _options(container: str) -> dict[str, str]:

@@ -31,7 +31,7 @@ PROMPT_ATTEMPTS = 3
 
 
 def seconds_until_again(num_failures: int) -> float:
-    """Return how long work that failed so often waits after its last failure; 0 while it is repeated at once."""
+    """Return how long work that failed `num_failures` times waits after its last failure; 0 while it is repeated at once."""
     return 0.0 if num_failures < PROMPT_ATTEMPTS else min(2 ** (num_failures - PROMPT_ATTEMPTS), 24) * 3600.0
 
 

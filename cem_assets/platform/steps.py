@@ -90,7 +90,7 @@ def explained(
 
 
 def _step_of(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> tuple[str, str]:
-    return context.run_id, str(context.op_handle)
+    return context.run_id, str(context.op_execution_context.op_handle)
 
 
 def _workers_divided_by(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> int:

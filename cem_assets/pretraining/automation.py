@@ -20,7 +20,7 @@ _DRAIN_SECONDS = 30.0
 @dg.sensor(
     name="weights",
     job=pretraining_weights,
-    minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS),
+    minimum_interval_seconds=environment.whole_number(environment.RECONCILIATION_SECONDS, lowest=0),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Offers every row of the catalogue of weights as a partition; training is started by people.",
 )

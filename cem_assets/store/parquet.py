@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cem_assets.errors import DataError
 from cem_assets.store.manifests import Manifest
 from cem_assets.store.store import Store
 
@@ -110,15 +111,25 @@ def read_parts(
     Args:
         columns: Columns to read; None reads all.
         batch_rows: Rows in a piece; None gives one piece for each file.
+
+    Raises:
+        DataError: A file is damaged.
     """
     for item in manifest.find(".parquet"):
-        with store.open(f"{manifest.folder}/{item.name}") as handle:
-            file = pq.ParquetFile(handle)
-            if batch_rows is None:
-                yield file.read(columns=columns)
-            else:
-                for batch in file.iter_batches(batch_rows, columns=columns):
-                    yield pa.Table.from_batches([batch])
+        key = f"{manifest.folder}/{item.name}"
+        with store.open(key) as handle:
+            try:
+                file = pq.ParquetFile(handle)
+                if batch_rows is None:
+                    yield file.read(columns=columns)
+                else:
+                    for batch in file.iter_batches(batch_rows, columns=columns):
+                        yield pa.Table.from_batches([batch])
+            except pa.ArrowException as error:
+                raise DataError(
+                    f"{key} is damaged: {error}. Restore it from a copy, or materialize {manifest.inputs.asset} again to "
+                    "repair the partition."
+                ) from error
 
 
 def read_side_table(store: Store, manifest: Manifest, name: str, schema: pa.Schema) -> pa.Table:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import duckdb
+import pyarrow as pa
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
@@ -273,7 +274,7 @@ def explorer_app(explorer: Explorer, token: str, volume_token: str = "", origin:
         middleware=[Middleware(Doorkeeper, token=token, command="cem-assets explore", guests=guests)],
         exception_handlers={
             ValidationError: wrong, DataError: wrong, UnknownNameError: absent, FileNotFoundError: absent,
-            OSError: failed, duckdb.Error: failed,
+            OSError: failed, duckdb.Error: failed, pa.ArrowException: failed,
         },
         lifespan=lifespan,
     )  # fmt: skip

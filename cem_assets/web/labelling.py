@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Annotated, Any
 
+import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -249,6 +250,6 @@ def labelling_app(
     return Starlette(
         routes=routes,
         middleware=[Middleware(Doorkeeper, token=token, command="cem-assets label", is_public=is_door)],
-        exception_handlers={ValidationError: unreadable, OSError: failed, DataError: failed},
+        exception_handlers={ValidationError: unreadable, OSError: failed, DataError: failed, pa.ArrowException: failed},
         lifespan=lifespan,
     )

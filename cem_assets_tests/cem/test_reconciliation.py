@@ -17,6 +17,7 @@ from cem_assets.cem.reconciliation import (
     needed_work,
 )
 from cem_assets.cem.settings import SETTINGS, Settings, read_settings
+from cem_assets.errors import DataError
 from cem_assets.inbox.datasets import Arrival, arrival_of, arrivals
 from cem_assets.store.assets import CLASSIFIER, CODE_VERSIONS, DEDUPLICATED, FILTERED, RAW, SCORES, VOLUMES
 from cem_assets.store.manifests import current_manifest
@@ -170,9 +171,10 @@ def test_settings_are_read_with_all_their_problems_at_once(local_store):
         read_settings(local_store)
     for part in ("relaunch_gpu is 1", "unknown key 'shape'", "'volumes' has no parameters", "filtered_patches.threshold"):
         assert part in str(caught.value)
-    local_store.put(SETTINGS, b"a = ")
-    with pytest.raises(ValueError, match="not valid TOML"):
-        read_settings(local_store)
+    for text in (b"a = ", b"a = " + b"[" * 100_000):
+        local_store.put(SETTINGS, text)
+        with pytest.raises(DataError, match="not valid TOML"):
+            read_settings(local_store)
 
 
 def test_looking_at_all_datasets_says_what_looking_at_each_says(curated_store, monkeypatch):

@@ -1,10 +1,12 @@
 """The launcher distinguishes dead runs from living ones."""
 
 import time
+from importlib.resources import files
 
 import dagster as dg
 import pytest
 
+from cem_assets.cli.runs import open_instance
 from cem_assets.definitions import defs
 from cem_assets.platform import launcher
 from cem_assets.platform.launcher import GRPC_INFO_TAG, WatchedRunLauncher, WorkerStatus
@@ -39,3 +41,13 @@ def test_a_run_its_server_knows_is_alive_however_silent(monkeypatch):
 def test_dagster_still_needs_this_launcher():
     """When this fails, Dagster's default launcher notices dead runs by itself: remove `cem_assets.platform.launcher`."""
     assert dg.DefaultRunLauncher().supports_check_run_worker_health is False
+
+
+def test_the_settings_of_an_instance_of_0_1_0_get_the_module_of_today(tmp_path, monkeypatch):
+    text = files("cem_assets").joinpath("dagster.yaml").read_text()
+    old = text.replace("cem_assets.platform.launcher", "cem_assets.defs.launcher")
+    (tmp_path / "dagster.yaml").write_text(f"# ours\n{old}")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with open_instance() as instance:
+        assert isinstance(instance.run_launcher, WatchedRunLauncher)
+    assert (tmp_path / "dagster.yaml").read_text() == f"# ours\n{text}"

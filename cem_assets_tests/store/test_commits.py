@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from cem_assets.errors import DataError
 from cem_assets.store import manifests
 from cem_assets.store.commits import Commit
 from cem_assets.store.manifests import (
@@ -17,6 +18,7 @@ from cem_assets.store.manifests import (
     read_manifest,
     require_manifest,
 )
+from cem_assets.store.parquet import read_parts
 from cem_assets.store.store import Store
 
 INPUTS = Inputs("cem/raw_patches", "vnc", "1", {"spacing": 1}, {"cem/volumes/vnc": "abc"}, {"pillow": "13"})
@@ -45,6 +47,12 @@ def test_a_manifest_is_read_back_as_it_was_written(store: Store):
     assert read.counts == {"rows": 2} and read.details == {"note": [1, None, 0.5]} and read.num_bytes == 3
     assert store.read(f"{read.folder}/a.parquet") == b"aa"
     assert read.folder == f"cem/raw_patches/vnc/{INPUTS.content}" and read.key == "cem/raw_patches/vnc/_manifests/1.json"
+
+
+def test_a_damaged_table_is_named(store: Store):
+    manifest = commit_once(store)
+    with pytest.raises(DataError, match=f"{manifest.folder}/a.parquet is damaged"):
+        list(read_parts(store, manifest))
 
 
 def test_digests_leave_out_runs_times_and_hosts(store: Store, tmp_path):

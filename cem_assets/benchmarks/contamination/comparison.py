@@ -1,4 +1,4 @@
-"""Whether a release holds patches of benchmark test images: exact and near copies, turned, re-encoded, or shifted by half.
+"""Whether a release holds patches of benchmark test images: exact or near copies, turned, re-encoded, shifted by half a patch.
 
 Hashes at a strict distance propose candidates (`cem_assets.benchmarks.contamination.fingerprints`). Each candidate is confirmed
 on its pixels, by the correlation of smoothed and aligned thumbnails and of their fine structure. Blank pictures, and pictures

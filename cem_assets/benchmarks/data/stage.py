@@ -1,6 +1,7 @@
 """Stage `benchmarks/data`: the published files of a benchmark, or a user's own folder, become items in the store."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -60,6 +61,7 @@ def prepare_benchmark(
             names = ", ".join(part.benchmark for part in row.union)
             raise DataError(f"benchmark {row.name!r} is put together from {names} in the store. Leave the folder empty.")
         return _prepare_union(store, row, run_id, progress)
+    started = time.monotonic()
     with benchmark_files(store, row, folder) as files, scratch_folder("benchmark-items") as scratch:
         paths, rejections = files.listed()
         items, refused = find_items(row, paths)
@@ -68,7 +70,7 @@ def prepare_benchmark(
             raise nothing_usable(row, rejections, f"none of its {len(paths)} files fit the layout:\n{_layout(row)}")
         used = sorted({place.path for item in items for place in (item.image, *item.maps)})
         digests = file_digests(files, used)
-        stage = begin(store, _inputs(row, inbox_upstream(row.name, digests)), run_id)
+        stage = begin(store, _inputs(row, inbox_upstream(row.name, digests)), run_id, started)
         if stage.up_to_date:
             return stage.up_to_date
         writer = ItemWriter(stage.commit, len(row.classes))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -59,6 +60,7 @@ class _Row:
 
 def prepare_transfer(store: Store, row: TransferBenchmark, folder: Path | None, run_id: str, progress: Progress) -> StageResult:
     """Prepare a transfer benchmark; see `cem_assets.benchmarks.data.stage.prepare_benchmark`."""
+    started = time.monotonic()
     with benchmark_files(store, row, folder) as files:
         paths, rejections = files.listed()
         tables: list[str] = []
@@ -75,7 +77,8 @@ def prepare_transfer(store: Store, row: TransferBenchmark, folder: Path | None, 
         facts = {key: value for key, value in asdict(row).items() if key not in _NOT_DATA}
         parameters = json.loads(json.dumps(facts))
         upstream = inbox_upstream(row.name, digests)
-        stage = begin(store, Inputs(BENCHMARK_DATA, row.name, CODE_VERSIONS[BENCHMARK_DATA], parameters, upstream), run_id)
+        inputs = Inputs(BENCHMARK_DATA, row.name, CODE_VERSIONS[BENCHMARK_DATA], parameters, upstream)
+        stage = begin(store, inputs, run_id, started)
         if stage.up_to_date:
             return stage.up_to_date
         writer = TransferWriter(stage.commit, tuple(row.channels), names)
@@ -238,7 +241,8 @@ def _rows_of_table(
         facts["label"] = row.merge_labels.get(facts["label"], facts["label"])
         wants = [_filled(text, cells) for text in templates.values()]
         files = [by_end[want.count("/") + 1].get(want, "") if want.count("/") + 1 in by_end else "" for want in wants]
-        facts.setdefault("name", str(PurePosixPath(wants[0]).with_suffix("")) if wants else f"row {number:06d}")
+        has_file_name = bool(wants and PurePosixPath(wants[0]).name)  # a cell of the table may be empty
+        facts.setdefault("name", str(PurePosixPath(wants[0]).with_suffix("")) if has_file_name else f"row {number:06d}")
         if lacking := [want for want, file in zip(wants, files, strict=True) if not file]:
             rejections.append(
                 Rejection(shown_path(facts["name"]), f"lacks {', '.join(map(shown_path, lacking))}. Add the file.")

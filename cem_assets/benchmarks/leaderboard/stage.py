@@ -1,6 +1,7 @@
 """Stage `benchmarks/leaderboard`: all scores as one table, with plots, published figures, and what changed."""
 
 import logging
+import time
 from typing import Any
 
 import pandas as pd
@@ -40,6 +41,7 @@ def make_leaderboard(store: Store, run_id: str = "", progress: Progress = no_pro
     Raises:
         DataError: Scores cannot be compared, or the store's settings of benchmarks or weights are not valid.
     """
+    started = time.monotonic()
     benchmarks = known_benchmarks(store)
     scores = read_scores(store)
     infos = _weights_infos(store, sorted(set(scores["weights"])))
@@ -68,7 +70,7 @@ def make_leaderboard(store: Store, run_id: str = "", progress: Progress = no_pro
     previous = None if before is None else read_standings(store, before)
     if before is not None:
         upstream[_BEFORE] = before.digest
-    stage = begin(store, Inputs(LEADERBOARD, "", CODE_VERSIONS[LEADERBOARD], parameters, upstream), run_id)
+    stage = begin(store, Inputs(LEADERBOARD, "", CODE_VERSIONS[LEADERBOARD], parameters, upstream), run_id, started)
     if stage.up_to_date:
         return stage.up_to_date
     commit = stage.commit

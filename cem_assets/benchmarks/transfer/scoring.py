@@ -154,6 +154,8 @@ def _score_nsc(recipe: NscRecipe, table: FeatureTable) -> list[Score]:
     )
     if needs_plate and not is_control.any():
         raise DataError(f"no row has the control {recipe.control!r} in {recipe.compound!r}, which the recipe normalises by")
+    if is_control.all():
+        raise DataError(f"every row has the control {recipe.control!r} in {recipe.compound!r}; expected treatments too")
     treated = data[~is_control]
     treatments = list(treated[list(recipe.treatment)].itertuples(index=False, name=None))
 

@@ -6,6 +6,7 @@
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,7 @@ def score_features(
         DataError: The recipe does not fit the benchmark's rows, or features are not usable.
         InterruptedError: `should_stop` returned True; the features so far are kept.
     """
+    started = time.monotonic()
     benchmark, asked = plan.benchmark, plan.asked
     extracted = [
         extract_benchmark_features(
@@ -63,7 +65,7 @@ def score_features(
     shown = {"max_pictures": asked.max_pictures, "has_map": asked.has_map}
     parameters = {**plan.parameters, "seed": asked.seed, "shown": shown}
     inputs = Inputs(BENCHMARK_SCORES, plan.key.partition, CODE_VERSIONS[BENCHMARK_SCORES], parameters, upstream)
-    stage = begin(store, inputs, run_id)
+    stage = begin(store, inputs, run_id, started)
     if stage.up_to_date:
         return stage.up_to_date
     commit = stage.commit

@@ -7,9 +7,12 @@ opened. Our own volumes are read by `cem_assets.cem.volumes.ome_zarr`.
 """
 
 import dataclasses
+import gzip
 import json
+import lzma
 import threading
 import uuid
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,6 +49,12 @@ _MAX_GROWTH = 8
 compressors add only a few bytes to what they cannot shrink."""
 _MAX_SMALL_CHUNK_BYTES = 64 << 10
 """Stored chunks up to this size are accepted, whatever their decoded size."""
+_OF_DAMAGED_CHUNKS = (
+    ValueError, RuntimeError, TypeError, KeyError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile,
+)  # fmt: skip
+"""What zarr and its codecs raise for damaged chunks."""
+_BZ2_DAMAGE = "Invalid data stream"
+"""The text of the plain OSError that bz2 raises for damaged chunks."""
 _NM_PER_UNIT = {"nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "angstrom": 0.1}
 
 
@@ -171,7 +180,9 @@ def _read(source: ZarrArray, box: tuple[tuple[int, int], ...]) -> tuple[NDArray[
             # fill values differ exactly where nothing is stored.
             mask = np.asarray(_refilled(array, 0)[spans] != _refilled(array, 1)[spans])
             mask = source._to_box(mask) if mask.any() else None
-    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+    except (*_OF_DAMAGED_CHUNKS, OSError) as error:
+        if not isinstance(error, _OF_DAMAGED_CHUNKS) and str(error) != _BZ2_DAMAGE:
+            raise  # trouble with the store
         raise DataError(
             f"Zarr array {source.key} cannot be decoded: {type(error).__name__}: {error}. Copy it again from its source."
         ) from error

@@ -242,4 +242,4 @@ def _cache(num_images: int) -> tuple[Path | None, int]:
         return None, MEMORY_CACHE_BYTES
     place = Path(folder) if folder else Path(tempfile.gettempdir()) / "cem_assets-cache"
     place.mkdir(parents=True, exist_ok=True)
-    return place, environment.whole_number(environment.CACHE_GIB) << 30
+    return place, environment.whole_number(environment.CACHE_GIB, lowest=0) << 30

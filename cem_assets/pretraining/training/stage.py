@@ -104,7 +104,7 @@ def train_weights(
 
     Raises:
         FileNotFoundError: The release is gone.
-        DataError: The release does not fit, or the checkpoint is of another run.
+        DataError: The release or the number of processes does not fit, or the checkpoint is of another run.
         DataError: The loss is not finite; the last good checkpoint stays.
     """
     import torch
@@ -120,6 +120,11 @@ def train_weights(
     augmentation = build_augmentation(plan)
     rank, world = distributed.rank(), distributed.world_size()
     is_main = distributed.is_main_process()
+    if plan.params.batch_size % world:
+        raise DataError(
+            f"a batch of {plan.params.batch_size} images cannot be divided evenly among {world} processes; expected a multiple "
+            "of their number. Set num_processes, or another batch_size."
+        )
     checkpoints = StoreCheckpoints(store, plan.folder)
     before = checkpoints.load() if is_main else None
     results = list(finished_epochs(before)) if before else []

@@ -7,6 +7,7 @@ tensors and plain values are decoded. `cem_assets.catalog.weights` has the rows 
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -54,6 +55,7 @@ def import_weights(store: Store, row: ImportedWeights, run_id: str = "", progres
         ConnectionError: The file could not be downloaded; the text lists the other ways to get it.
         DataError: The file has another checksum, is too large or damaged, holds Python objects, or belongs to another network.
     """
+    started = time.monotonic()
     if row.source == "random":
         stage = begin(store, _inputs(row, ""), run_id)
         if stage.up_to_date:
@@ -67,7 +69,7 @@ def import_weights(store: Store, row: ImportedWeights, run_id: str = "", progres
             progress(1, 3)
             file_sha256 = hashlib.sha256(data).hexdigest()
             check_sha256(file_sha256, row.sha256, row.file)
-            stage = begin(store, _inputs(row, file_sha256), run_id)
+            stage = begin(store, _inputs(row, file_sha256), run_id, started)
             if stage.up_to_date:
                 return stage.up_to_date
             weights = _read(row, data)

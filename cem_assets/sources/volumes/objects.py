@@ -93,7 +93,10 @@ def http_address(url: str) -> tuple[str, bool]:
     text = url
     for prefix in ("precomputed://", "n5://", "zarr://", "zarr2://", "zarr3://"):
         text = text.removeprefix(prefix)
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise DataError(f"remote volume {url[:200]!r} has a malformed address: {error}. Check the address.") from error
     bucket, path = parts.netloc, parts.path.strip("/")
     if parts.scheme not in ("s3", "gs", "http", "https") or not bucket:
         raise DataError(
@@ -196,6 +199,10 @@ class RemoteObjects:
                 answer = self._once(url, headers, max_bytes)
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                 trouble = f"{type(error).__name__}: {error}"
+            except (requests.RequestException, DataError):
+                raise
+            except ValueError as error:  # requests parses the address of a redirect, which may be malformed
+                raise DataError(f"{url} leads to a malformed address: {error}. Check the address.") from error
             else:
                 if isinstance(answer, ObjectAnswer):
                     with self._lock:

@@ -91,7 +91,8 @@ class ChunkFinder:
         self._objects, self._layout, self._cache = objects, layout, _IndexCache()
         if layout.sharding is not None and layout.kind == "zarr3":
             sides = zip(layout.sharding["shard_shape"], layout.decoder.chunk_shape, strict=True)
-            self._chunks_per_shard = tuple(shard // chunk for shard, chunk in sides)
+            # tensorstore also accepts sizes that JSON writes as 64.0, but names of objects are made of whole numbers.
+            self._chunks_per_shard = tuple(int(shard) // chunk for shard, chunk in sides)
             if 16 * math.prod(self._chunks_per_shard) > _MAX_INDEX_BYTES:
                 raise DataError(
                     f"shards of {math.prod(self._chunks_per_shard)} chunks have too large an index for bounded memory."

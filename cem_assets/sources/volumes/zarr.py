@@ -94,12 +94,13 @@ def _layout(
         if units[0] is not None and units[1] is not None and units[2] is not None:
             voxel_size = (sizes[0] * units[0], sizes[1] * units[1], sizes[2] * units[2])
     layout = ScaleLayout(level.path, decoder, axes, (1.0, 1.0, 1.0), voxel_size, is_blosc, sharding)
+    checked_layout(layout, what)  # refuses sizes of 0, by which a factor cannot be computed
     if finest:
         factor = shape_ratio(finest[0].shape, layout.shape)
         if voxel_size is not None and finest[0].voxel_size_nm is not None:
             factor = size_ratio(voxel_size, finest[0].voxel_size_nm)
         layout = replace(layout, factor=factor)
-    return checked_layout(layout, what)
+    return layout
 
 
 def _axes(names: tuple[str, ...] | None, shape: tuple[int, ...], what: str) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from cem_assets.benchmarks.transfer.metrics import not_same_compound_predictions
 from cem_assets.benchmarks.transfer.params import KnnRecipe, LeaveOneOutRecipe, NscRecipe
 from cem_assets.benchmarks.transfer.scoring import FeatureTable, score_transfer
+from cem_assets.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,13 @@ def test_treatments_are_averaged_and_controls_left_out_before_standardising():
     means = [scaled[:2].mean(axis=0), scaled[2], scaled[3], scaled[4:].mean(axis=0)]
     assert scores[0].value == not_same_compound_predictions(means, "aabb", "pqrs").accuracy() == 1.0
     assert scores[0].num == 4 and scores[0].details["num_treatments"] == 4
+
+
+def test_a_table_of_controls_alone_is_refused():
+    table = treatments()
+    controls = FeatureTable(table.features[6:], table.metadata[6:].reset_index(drop=True))
+    with pytest.raises(DataError, match="every row has the control 'DMSO'"):
+        score_transfer(NscRecipe(), controls)
 
 
 def test_four_test_sets_are_scored_by_the_training_set():

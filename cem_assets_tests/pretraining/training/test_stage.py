@@ -233,7 +233,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(textured, monkeypat
 
 PROGRAM = """
 import sys, torch
-from cem_assets.pretraining.training.plan import read_plan
+from cem_assets.pretraining.plan import read_plan
 from cem_assets.pretraining.training.stage import LoopParams, train_weights
 from cem_assets.store.store import open_store
 store = open_store(sys.argv[1])
