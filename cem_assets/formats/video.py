@@ -96,9 +96,10 @@ def _has_memory() -> bool:
     FFmpeg also reports a lack of memory where a damaged header makes it ask for a block larger than it ever allocates.
     """
     try:
-        return bool(bytearray(_LARGE_BLOCK_BYTES))
+        np.empty(_LARGE_BLOCK_BYTES, np.uint8)
     except MemoryError:
         return False
+    return True
 
 
 def _options(container: str) -> dict[str, str]:

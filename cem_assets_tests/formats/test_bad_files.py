@@ -13,6 +13,7 @@ import h5py
 import mrcfile
 import nibabel
 import nrrd
+import numcodecs
 import numpy as np
 import pytest
 import tifffile
@@ -382,6 +383,18 @@ def test_zarr_chunks_that_cannot_be_decoded(local_store):
     local_store.put(f"{key}/0.0.0", b"garbage that is no blosc or zstd frame")
     source = open_zarr(local_store, key, None).source
     with pytest.raises(ValueError, match="cannot be decoded"):
+        source.read((slice(0, 3), slice(0, 8), slice(0, 8)))
+
+
+@pytest.mark.parametrize("codec", [numcodecs.Zlib(), numcodecs.GZip(), numcodecs.BZ2(), numcodecs.LZMA(), numcodecs.Zstd()])
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_zarr_chunks_of_every_compression_that_are_damaged(local_store, codec, is_cut):
+    data = np.random.default_rng(0).integers(0, 99, (3, 8, 8), dtype=np.uint8)
+    zarr.create_array(local_store.url_of("inbox/d/a.zarr"), data=data, chunks=(3, 8, 8), compressors=codec, zarr_format=2)
+    chunk = local_store.read("inbox/d/a.zarr/0.0.0")
+    local_store.put("inbox/d/a.zarr/0.0.0", chunk[: len(chunk) // 2] if is_cut else b"\xff" * 6 + chunk[6:])
+    source = open_zarr(local_store, "inbox/d/a.zarr", None).source
+    with pytest.raises(DataError, match=r"a\.zarr cannot be decoded"):
         source.read((slice(0, 3), slice(0, 8), slice(0, 8)))
 
 

@@ -11,6 +11,7 @@ from cem_assets.catalog.description import DatasetDescription
 from cem_assets.cem.patches.pixels import open_pixels
 from cem_assets.cem.volumes.bricks import XY_ONLY
 from cem_assets.cem.volumes.stage import standardize_dataset
+from cem_assets.errors import DataError
 from cem_assets.formats import open_file, video
 from cem_assets.store.store import Store
 from cem_assets_tests.datasets import cells, put_in_inbox, toml
@@ -154,6 +155,19 @@ def test_damaged_frames_are_refused_not_painted_over(tmp_path, scratch, file, co
         data[place] ^= 0x5A
     path.write_bytes(data)
     with pytest.raises(ValueError, match="damaged"):
+        open_file(path, scratch, described())
+
+
+def test_a_header_that_asks_for_absurd_memory_is_the_files_fault(tmp_path, scratch, monkeypatch):
+    path = write_video(tmp_path / "v.mp4", cells(SHAPE), "mpeg4", "yuv420p")
+    data = bytearray(path.read_bytes())
+    count = data.find(b"stts") + 8
+    data[count : count + 4] = b"\x7f\xff\xff\xff"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"^v\.mp4 is damaged"):
+        open_file(path, scratch, described())
+    monkeypatch.setattr(video, "_has_memory", lambda: False)
+    with pytest.raises(MemoryError):
         open_file(path, scratch, described())
 
 

@@ -44,7 +44,7 @@ def read_scales(objects: RemoteObjects, kind: str) -> list[ScaleLayout]:
     for name in (kind,) if kind != "auto" else _TRIED_BY_AUTO:
         try:
             scales = _READERS[name](objects)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
             raise DataError(
                 f"{objects.address}: its {name} metadata lack or misuse {error}; expected them to follow the format."
             ) from error

@@ -18,6 +18,7 @@ import imagecodecs
 import numpy as np
 import pytest
 
+from cem_assets.errors import DataError
 from cem_assets.sources.volumes.inflation import check_blosc, inflate
 from cem_assets.sources.volumes.objects import BudgetSpentError, RequestLimits, check_object_key, http_address
 from cem_assets.sources.volumes.shards import murmurhash3_x86_128_low64
@@ -311,6 +312,7 @@ def _shards(chunk: list[int], **changes: Any) -> dict[str, Any]:
         ("info", _precomputed(key="/etc"), "is not allowed"),
         ("info", _precomputed(encoding="compressed_segmentation"), "expected raw, jpeg, png"),
         ("info", _precomputed(resolution=[4, 4, 0]), "expected three positive"),
+        ("info", _precomputed(resolution=[4, 4, 10**400]), "int too large"),
         ("info", _precomputed(sharding={"@type": "other"}), '"@type": Expected "neuroglancer_uint64_sharded_v1"'),
         ("info", _precomputed(sharding={**SHARDING, "minishard_bits": 21}), "bounded memory"),
         ("info", _precomputed(sharding={**SHARDING, "shard_bits": 63}), '"shard_bits": Expected integer in the range'),
@@ -343,9 +345,31 @@ def test_hostile_metadata_are_refused_in_words(tmp_path: Path, file: str, metada
     kind = {"attributes.json": "n5", "info": "precomputed", "zarr.json": "zarr3"}.get(file, "zarr2")
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / file).write_text(json.dumps(metadata))
-    with serve_files(tmp_path) as files, pytest.raises(ValueError, match=message):
+    with serve_files(tmp_path) as files, pytest.raises(DataError, match=message):
         open_remote_volume(f"{files.address}/v", kind, 0, FAST)
     assert set(files.asked) <= {f"v/{name}" for name in (file, ".zarray", ".zattrs", "zarr.json")}
+
+
+def test_a_scale_of_size_0_is_refused(tmp_path: Path):
+    for name, side in (("s0", 9), ("s1", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".zarray").write_text(json.dumps(_zarr(shape=[side, 9, 9])))
+    (tmp_path / ".zattrs").write_text(json.dumps({"multiscales": [{"datasets": [{"path": "s0"}, {"path": "s1"}]}]}))
+    with serve_files(tmp_path) as files, pytest.raises(DataError, match=r"/s1 has shape \(0, 9, 9\)"):
+        open_remote_volume(files.address, "zarr2", 0, FAST)
+
+
+def test_sizes_of_shards_with_a_decimal_point_name_the_same_objects(served: HttpFiles, tmp_path: Path):
+    shutil.copytree(served.folder / "zarr3-sharded", tmp_path / "v")
+    path = tmp_path / "v" / "s0" / "zarr.json"
+    node = json.loads(path.read_text())
+    grid = node["chunk_grid"]["configuration"]
+    grid["chunk_shape"] = [float(side) for side in grid["chunk_shape"]]
+    path.write_text(json.dumps(node))
+    with serve_files(tmp_path) as files:
+        found = open_remote_volume(f"{files.address}/v", "zarr3", 0, FAST).read(BOX)
+    assert found.is_missing is None
+    np.testing.assert_array_equal(found.voxels, textured(SHAPE)[BOX])
 
 
 def _zarr2_compressed(compressor: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
@@ -474,10 +498,10 @@ def test_addresses(url: str, expected: str, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    "url", ["file:///etc", "ftp://a/b", "s3://", "https://me:secret@host/a", "https://h/a?x=1", "s3://b/../c"]
+    "url", ["file:///etc", "ftp://a/b", "s3://", "https://me:secret@host/a", "https://h/a?x=1", "s3://b/../c", "https://[a/b"]
 )
 def test_other_addresses_are_refused(url: str):
-    with pytest.raises(ValueError, match="expected") as caught:
+    with pytest.raises(DataError, match="expected|malformed") as caught:
         http_address(url)
     assert "secret" not in str(caught.value)
 
