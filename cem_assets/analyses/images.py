@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +29,7 @@ from cem_assets.pixels.image_cells import SIDE_PX
 from cem_assets.store.assets import FILTERED, RELEASES
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import committed_partitions, require_manifest
+from cem_assets.store.parquet import parquet_file
 from cem_assets.store.scratch import scratch_folder
 from cem_assets.store.store import Store, check_key
 
@@ -157,7 +157,7 @@ class ImagePlan:
         names: list[str] = []
         for key in part.keys:
             with self.store.open(key) as handle:
-                names += pq.ParquetFile(handle).read(columns=["name"])["name"].to_pylist()
+                names += parquet_file(handle).read(columns=["name"])["name"].to_pylist()
         return names
 
     def _read_files(self, part: _Part, chosen: Sequence[int]) -> list[NDArray[np.uint8]]:
@@ -323,7 +323,7 @@ def _read_rows(store: Store, part: _Part, chosen: Sequence[int]) -> list[NDArray
     first, wanted = 0, list(chosen)
     for key in part.keys:
         with store.open(key) as handle:
-            file = pq.ParquetFile(handle)
+            file = parquet_file(handle)
             for group in range(file.num_row_groups):
                 num = file.metadata.row_group(group).num_rows
                 inside = [row - first for row in wanted if first <= row < first + num]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from cem_assets.benchmarks.scores.inputs import ScoredWeights, find_weights, finite
 from cem_assets.benchmarks.scores.stored import parameters_digest
@@ -28,7 +27,7 @@ from cem_assets.pretraining.weights.stored import load_encoder_weights
 from cem_assets.store.assets import CODE_VERSIONS, DATASET_DISTANCES, DATASET_MAPS, INVARIANCE, OCCLUSION, ORGANELLES, WEIGHTS
 from cem_assets.store.commits import installed_versions
 from cem_assets.store.manifests import MANIFESTS, Inputs, Manifest, committed_partitions, current_manifest
-from cem_assets.store.parquet import parquet_bytes
+from cem_assets.store.parquet import parquet_bytes, parquet_file
 from cem_assets.store.store import Store
 from cem_assets.tracking.mlflow import Metric
 from cem_assets.tracking.runs import open_tracked_run
@@ -200,4 +199,4 @@ def read_table(store: Store, manifest: Manifest, name: str) -> pa.Table:
         name: Name of the file without suffix.
     """
     with store.open(f"{manifest.folder}/{name}.parquet") as handle:
-        return pq.ParquetFile(handle).read()
+        return parquet_file(handle).read()

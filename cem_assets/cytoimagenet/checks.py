@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cem_assets.cytoimagenet.columns import split_values
 from cem_assets.cytoimagenet.crops.stage import DROPPED
@@ -17,6 +16,7 @@ from cem_assets.errors import DataError
 from cem_assets.execution.checks import Outcome
 from cem_assets.store.assets import CROPS, LABEL_TABLE, SOURCE_METADATA, TEST_IMAGES
 from cem_assets.store.manifests import current_manifest, damaged_objects, require_manifest
+from cem_assets.store.parquet import parquet_file
 from cem_assets.store.store import Store
 
 
@@ -67,7 +67,7 @@ def crops_add_up(store: Store, key: str) -> Outcome:
     num, digests, names = 0, set(), set()
     for item in manifest.find(".parquet"):
         with store.open(f"{manifest.folder}/{item.name}") as handle:
-            table = pq.ParquetFile(handle).read(columns=columns)
+            table = parquet_file(handle).read(columns=columns)
         num += len(table)
         digests |= set(table["pixel_sha256"].to_pylist())
         names |= set(table["filename"].to_pylist())

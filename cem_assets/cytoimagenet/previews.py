@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cem_assets.cytoimagenet.columns import LABEL_COLUMNS
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import Manifest
+from cem_assets.store.parquet import parquet_file
 from cem_assets.store.store import Store
 
 _GRID = 24
@@ -66,7 +66,7 @@ def _images(store: Store, manifest: Manifest, wanted: set[int]) -> Iterator[tupl
     place = 0
     for item in manifest.find(".parquet"):
         with store.open(f"{manifest.folder}/{item.name}") as handle:
-            for batch in pq.ParquetFile(handle).iter_batches(64, columns=["source", "scaling", "image"]):
+            for batch in parquet_file(handle).iter_batches(64, columns=["source", "scaling", "image"]):
                 chosen = [n for n in range(len(batch)) if place + n in wanted]
                 place += len(batch)
                 for row in batch.take(chosen).to_pylist() if chosen else []:

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
 from cem_assets.cytoimagenet.columns import RELEASE_COLUMNS, STANDARD_COLUMNS
 from cem_assets.store.manifests import Manifest
-from cem_assets.store.parquet import IMAGE, parquet_bytes, schema_of
+from cem_assets.store.parquet import IMAGE, parquet_bytes, parquet_file, schema_of
 from cem_assets.store.store import Store
 
 _TEXTS = pa.list_(pa.string())
@@ -93,13 +92,13 @@ def read_frame(store: Store, manifest: Manifest, name: str, columns: list[str] |
         columns: None reads all columns.
     """
     with store.open(f"{manifest.folder}/{name}") as handle:
-        return to_frame(pq.ParquetFile(handle).read(columns=columns))
+        return to_frame(parquet_file(handle).read(columns=columns))
 
 
 def read_group(store: Store, manifest: Manifest, name: str, group: int) -> pd.DataFrame:
     """Read one row group of a Parquet object."""
     with store.open(f"{manifest.folder}/{name}") as handle:
-        return to_frame(pq.ParquetFile(handle).read_row_group(group))
+        return to_frame(parquet_file(handle).read_row_group(group))
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:

@@ -30,7 +30,7 @@ from cem_assets.readers.weights import list_weights, load_weights, read_weights_
 from cem_assets.store.assets import DEDUPLICATED, FILTERED, RELEASES, VOLUMES, asset_of
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import Manifest, committed_partitions, current_manifest, require_manifest
-from cem_assets.store.parquet import read_parts, read_side_table
+from cem_assets.store.parquet import parquet_file, read_parts, read_side_table
 from cem_assets.store.store import Store, open_store
 
 __all__ = [
@@ -93,7 +93,7 @@ class Release:
         frames = []
         for key in self._keys:
             with self._store.open(key) as handle:
-                file = pq.ParquetFile(handle)
+                file = parquet_file(handle)
                 wanted = columns or [name for name in file.schema_arrow.names if name != "image"]
                 frames.append(file.read(columns=wanted))
         frame: pd.DataFrame = pa.concat_tables(frames).to_pandas()
@@ -103,7 +103,7 @@ class Release:
         """Read name and pixels, uint8 (height, width), of each patch, in order of dataset and row."""
         for key in self._keys:
             with self._store.open(key) as handle:
-                yield from _images_in(pq.ParquetFile(handle))
+                yield from _images_in(parquet_file(handle))
 
 
 def list_datasets(root: str | None = None) -> list[str]:
@@ -135,7 +135,7 @@ def read_patches(dataset: str, stage: str = "filtered", root: str | None = None)
     tables = []
     for item in manifest.find(".parquet"):
         with store.open(f"{manifest.folder}/{item.name}") as handle:
-            file = pq.ParquetFile(handle)
+            file = parquet_file(handle)
             tables.append(file.read(columns=[name for name in file.schema_arrow.names if name != "image"]))
     frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
     return frame
@@ -173,7 +173,7 @@ def iter_images(dataset: str, stage: str = "filtered", root: str | None = None) 
     if manifest.inputs.asset == FILTERED:
         for item in manifest.find(".parquet"):
             with store.open(f"{manifest.folder}/{item.name}") as handle:
-                yield from _images_in(pq.ParquetFile(handle))
+                yield from _images_in(parquet_file(handle))
         return
     pixels = pixels_behind(store, manifest)
     for table in read_parts(store, manifest, None, _BATCH_ROWS):

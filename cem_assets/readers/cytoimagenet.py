@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cem_assets.store.assets import CYTO_RELEASES, LABEL_TABLE, SOURCE_METADATA
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import committed_partitions, require_manifest
-from cem_assets.store.parquet import read_parts
+from cem_assets.store.parquet import parquet_file, read_parts
 from cem_assets.store.store import Store, open_store
 
 
@@ -42,14 +41,14 @@ class CytoRelease:
     def metadata(self) -> pd.DataFrame:
         """Read a row for each image, without pixels: the published columns, and split, source, licence, height, width, ..."""
         with self._store.open(f"{self._folder}/metadata.parquet") as handle:
-            frame: pd.DataFrame = pq.ParquetFile(handle).read().to_pandas()
+            frame: pd.DataFrame = parquet_file(handle).read().to_pandas()
         return frame
 
     def iter_images(self) -> Iterator[tuple[str, str, NDArray[np.uint8]]]:
         """Read label, file name and pixels, uint8 (height, width), of each image, in order of label."""
         for key in self._keys:
             with self._store.open(key) as handle:
-                for batch in pq.ParquetFile(handle).iter_batches(64, columns=["label", "filename", "image"]):
+                for batch in parquet_file(handle).iter_batches(64, columns=["label", "filename", "image"]):
                     for row in batch.to_pylist():
                         yield row["label"], row["filename"], decode_image(row["image"]["bytes"])
 

@@ -103,6 +103,23 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
+def parquet_file(handle: Any, **options: Any) -> pq.ParquetFile:
+    """Open a Parquet file of the store.
+
+    Args:
+        handle: As `Store.open` returns it.
+        options: Any other argument of `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    try:
+        return pq.ParquetFile(handle, **options)
+    except pa.ArrowException as error:
+        name = getattr(handle, "path", None) or getattr(handle, "name", "a table of the store")
+        raise DataError(f"{name} is damaged: {error}. Restore it from a copy, or materialize its asset again.") from error
+
+
 def read_parts(
     store: Store, manifest: Manifest, columns: list[str] | None = None, batch_rows: int | None = None
 ) -> Iterator[pa.Table]:
@@ -138,5 +155,5 @@ def read_side_table(store: Store, manifest: Manifest, name: str, schema: pa.Sche
     for item in manifest.objects:
         if item.name.startswith(f"{name}/") and item.name.endswith(".parquet"):
             with store.open(f"{manifest.folder}/{item.name}") as handle:
-                tables.append(pq.ParquetFile(handle).read())
+                tables.append(parquet_file(handle).read())
     return pa.concat_tables(tables) if tables else schema.empty_table()

@@ -18,7 +18,7 @@ from cem_assets.store.manifests import (
     read_manifest,
     require_manifest,
 )
-from cem_assets.store.parquet import read_parts
+from cem_assets.store.parquet import parquet_file, read_parts
 from cem_assets.store.store import Store
 
 INPUTS = Inputs("cem/raw_patches", "vnc", "1", {"spacing": 1}, {"cem/volumes/vnc": "abc"}, {"pillow": "13"})
@@ -53,6 +53,11 @@ def test_a_damaged_table_is_named(store: Store):
     manifest = commit_once(store)
     with pytest.raises(DataError, match=f"{manifest.folder}/a.parquet is damaged"):
         list(read_parts(store, manifest))
+    with (
+        store.open(f"{manifest.folder}/a.parquet") as handle,
+        pytest.raises(DataError, match=r"a\.parquet is damaged: .*materialize"),
+    ):
+        parquet_file(handle)
 
 
 def test_digests_leave_out_runs_times_and_hosts(store: Store, tmp_path):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +25,7 @@ from cem_assets.store.assets import CLASS_MAPS, CLASSIFIER, CODE_VERSIONS, CYTO_
 from cem_assets.store.commits import installed_versions
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import Inputs, committed_partitions, current_manifest
+from cem_assets.store.parquet import parquet_file
 from cem_assets.store.store import Store
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _features(
             for item in label["objects"]:
                 with store.open(f"{label['folder']}/{item['name']}") as handle:
                     columns = ["label", "category", "source", "scaling", "filename", "image"]
-                    for batch in pq.ParquetFile(handle).iter_batches(_BATCH, columns=columns):
+                    for batch in parquet_file(handle).iter_batches(_BATCH, columns=columns):
                         found = batch.to_pylist()[: params.max_images - taken]
                         if not found:
                             break

@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cem_assets.benchmarks.contamination.fingerprints import joined, release_fingerprints, test_image_fingerprints
@@ -26,7 +25,7 @@ from cem_assets.cytoimagenet.channels import merge_channels
 from cem_assets.store.commits import ContentFolder
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import Manifest, ManifestObject, canonical_json
-from cem_assets.store.parquet import IMAGE_ROW_GROUP
+from cem_assets.store.parquet import IMAGE_ROW_GROUP, parquet_file
 from cem_assets.store.store import Store
 
 Axes = Mapping[str, Sequence[int]]
@@ -82,7 +81,7 @@ class ShardPatches:
 
     def each(self) -> Iterator[NDArray[np.uint8]]:
         with self.store.open(self.key) as handle:
-            for batch in pq.ParquetFile(handle).iter_batches(IMAGE_ROW_GROUP, columns=["image"]):
+            for batch in parquet_file(handle).iter_batches(IMAGE_ROW_GROUP, columns=["image"]):
                 for cell in batch.column("image").to_pylist():
                     yield decode_image(cell["bytes"])
 
@@ -105,7 +104,7 @@ class ShardPatches:
 @lru_cache(maxsize=1024)
 def _group_starts(store: Store, key: str) -> tuple[int, ...]:
     with store.open(key) as handle:
-        footer = pq.ParquetFile(handle).metadata
+        footer = parquet_file(handle).metadata
         sizes = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
     return tuple(np.cumsum([0, *sizes[:-1]]).tolist())
 
@@ -113,7 +112,7 @@ def _group_starts(store: Store, key: str) -> tuple[int, ...]:
 @lru_cache(maxsize=16)
 def _rows_of_group(store: Store, key: str, group: int) -> list[dict[str, Any]]:
     with store.open(key) as handle:
-        rows: list[dict[str, Any]] = pq.ParquetFile(handle).read_row_group(group).to_pylist()
+        rows: list[dict[str, Any]] = parquet_file(handle).read_row_group(group).to_pylist()
     return rows
 
 
@@ -131,7 +130,7 @@ def release_patches(store: Store, dataset: str, release: Manifest) -> list[Shard
         for item in part["objects"]:
             key = f"{part['folder']}/{item['name']}"
             with store.open(key) as handle:
-                num = int(pq.ParquetFile(handle).metadata.num_rows)
+                num = int(parquet_file(handle).metadata.num_rows)
             found.append(ShardPatches(store, key, item["sha256"], first, num, _NAME_COLUMNS[dataset]))
             first += num
     return found
@@ -227,7 +226,7 @@ class MergedImages:
 def _channel_cells(store: Store, key: str, group: int, channels: tuple[str, ...]) -> list[list[dict[str, Any]]]:
     names = [f"image_{channel}" for channel in channels]
     with store.open(key) as handle:
-        table = pq.ParquetFile(handle).read_row_group(group, columns=names)
+        table = parquet_file(handle).read_row_group(group, columns=names)
     return [table[name].to_pylist() for name in names]
 
 
@@ -270,7 +269,7 @@ def _transfer_pictures(store: Store, manifest: Manifest) -> list[TestPictures]:
     for item in manifest.find(".parquet"):
         key = f"{manifest.folder}/{item.name}"
         with store.open(key) as handle:
-            file = pq.ParquetFile(handle)
+            file = parquet_file(handle)
             for group in range(file.metadata.num_row_groups):
                 table = file.read_row_group(group, columns=["name", "split"]).to_pylist()
                 rows = tuple(number for number, row in enumerate(table) if row["split"] not in _UNTESTED)

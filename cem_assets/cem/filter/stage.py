@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cem_assets.cem.classifier.params import ScoreParams, probability, to_hash_side
@@ -21,7 +20,7 @@ from cem_assets.store.assets import CODE_VERSIONS, DEDUPLICATED, FILTERED, SCORE
 from cem_assets.store.commits import ContentFolder, installed_versions
 from cem_assets.store.images import decode_image, image_column
 from cem_assets.store.manifests import Inputs, Manifest, ManifestObject, require_manifest
-from cem_assets.store.parquet import IMAGE_ROW_GROUP, parquet_bytes, part_name, read_parts, rechunk
+from cem_assets.store.parquet import IMAGE_ROW_GROUP, parquet_bytes, parquet_file, part_name, read_parts, rechunk
 from cem_assets.store.store import Store
 
 _SCORED_PER_PART = 1 << 14
@@ -127,7 +126,7 @@ class _ShardJob:
         if is_written:
             key = f"{self.content.folder}/{name}"
             with self.content.store.open(key) as handle:
-                for batch in pq.ParquetFile(handle).iter_batches(IMAGE_ROW_GROUP, columns=["image"]):
+                for batch in parquet_file(handle).iter_batches(IMAGE_ROW_GROUP, columns=["image"]):
                     for cell in batch.column("image").to_pylist():
                         sums += PixelSums.of(decode_image(cell["bytes"]))
             size = self.content.store.size(key)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cem_assets.catalog.description import DatasetDescription
@@ -32,7 +31,7 @@ from cem_assets.imaging.boxes import Box
 from cem_assets.store.assets import VOLUMES
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import Manifest, find_manifest, require_manifest
-from cem_assets.store.parquet import part_name
+from cem_assets.store.parquet import parquet_file, part_name
 from cem_assets.store.store import Store
 
 ROWS_PER_PART = 1 << 20
@@ -73,7 +72,7 @@ class ImageTable:
     def iterate(self, part: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         """Yield (name, pixels) of the images of one part in row order. One row group at a time is in memory."""
         with self.store.open(f"{self.folder}/{part}") as handle:
-            file = pq.ParquetFile(handle)
+            file = parquet_file(handle)
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=["name", "image"])
                 for row in table.to_pylist():
@@ -85,7 +84,7 @@ def _image_index(images: ImageTable) -> dict[str, tuple[str, int, int, int]]:
     index: dict[str, tuple[str, int, int, int]] = {}
     for part in images.parts:
         with images.store.open(f"{images.folder}/{part}") as handle:
-            file = pq.ParquetFile(handle)
+            file = parquet_file(handle)
             for group in range(file.num_row_groups):
                 for row in file.read_row_group(group, columns=["name", "height", "width"]).to_pylist():
                     index[row["name"]] = (part, group, row["height"], row["width"])
@@ -95,7 +94,7 @@ def _image_index(images: ImageTable) -> dict[str, tuple[str, int, int, int]]:
 @lru_cache(maxsize=2)
 def _row_group(images: ImageTable, part: str, group: int) -> tuple[list[str], list[dict[str, Any]]]:
     with images.store.open(f"{images.folder}/{part}") as handle:
-        table = pq.ParquetFile(handle).read_row_group(group, columns=["name", "image"])
+        table = parquet_file(handle).read_row_group(group, columns=["name", "image"])
     return table["name"].to_pylist(), table["image"].to_pylist()
 
 

@@ -7,7 +7,6 @@ from typing import Annotated
 import numpy as np
 import PIL
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from cem_assets.cem.patches.dedup import DedupParams, deduplicate
@@ -30,7 +29,7 @@ from cem_assets.execution.stage import Progress, StageResult, begin, no_progress
 from cem_assets.store.assets import CODE_VERSIONS, DEDUPLICATED, RAW, VOLUMES
 from cem_assets.store.commits import Commit, installed_versions
 from cem_assets.store.manifests import Inputs, Manifest, require_manifest
-from cem_assets.store.parquet import parquet_bytes, part_name, read_parts, rechunk
+from cem_assets.store.parquet import parquet_bytes, parquet_file, part_name, read_parts, rechunk
 from cem_assets.store.store import Store
 
 _ROWS_PER_PART = 1 << 20
@@ -157,7 +156,7 @@ def _num_rows(store: Store, commit: Commit, name: str) -> int:
     if store.size(key) is None:
         return 0
     with store.open(key) as handle:
-        return int(pq.ParquetFile(handle).metadata.num_rows)
+        return int(parquet_file(handle).metadata.num_rows)
 
 
 def choose_exemplars(

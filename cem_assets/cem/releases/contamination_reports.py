@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cem_assets.store.assets import BENCHMARK_DATA, CONTAMINATION
 from cem_assets.store.manifests import Manifest, committed_partitions, current_manifest
-from cem_assets.store.parquet import schema_of
+from cem_assets.store.parquet import parquet_file, schema_of
 from cem_assets.store.store import Store
 
 PAIRS = "pairs.parquet"
@@ -73,7 +72,7 @@ def contaminated_patches(store: Store, reports: Sequence[Manifest]) -> dict[str,
     found: dict[str, dict[tuple[str, int], set[str]]] = {}
     for manifest in reports:
         with store.open(f"{manifest.folder}/{PAIRS}") as handle:
-            rows = pq.ParquetFile(handle).read(columns=columns).to_pylist()
+            rows = parquet_file(handle).read(columns=columns).to_pylist()
         for row in rows:
             if row["benchmark"] in prepared:
                 patch = (row["name"], row["dhash"])

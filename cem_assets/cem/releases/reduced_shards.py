@@ -17,7 +17,7 @@ from cem_assets.errors import DataError
 from cem_assets.store.commits import Commit
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import Manifest, ManifestObject
-from cem_assets.store.parquet import IMAGE_ROW_GROUP, parquet_bytes, part_name, read_parts
+from cem_assets.store.parquet import IMAGE_ROW_GROUP, parquet_bytes, parquet_file, part_name, read_parts
 from cem_assets.store.store import Store
 
 
@@ -54,7 +54,7 @@ def write_without(
     for item in manifest.find(".parquet"):
         key, name = f"{manifest.folder}/{item.name}", f"{folder}/{part_name(len(written))}"
         with store.open(key) as handle:
-            file = pq.ParquetFile(handle)
+            file = parquet_file(handle)
             is_out = pc.is_in(file.read(columns=["name"])["name"], value_set=left_out).to_numpy()
             lost += _sums(file, is_out)
             if is_out.all():

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cem_assets.cytoimagenet.channels import merge_channels, merge_image
 from cem_assets.cytoimagenet.held_out.guard import FingerprintIndex
@@ -23,7 +22,7 @@ from cem_assets.execution.stage import Progress, StageResult, begin, no_progress
 from cem_assets.store.assets import CODE_VERSIONS, SOURCE_METADATA, TEST_IMAGES
 from cem_assets.store.manifest_facts import current_facts
 from cem_assets.store.manifests import Inputs, Manifest, committed_partitions, current_manifest
-from cem_assets.store.parquet import parquet_bytes
+from cem_assets.store.parquet import parquet_bytes, parquet_file
 from cem_assets.store.store import Store
 
 TABLE = "part-00000.parquet"
@@ -131,7 +130,7 @@ def read_test_images(store: Store, manifest: Manifest | None) -> TestImages:
     rows: list[dict[str, Any]] = []
     if manifest is not None:
         with store.open(f"{manifest.folder}/{TABLE}") as handle:
-            rows = pq.ParquetFile(handle).read().to_pylist()
+            rows = parquet_file(handle).read().to_pylist()
     files = {digest: row["test_set"] for row in rows for digest in row["sha256"]}
     usable = [row for row in rows if row["dhash"]]
     hashes = np.array([row["dhash"] for row in usable], np.uint64).reshape(-1, 8)

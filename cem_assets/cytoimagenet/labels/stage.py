@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cem_assets.cytoimagenet.columns import LABEL_COLUMNS
@@ -38,7 +37,7 @@ from cem_assets.execution.stage import Progress, StageResult, begin, no_progress
 from cem_assets.store.assets import CODE_VERSIONS, LABEL_TABLE, SOURCE_METADATA
 from cem_assets.store.manifest_facts import current_facts
 from cem_assets.store.manifests import Inputs, Manifest, canonical_json, committed_partitions, require_manifest
-from cem_assets.store.parquet import parquet_bytes
+from cem_assets.store.parquet import parquet_bytes, parquet_file
 from cem_assets.store.store import Store
 
 TABLE = "part-00000.parquet"
@@ -185,7 +184,7 @@ class _SourceReader:
     def __call__(self, manifest: Manifest) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return the rows with the columns that labels need, and the rows that are left out with idx, source and reason."""
         with self.store.open(f"{manifest.folder}/{TABLE}") as handle:
-            table = pq.ParquetFile(handle).read(columns=[*_READ, "files", "sha256"])
+            table = parquet_file(handle).read(columns=[*_READ, "files", "sha256"])
         frame: pd.DataFrame = table.select(_READ).to_pandas()
         has_files = pc.greater(pc.list_value_length(table["files"]), 0).to_numpy()
         reasons = [_guard_reason(manifest.details["facts"])] * len(frame)
@@ -248,7 +247,7 @@ def _whole_rows(store: Store, manifests: list[Manifest], chosen: pd.DataFrame) -
         mine = np.flatnonzero((chosen["source"] == manifest.inputs.partition).to_numpy())
         if len(mine):
             with store.open(f"{manifest.folder}/{TABLE}") as handle:
-                parts.append(pq.ParquetFile(handle).read().take(pa.array(chosen["row"].to_numpy()[mine])))
+                parts.append(parquet_file(handle).read().take(pa.array(chosen["row"].to_numpy()[mine])))
             places.append(mine)
     order = np.argsort(np.concatenate(places), kind="stable")
     rows = pa.concat_tables(parts).take(pa.array(order))

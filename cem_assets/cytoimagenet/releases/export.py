@@ -9,13 +9,13 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from cem_assets.cytoimagenet.columns import RELEASE_COLUMNS
 from cem_assets.cytoimagenet.releases.stage import CARD, LISTING, METADATA, require_cyto_release
 from cem_assets.cytoimagenet.tables import read_frame
 from cem_assets.errors import DataError
 from cem_assets.execution.stage import Progress, no_progress
+from cem_assets.store.parquet import parquet_file
 from cem_assets.store.store import Store
 
 
@@ -49,7 +49,7 @@ def export_cytoimagenet(store: Store, folder: Path, version: str = "", progress:
     for label in listing["labels"]:
         for item in label["objects"]:
             with store.open(f"{label['folder']}/{item['name']}") as handle:
-                for batch in pq.ParquetFile(handle).iter_batches(256, columns=["path", "filename", "image"]):
+                for batch in parquet_file(handle).iter_batches(256, columns=["path", "filename", "image"]):
                     for row in batch.to_pylist():
                         _write(_place(folder, row["path"], row["filename"]), row["image"]["bytes"])
                     done += len(batch)

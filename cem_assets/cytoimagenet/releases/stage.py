@@ -14,7 +14,6 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cem_assets.cytoimagenet.crops.stage import crop_upstream
@@ -37,7 +36,7 @@ from cem_assets.store.manifests import (
     current_manifest,
     require_manifest,
 )
-from cem_assets.store.parquet import IMAGE_ROW_GROUP, parquet_bytes, part_name
+from cem_assets.store.parquet import IMAGE_ROW_GROUP, parquet_bytes, parquet_file, part_name
 from cem_assets.store.store import Store
 from cem_assets.store.versions import check_version, next_version
 
@@ -268,7 +267,7 @@ def _rows(store: Store, manifest: Manifest) -> pd.DataFrame:
     tables = []
     for item in manifest.find(".parquet"):
         with store.open(f"{manifest.folder}/{item.name}") as handle:
-            tables.append(pq.ParquetFile(handle).read(columns=names))
+            tables.append(parquet_file(handle).read(columns=names))
     frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
     return frame
 
@@ -297,7 +296,7 @@ def _write_without(
     start = 0
     for number, item in enumerate(manifest.find(".parquet")):
         with store.open(f"{manifest.folder}/{item.name}") as handle:
-            table = pq.ParquetFile(handle).read()
+            table = parquet_file(handle).read()
         left = table.filter(pa.array(keep[start : start + len(table)]))
         start += len(table)
         data = parquet_bytes([left], CROPS_SCHEMA, IMAGE_ROW_GROUP, ("label", "category", "source"))

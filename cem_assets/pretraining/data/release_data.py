@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cem_assets import environment
@@ -27,6 +26,7 @@ from cem_assets.pretraining.data.subsets import choose_classes
 from cem_assets.pretraining.methods.params import MethodParams
 from cem_assets.pretraining.plan import RELEASE_ASSETS, TrainingPlan
 from cem_assets.store.manifests import Manifest, find_manifest
+from cem_assets.store.parquet import parquet_file
 from cem_assets.store.store import Store
 
 _READ_AHEAD = 8
@@ -194,7 +194,7 @@ def _cyto_data(
         if name in category_of and name in set(classes):
             label_of[place] = classes.index(name)
     with store.open(f"{manifest.folder}/{METADATA}") as handle:
-        table = pq.ParquetFile(handle).read(columns=["label", "split"])
+        table = parquet_file(handle).read(columns=["label", "split"])
     labels = np.asarray(source.classes, dtype=object)[source.labels]
     if len(table) != source.num_rows or not np.array_equal(np.asarray(table["label"].to_pylist(), dtype=object), labels):
         raise DataError(
