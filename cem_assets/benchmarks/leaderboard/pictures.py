@@ -108,8 +108,8 @@ def _draw(axes: Axes, name: str, rows: pd.DataFrame, column: str) -> None:
         else:
             axes.plot(value, place, marker="o", markersize=5, color=colour, linestyle="none")
         axes.annotate(f"{value:.1f}", (value, place), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=6)
-        name = f"{row['weights']} (published)" if row["is_published"] else str(row["weights"])
-        labels.append(plain_label(name, _NAME_CHARACTERS))
+        label = f"{row['weights']} (published)" if row["is_published"] else str(row["weights"])
+        labels.append(plain_label(label, _NAME_CHARACTERS))
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     axes.set_ylim(len(labels) - 0.4, -0.8)
     axes.margins(x=0.08)

@@ -280,3 +280,8 @@ def test_the_card_marks_published_values_with_their_source():
     assert "| 1 | `imagenet_$x$` |" in text and "3 seeds" in text
     widths = {line.count(" | ") for line in text.splitlines() if line.startswith("| ") and "published" in line}
     assert widths == {7}
+
+
+def test_panels_are_titled_by_their_setting():
+    few, many = (make_standings(frame(row("guay", "moco", 0.5, iterations=steps)), INFOS, {}) for steps in (7, 1000))
+    assert standings_png(few, "guay") != standings_png(many, "guay"), "they differ by the iterations in the title alone"
