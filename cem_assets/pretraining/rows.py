@@ -3,6 +3,7 @@
 Rows come from `cem_assets.catalog.weights` and from `settings/weights.toml` of the store. This module does not import torch.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -42,26 +43,33 @@ def params_of(row: TrainedWeights, **overrides: Any) -> MethodParams:
     Raises:
         DataError: Fields are not known or values cannot be used; the text names all of them.
     """
-    if problems := params_problems(row, **overrides):
+    params, problems = _checked_params(row, overrides)
+    if params is None:
         raise DataError(f"the parameters of weights {row.name} cannot be used: {'; '.join(problems)}.")
-    return params_for(row.method, row.preset, **{**row.params, **overrides})
+    return params
 
 
 def params_problems(row: TrainedWeights, **overrides: Any) -> list[str]:
     """List the problems of a row's hyperparameters; the list is empty where there are none."""
+    return _checked_params(row, overrides)[1]
+
+
+def _checked_params(row: TrainedWeights, overrides: Mapping[str, Any]) -> tuple[MethodParams | None, list[str]]:
+    """Return the hyperparameters of a row, or None and what is wrong with them."""
     values = {**row.params, **overrides}
     if row.method not in PARAMS or row.preset not in PRESETS[row.method]:
-        return [f"method {row.method!r} has no preset {row.preset!r}"]
+        return None, [f"method {row.method!r} has no preset {row.preset!r}"]
     known = PARAMS[row.method].model_fields
     problems = [f"{key}: unknown to {row.method}; expected {', '.join(known)}" for key in values if key not in known]
+    params = None
     try:
-        params_for(row.method, row.preset, **{key: value for key, value in values.items() if key in known})
+        params = params_for(row.method, row.preset, **{key: value for key, value in values.items() if key in known})
     except ValidationError as error:
         problems += [
             f"{'.'.join(str(part) for part in item['loc']) or 'together'}: {item['msg']} (found {_shown(item)})"
             for item in error.errors()
         ]
-    return problems
+    return (None, problems) if problems else (params, [])
 
 
 def _shown(item: Any) -> str:
