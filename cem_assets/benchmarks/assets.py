@@ -11,7 +11,7 @@ from cem_assets.benchmarks.data.stage import prepare_benchmark
 from cem_assets.benchmarks.leaderboard.promotion import promote
 from cem_assets.benchmarks.leaderboard.stage import make_leaderboard
 from cem_assets.benchmarks.rows import require_benchmark
-from cem_assets.benchmarks.scores.inputs import ScoreParams
+from cem_assets.benchmarks.scores.inputs import BenchmarkScoreParams
 from cem_assets.benchmarks.scoring import score_benchmark, score_lines
 from cem_assets.execution.interruptions import signals_as_wish
 from cem_assets.platform.assets import GPU_POOL, asset
@@ -42,8 +42,8 @@ class BenchmarkDataConfig(dg.Config):
     folder: str = ""
 
 
-class ScoreConfig(dg.Config, ScoreParams):
-    """How weights are scored; see `ScoreParams`."""
+class ScoreConfig(dg.Config, BenchmarkScoreParams):
+    """How weights are scored; see `BenchmarkScoreParams`."""
 
 
 class ContaminationConfig(dg.Config):

@@ -8,7 +8,7 @@ another. The leaderboard compares them.
 from collections.abc import Callable, Mapping
 
 from cem_assets.benchmarks.rows import require_benchmark
-from cem_assets.benchmarks.scores.inputs import ALL, GIVEN, ScoreParams
+from cem_assets.benchmarks.scores.inputs import ALL, GIVEN, BenchmarkScoreParams
 from cem_assets.benchmarks.scores.stored import ScoreKey
 from cem_assets.benchmarks.segmentation.plan import SegmentationPlan, plan_segmentation
 from cem_assets.benchmarks.segmentation.stage import score_segmentation
@@ -19,26 +19,26 @@ from cem_assets.execution.stage import Progress, StageResult, no_progress
 from cem_assets.store.manifests import Manifest
 from cem_assets.store.store import Store
 
-__all__ = ["GIVEN", "ScoreParams", "plan_score", "run_folder", "score_benchmark", "score_key", "score_lines"]
+__all__ = ["GIVEN", "BenchmarkScoreParams", "plan_score", "run_folder", "score_benchmark", "score_key", "score_lines"]
 
 
 def plan_score(
-    store: Store, benchmark: str, weights: str, params: ScoreParams | None = None
+    store: Store, benchmark: str, weights: str, params: BenchmarkScoreParams | None = None
 ) -> SegmentationPlan | TransferPlan:
     """Look up everything that a score depends on, before anything is computed; see `score_benchmark`."""
     row = require_benchmark(store, benchmark)
-    asked = params or ScoreParams()
+    asked = params or BenchmarkScoreParams()
     if isinstance(row, SegmentationBenchmark):
         return plan_segmentation(store, row, weights, asked)
     return plan_transfer(store, row, weights, asked)
 
 
-def score_key(store: Store, benchmark: str, weights: str, params: ScoreParams | None = None) -> ScoreKey:
+def score_key(store: Store, benchmark: str, weights: str, params: BenchmarkScoreParams | None = None) -> ScoreKey:
     """Name the partition of a score; see `score_benchmark`."""
     return plan_score(store, benchmark, weights, params).key
 
 
-def run_folder(store: Store, benchmark: str, weights: str, params: ScoreParams | None = None) -> str:
+def run_folder(store: Store, benchmark: str, weights: str, params: BenchmarkScoreParams | None = None) -> str:
     """Name the folder in which a segmentation score keeps the state of its training; empty for a transfer benchmark.
 
     `cem_assets.pretraining.training.runs` reads the status in it, and can request a stop.
@@ -51,7 +51,7 @@ def score_benchmark(
     store: Store,
     benchmark: str,
     weights: str,
-    params: ScoreParams | None = None,
+    params: BenchmarkScoreParams | None = None,
     run_id: str = "",
     progress: Progress = no_progress,
     should_stop: Callable[[], bool] | None = None,

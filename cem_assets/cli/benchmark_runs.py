@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from cem_assets.benchmarks.rows import known_benchmarks
-from cem_assets.benchmarks.scores.inputs import ScoreParams
+from cem_assets.benchmarks.scores.inputs import BenchmarkScoreParams
 from cem_assets.benchmarks.scoring import score_key, score_lines
 from cem_assets.cli.runs import Listener, failures, open_instance, run_job
 from cem_assets.store.assets import BENCHMARK_DATA, BENCHMARK_SCORES, LEADERBOARD, PROMOTIONS
@@ -79,7 +79,7 @@ def score_all(
                 instance, store.url, "benchmark_scores", partition=key, config={BENCHMARK_SCORES: config}, listener=listener
             )
             if result.success:
-                place = score_key(store, benchmark, weights, ScoreParams(**config))
+                place = score_key(store, benchmark, weights, BenchmarkScoreParams(**config))
                 yield score_lines(require_manifest(store, BENCHMARK_SCORES, place.partition)), ()
             else:
                 yield [f"{benchmark}, {weights}: failed"], tuple(failures(result))

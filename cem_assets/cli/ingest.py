@@ -13,7 +13,7 @@ from cem_assets.store.store import Store
 
 
 @dataclass(frozen=True)
-class Outcome:
+class IngestResult:
     """The result of ingesting a dataset.
 
     Attributes:
@@ -32,7 +32,7 @@ def ingest_folder(
     until: str = "releases",
     is_replaced: bool = False,
     listener: Listener | None = None,
-) -> Outcome:
+) -> IngestResult:
     """Register a folder and run the chain on it.
 
     Args:
@@ -51,12 +51,12 @@ def ingest_folder(
     with open_instance() as instance:
         result = run_job(instance, store.url, "cem_chain", assets, dataset, listener=listener)
         if not result.success:
-            return Outcome(dataset, tuple(failures(result)))
+            return IngestResult(dataset, tuple(failures(result)))
         if until in ("releases", RELEASES):
             release = run_job(instance, store.url, "cem_release", listener=listener)
             if not release.success:
-                return Outcome(dataset, tuple(failures(release)))
-    return Outcome(dataset, ())
+                return IngestResult(dataset, tuple(failures(release)))
+    return IngestResult(dataset, ())
 
 
 def summary_lines(store: Store, dataset: str) -> list[str]:
@@ -79,7 +79,7 @@ def summary_lines(store: Store, dataset: str) -> list[str]:
 
 def ingest_source(
     store: Store, folder: Path, name: str | None = None, is_replaced: bool = False, listener: Listener | None = None
-) -> Outcome:
+) -> IngestResult:
     """Register a microscopy source and make its metadata. Sensors make labels, crops and releases, which span all sources.
 
     Args:
@@ -95,7 +95,7 @@ def ingest_source(
     source = register_source(store, folder, name, is_replaced)
     with open_instance() as instance:
         result = run_job(instance, store.url, "cyto_sources", partition=source, listener=listener)
-    return Outcome(source, () if result.success else tuple(failures(result)))
+    return IngestResult(source, () if result.success else tuple(failures(result)))
 
 
 def source_lines(store: Store, source: str) -> list[str]:

@@ -33,7 +33,7 @@ from cem_assets.web.doorkeeper import Doorkeeper
 from cem_assets.web.explorer_details import Details
 from cem_assets.web.explorer_pictures import Pictures, jpeg
 from cem_assets.web.explorer_queries import HAS_COLUMN, HAS_FATE, Questions, Selection
-from cem_assets.web.explorer_tables import CYTO_STAGES, STAGES, Catalogue
+from cem_assets.web.explorer_tables import CYTO_STAGES, STAGES, StoreTables
 from cem_assets.web.volume_links import VolumeLinks
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Explorer:
 
     def __init__(self, store: Store, cache: Path, cache_bytes: int = DEFAULT_BYTES, links: VolumeLinks | None = None) -> None:
         self.store = store
-        self.catalogue = Catalogue(store, ColumnCache(store, cache, cache_bytes))
+        self.catalogue = StoreTables(store, ColumnCache(store, cache, cache_bytes))
         self.questions = Questions(self.catalogue)
         self.pictures = Pictures(self.catalogue)
         self.details = Details(self.catalogue, self.questions, self.pictures, links or VolumeLinks(store.url))

@@ -10,7 +10,7 @@ from cem_assets.store.manifests import Manifest
 from cem_assets.web.column_cache import TableContent
 from cem_assets.web.explorer_pictures import Pictures
 from cem_assets.web.explorer_queries import Questions
-from cem_assets.web.explorer_tables import CEM_STAGES, Catalogue
+from cem_assets.web.explorer_tables import CEM_STAGES, StoreTables
 from cem_assets.web.volume_links import VolumeLinks
 
 MAX_MEMBERS = 200
@@ -28,7 +28,7 @@ class Details:
         links: Makes links that open volumes elsewhere.
     """
 
-    def __init__(self, catalogue: Catalogue, questions: Questions, pictures: Pictures, links: VolumeLinks) -> None:
+    def __init__(self, catalogue: StoreTables, questions: Questions, pictures: Pictures, links: VolumeLinks) -> None:
         self._catalogue, self._questions, self._pictures, self._links = catalogue, questions, pictures, links
 
     def patch(self, stage: str, version: str, dataset: str, name: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from cem_assets.store.assets import VOLUMES
 from cem_assets.store.images import decode_image
 from cem_assets.store.manifests import find_manifest
 from cem_assets.web.column_cache import TableContent
-from cem_assets.web.explorer_tables import Catalogue
+from cem_assets.web.explorer_tables import StoreTables
 
 THUMBNAIL_PX = 224
 MAX_SLICE_PX = 1120
@@ -97,7 +97,7 @@ class SliceView:
 class Pictures:
     """Pictures of everything that can be explored; safe to use from several threads."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: StoreTables) -> None:
         self._catalogue = catalogue
         self._bricks: _Kept[NDArray[np.uint8]] = _Kept(_BRICK_BYTES, lambda brick: brick.nbytes)
         self._groups: _Kept[dict[str, bytes]] = _Kept(_GROUP_BYTES, lambda group: sum(map(len, group.values())))

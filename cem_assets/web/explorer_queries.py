@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cem_assets.errors import DataError
 from cem_assets.web.column_cache import TableContent
-from cem_assets.web.explorer_tables import CYTO_STAGES, Catalogue
+from cem_assets.web.explorer_tables import CYTO_STAGES, StoreTables
 
 MAX_ROWS = 200
 MEMORY_LIMIT = "1GiB"
@@ -152,7 +152,7 @@ class Questions:
         num_threads: Number of threads of DuckDB; None takes all cores.
     """
 
-    def __init__(self, catalogue: Catalogue, num_threads: int | None = None) -> None:
+    def __init__(self, catalogue: StoreTables, num_threads: int | None = None) -> None:
         self._catalogue = catalogue
         store, cache = catalogue.store, catalogue.cache
         config: dict[str, Any] = {"memory_limit": MEMORY_LIMIT, "temp_directory": str(cache.folder / "spill")}

@@ -53,7 +53,7 @@ class Fates:
     is_decided: bool
 
 
-class Catalogue:
+class StoreTables:
     """The tables of a store; safe to use from several threads.
 
     Args:

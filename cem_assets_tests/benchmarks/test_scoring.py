@@ -18,7 +18,7 @@ from cem_assets.benchmarks.data.transfer_sets import open_transfer
 from cem_assets.benchmarks.rows import require_benchmark
 from cem_assets.benchmarks.scores.inputs import find_weights, finite
 from cem_assets.benchmarks.scores.stored import read_score_rows, read_scores, score_keys
-from cem_assets.benchmarks.scoring import ScoreParams, run_folder, score_benchmark, score_key, score_lines
+from cem_assets.benchmarks.scoring import BenchmarkScoreParams, run_folder, score_benchmark, score_key, score_lines
 from cem_assets.benchmarks.segmentation import stage as segmentation_scores
 from cem_assets.benchmarks.segmentation.inference import Predictor
 from cem_assets.benchmarks.segmentation.items import TrainingPlanes, pictured_planes, rules_of
@@ -43,8 +43,8 @@ from cem_assets_tests.benchmarks.benchmark_sets import NORMS, prepare_all, put_w
 QUICK = {"device": "cpu", "num_threads": 1, "crop_threads": 1, "has_map": False, "evaluate_every": 10}
 
 
-def params(**changes) -> ScoreParams:
-    return ScoreParams(**(QUICK | changes))
+def params(**changes) -> BenchmarkScoreParams:
+    return BenchmarkScoreParams(**(QUICK | changes))
 
 
 class Recorder:

@@ -107,7 +107,7 @@ def run_benchmarks(store: Store, files: Path) -> Iterator[StageResult]:
     yield import_weights(store, ImportedWeights(**made.WEIGHTS_ROW))
     for name in made.BENCHMARKS:
         yield prepare_benchmark(store, require_benchmark(store, name), files / name)
-    yield entry.score_benchmark(store, made.TRANSFER, made.WEIGHTS, entry.ScoreParams(**made.TRANSFER_SCORING))
+    yield entry.score_benchmark(store, made.TRANSFER, made.WEIGHTS, entry.BenchmarkScoreParams(**made.TRANSFER_SCORING))
     for line in ("cem", "cytoimagenet"):
         yield check_contamination(store, line)
 

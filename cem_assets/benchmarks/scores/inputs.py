@@ -19,7 +19,7 @@ ALL = "all"
 """Name of the test set if there is only one, or if all of them are meant."""
 
 
-class ScoreParams(BaseModel):
+class BenchmarkScoreParams(BaseModel):
     """How weights are scored.
 
     The fields from `device` on do not change the score, except for rounding, and they are not part of the partition's name.

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cem_assets.benchmarks.data.segmentation_sets import PreparedBenchmark, open_benchmark
-from cem_assets.benchmarks.scores.inputs import ScoredWeights, ScoreParams, find_weights, in_words
+from cem_assets.benchmarks.scores.inputs import BenchmarkScoreParams, ScoredWeights, find_weights, in_words
 from cem_assets.benchmarks.scores.stored import ScoreKey, parameters_digest
 from cem_assets.benchmarks.segmentation.items import check_items, rules_of
 from cem_assets.benchmarks.segmentation.params import ARCHITECTURES, TEST_FIELDS, EvaluationRule, SegmentationParams
@@ -42,7 +42,7 @@ class SegmentationPlan:
     weights: ScoredWeights
     params: SegmentationParams
     rules: Mapping[str, EvaluationRule]
-    asked: ScoreParams
+    asked: BenchmarkScoreParams
 
     @property
     def key(self) -> ScoreKey:
@@ -86,7 +86,7 @@ class SegmentationPlan:
         return self.params.test_mode == "mixed"
 
 
-def plan_segmentation(store: Store, row: SegmentationBenchmark, weights: str, asked: ScoreParams) -> SegmentationPlan:
+def plan_segmentation(store: Store, row: SegmentationBenchmark, weights: str, asked: BenchmarkScoreParams) -> SegmentationPlan:
     """Find out everything that a score depends on, before anything is computed.
 
     Raises:
@@ -110,7 +110,7 @@ def plan_segmentation(store: Store, row: SegmentationBenchmark, weights: str, as
     return SegmentationPlan(benchmark, found, params, rules, asked)
 
 
-def params_of(row: SegmentationBenchmark, weights: ScoredWeights, asked: ScoreParams) -> SegmentationParams:
+def params_of(row: SegmentationBenchmark, weights: ScoredWeights, asked: BenchmarkScoreParams) -> SegmentationParams:
     """Combine the parameters of the row, the pixel norms of the weights, and the user's changes; later ones override earlier.
 
     Weights without norms get those of the row, or the defaults, which are those of CEM500K. If `num_classes` is not given, it

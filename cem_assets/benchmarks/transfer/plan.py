@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from cem_assets.benchmarks.data.transfer_sets import PreparedTransfer, open_transfer
-from cem_assets.benchmarks.scores.inputs import GIVEN, ScoredWeights, ScoreParams, find_weights, in_words
+from cem_assets.benchmarks.scores.inputs import GIVEN, BenchmarkScoreParams, ScoredWeights, find_weights, in_words
 from cem_assets.benchmarks.scores.stored import ScoreKey, parameters_digest
 from cem_assets.benchmarks.transfer.features.params import FeatureSettings
 from cem_assets.benchmarks.transfer.params import KnnRecipe, LeaveOneOutRecipe, NscRecipe, Recipe
@@ -49,7 +49,7 @@ class TransferPlan:
     weights: tuple[ScoredWeights, ...]
     settings: FeatureSettings | None
     recipe: Recipe
-    asked: ScoreParams
+    asked: BenchmarkScoreParams
     key: ScoreKey
 
     @property
@@ -58,7 +58,7 @@ class TransferPlan:
         return _parameters(self.settings, self.recipe)
 
 
-def plan_transfer(store: Store, row: TransferBenchmark, weights: str, asked: ScoreParams) -> TransferPlan:
+def plan_transfer(store: Store, row: TransferBenchmark, weights: str, asked: BenchmarkScoreParams) -> TransferPlan:
     """Look up everything that a score depends on, before anything is computed.
 
     Raises:

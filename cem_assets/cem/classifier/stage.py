@@ -38,7 +38,7 @@ from cem_assets.store.store import Store
 if TYPE_CHECKING:
     import torch
 
-    from cem_assets.cem.classifier.training import EpochResult, Evaluation, Split
+    from cem_assets.cem.classifier.training import ClassifierEpoch, Evaluation, Split
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Training:
         num_training, num_validation: Number of labelled patches that were trained on, and that were held out.
     """
 
-    epochs: tuple["EpochResult", ...]
+    epochs: tuple["ClassifierEpoch", ...]
     evaluation: "Evaluation"
     num_training: int
     num_validation: int
@@ -165,7 +165,7 @@ def make_classifier(
     params: ClassifierParams,
     run_id: str = "",
     progress: Progress = no_progress,
-    on_epoch: Callable[["EpochResult"], None] | None = None,
+    on_epoch: Callable[["ClassifierEpoch"], None] | None = None,
 ) -> ClassifierResult:
     """Commit a patch classifier, and compare it with the one in use.
 
@@ -209,7 +209,7 @@ def _make(
     params: ClassifierParams,
     run_id: str,
     progress: Progress,
-    on_epoch: Callable[["EpochResult"], None] | None,
+    on_epoch: Callable[["ClassifierEpoch"], None] | None,
 ) -> tuple[StageResult, Training | None]:
     kind = source.source
     file = source.file
@@ -262,7 +262,7 @@ def _train(
     params: ClassifierParams,
     run_id: str,
     progress: Progress,
-    on_epoch: Callable[["EpochResult"], None] | None,
+    on_epoch: Callable[["ClassifierEpoch"], None] | None,
 ) -> tuple[StageResult, Training | None]:
     import torch
 

@@ -35,7 +35,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class EpochResult:
+class ClassifierEpoch:
     """The result of one pass over the training patches.
 
     Attributes:
@@ -152,7 +152,7 @@ def train_classifier(
     split: Split,
     params: ClassifierParams,
     finetune: Finetune,
-) -> Iterator[EpochResult]:
+) -> Iterator[ClassifierEpoch]:
     """Train a classifier in place. Each value that is taken from the generator runs one epoch.
 
     Args:
@@ -200,7 +200,7 @@ def train_classifier(
         held = torch.from_numpy(logits_held)
         validation_loss = float(criterion(held, targets[split.validation]))
         accuracy = float(np.mean((logits_held > 0) == is_good[split.validation]))
-        yield EpochResult(epoch, loss_sum / seen, right / seen, validation_loss, accuracy)
+        yield ClassifierEpoch(epoch, loss_sum / seen, right / seen, validation_loss, accuracy)
 
 
 def settle_statistics(model: nn.Module, images: NDArray[np.uint8], params: ClassifierParams) -> None:
